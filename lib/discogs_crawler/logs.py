@@ -1,0 +1,49 @@
+"""Logs go to stderr: one line an event, plain or JSON, with every secret blacked out."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from discogs_crawler import clock
+
+
+class _Formatter(logging.Formatter):
+    """`SCRIPT: message` for cron mail and terminals, one JSON object a line for collectors."""
+
+    def __init__(self, script: str, log_format: str, secrets: Sequence[str]) -> None:
+        super().__init__()
+        self._script = script
+        self._json = log_format == "json"
+        self._secrets = [secret for secret in secrets if secret]
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        if not self._json:
+            return f"{self._script}: {message}"
+        return json.dumps(
+            {
+                "time": clock.iso(record.created + clock.OFFSET_S),
+                "level": record.levelname.lower(),
+                "script": self._script,
+                "message": message,
+            },
+            ensure_ascii=False,
+        )
+
+
+def configure(
+    script: str, verbosity: int = 0, log_format: str = "text", secrets: Sequence[str] = ()
+) -> None:
+    """Send warnings (`-v`: progress; `-vv`: details; `-q`: errors only) to stderr."""
+    levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(script, log_format, secrets))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("discogs_crawler").setLevel(levels.get(verbosity, logging.DEBUG))

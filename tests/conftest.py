@@ -1,0 +1,122 @@
+"""What the tests share: a real Redis server, settings in a temporary folder, scripts as users run them."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import redis
+
+from discogs_crawler import config, redis_server
+from discogs_crawler.config import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT.parent / "shared" / "discogs" / "samples"
+
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the long form of the tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "suite")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="long form: bin/test --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of real captures, which lies beside some checkouts."""
+    if not SAMPLES.is_dir():
+        pytest.skip("the real captures are not here")
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def redis_socket() -> Iterator[Path]:
+    """The socket of a real Redis server that lives as long as this test process."""
+    with tempfile.TemporaryDirectory(prefix="crawler-redis-") as folder:
+        socket = Path(folder) / "redis.sock"
+        command = [str(redis_server.find_server()), "--port", "0", "--unixsocket", str(socket)]
+        command += ["--save", "", "--appendonly", "no", "--dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            try:
+                _wait_for(redis.Redis(unix_socket_path=str(socket)))
+                yield socket
+            finally:
+                server.kill()
+
+
+def _wait_for(client: redis.Redis) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def redis_client(redis_socket: Path) -> Iterator[redis.Redis]:
+    """A client of the test server, with nothing in it."""
+    client = redis.Redis(unix_socket_path=str(redis_socket))
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def environment(tmp_path: Path, redis_socket: Path) -> dict[str, str]:
+    """The environment of a script that must find nothing of this machine's user."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "LANG": "C.UTF-8",
+        "ENV_FILE": os.devnull,
+        "STATE_DIR": str(tmp_path / "state"),
+        "REDIS_URL": f"unix://{redis_socket}",
+    }
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], redis_client: redis.Redis) -> Settings:
+    """Settings for a crawler in a temporary folder, on the test server."""
+    return config.load(environ=environment)
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], redis_client: redis.Redis) -> Run:
+    """Run a script of `bin/` as cron does: `run("seed_queue.py", "-n", path, NAME="value")`."""
+
+    def call(script: str, *args: object, **extra: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, str(ROOT / "bin" / script), *map(str, args)],
+            env=environment | extra,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return call
