@@ -1,4 +1,4 @@
-"""What the tests share: a real Redis server, settings in a temporary folder, scripts as users run them."""
+"""What the tests share: a real Redis server, temporary settings, scripts run as cron does."""
 
 import os
 import subprocess
