@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dotenv
+from dotenv.parser import parse_stream
 
 from discogs_crawler import CHECKOUT, __version__
 from discogs_crawler.errors import ConfigurationError, UsageError
@@ -118,10 +118,13 @@ SETTINGS = (
     Setting("STATE_DIR", "", _path, "folder of everything below that is not named otherwise"),
     Setting("DATABASE", "", _path, "the ledger, a SQLite file [STATE_DIR/crawler.db]"),
     Setting("STORE", "", _path, "folder of the Git repositories [STATE_DIR/store]"),
-    Setting("STORE_LAYOUT", "single", _one_of("single", "submodules"), "single or submodules"),
+    Setting("STORE_LAYOUT", "single", _one_of("single", "submodules"), "`single` or `submodules`"),
     Setting("STORE_REMOTE", "", Secret, "Git URL that a commit must reach before it counts [none]"),
     Setting(
-        "STORE_BRANCH", "main", _matching(r"[A-Za-z0-9][\w./-]*", "not a branch"), "main branch"
+        "STORE_BRANCH",
+        "main",
+        _matching(r"[A-Za-z0-9][\w./-]*", "not a branch"),
+        "the branch that consumers read",
     ),
     Setting("REDIS_URL", "", Secret, "redis://, rediss:// or unix:// URL [a private server]"),
     Setting("REDIS_PREFIX", "discogs", _NAME, "start of the name of every key in Redis"),
@@ -148,22 +151,22 @@ SETTINGS = (
     Setting("KEEP_FIELDS", "", _words, "fields to keep that would be removed, e.g. videos"),
     Setting("CLEAN_PRESET", "default", _one_of("default", "public"), "public: no restricted data"),
     Setting(
-        "GIT_AUTHOR_NAME", "crawler_for_discogs", _matching(r"[^<>\n\0]+", "not a name"), "author"
+        "GIT_AUTHOR_NAME",
+        "crawler_for_discogs",
+        _matching(r"[^<>\n\0]+", "not a name"),
+        "author of the commits",
     ),
     Setting(
         "GIT_AUTHOR_EMAIL",
         "crawler_for_discogs@localhost",
         _matching(r"[^<>\s\0]+", "not an address"),
-        "author of the commits",
+        "address of that author",
     ),
     Setting("HEALTHCHECK_URL", "", Secret, "pinged at start, success and failure of cron scripts"),
-    Setting("LOG_FORMAT", "text", _one_of("text", "json"), "text or json"),
+    Setting("LOG_FORMAT", "text", _one_of("text", "json"), "`text` or `json`"),
 )
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
-
-# Read before the settings are, so neither can stand in `.env`.
-_ELSEWHERE = {"ENV_FILE", "CLOCK_OFFSET_S"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,19 +261,27 @@ def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
 def _read_env_file(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
+    allowed = set(BY_NAME) | {f"{s.name}_FILE" for s in SETTINGS if s.secret}
+    values = {}
     try:
-        values = dotenv.dotenv_values(path, interpolate=False)
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from error
-    allowed = set(BY_NAME) | {f"{s.name}_FILE" for s in SETTINGS if s.secret}
-    for name, value in values.items():
-        if name not in allowed:
-            close = difflib.get_close_matches(name, allowed - _ELSEWHERE, n=1)
+    for binding in bindings:
+        where = f"{path}, line {binding.original.line}"
+        if binding.error:
+            raise ConfigurationError(f"{where}: not of the form NAME=VALUE")
+        if binding.key is None:
+            continue
+        if binding.key not in allowed:
+            close = difflib.get_close_matches(binding.key, allowed, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigurationError(f"{path}: there is no setting {name[:60]!r}{hint}")
-        if value is None:
-            raise ConfigurationError(f"{path}: {name} has no value; write {name}=VALUE")
-    return {name: value for name, value in values.items() if value is not None}
+            raise ConfigurationError(f"{where}: there is no setting {binding.key[:60]!r}{hint}")
+        if binding.value is None:
+            raise ConfigurationError(f"{where}: {binding.key} has no value; write NAME=VALUE")
+        values[binding.key] = binding.value
+    return values
 
 
 def _lookup(

@@ -1,0 +1,53 @@
+"""Files that are there whole or not at all, and locks that die with their process."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from discogs_crawler.errors import TryLater
+from discogs_crawler.files import atomic_write
+from discogs_crawler.locks import exclusive
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with atomic_write(target) as file:
+        file.write(b"half")
+        assert not target.exists()
+        file.write(b"whole")
+    assert target.read_bytes() == b"halfwhole"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_write(target) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_second_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "state" / "seed.lock"
+    code = (
+        "import pathlib, sys, time; from discogs_crawler.locks import exclusive\n"
+        "with exclusive(pathlib.Path(sys.argv[1]), 'seed'): \n"
+        " print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TryLater, match=f"seed is already running as process {holder.pid}"):
+            with exclusive(lock, "seed"):
+                pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with exclusive(lock, "seed"):
+        pass
