@@ -1,0 +1,152 @@
+"""What Redis's refusals mean for the user, and how long to wait for it to come back."""
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+from redis.backoff import AbstractBackoff, ExponentialBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError
+from redis.retry import Retry
+
+from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
+
+log = logging.getLogger(__name__)
+
+# Enough for a restart of the server, or a failover to a replica.
+PATIENCE_S = 20
+
+# A server that loads its file answers, so it is worth more: 1 GB takes about 10 s.
+LOADING_PATIENCE_S = 180
+
+# Error code (in scripts it stands somewhere in the text), what to raise, what to say. Classes of
+# redis-py lose the code from the text, so they are named beside it.
+_MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
+    (
+        "WRONGPASS|NOAUTH",
+        ("AuthenticationError", "AuthorizationError", "AuthenticationWrongNumberOfArgsError"),
+        ConfigurationError,
+        "refuses the user or the password of REDIS_URL",
+    ),
+    (
+        "NOPERM",
+        ("NoPermissionError",),
+        ConfigurationError,
+        "does not let the user of REDIS_URL do this: {detail}",
+    ),
+    (
+        "READONLY",
+        ("ReadOnlyError",),
+        ConfigurationError,
+        "is a read-only replica; REDIS_URL must name the primary",
+    ),
+    (
+        "FOREIGN|WRONGTYPE",
+        (),
+        ConfigurationError,
+        "has foreign data under our keys ({detail}); set another REDIS_PREFIX",
+    ),
+    (
+        "LAYOUT",
+        (),
+        ConfigurationError,
+        "has a queue of another version ({detail}); let seed_queue.py of that version save its "
+        "results, then delete its keys: the next seed_queue.py queues everything again",
+    ),
+    (
+        "OOM",
+        ("OutOfMemoryError",),
+        Unavailable,
+        "is out of memory; raise its maxmemory or free some",
+    ),
+    ("LOADING", ("BusyLoadingError",), Unavailable, "is still loading its data; try again later"),
+    ("MISCONF", (), Unavailable, "cannot save its data, and so takes none; is its disk full?"),
+    (
+        "CLUSTERDOWN|MASTERDOWN|NOREPLICAS|BUSY|TRYAGAIN",
+        ("ClusterDownError", "MasterDownError", "TryAgainError"),
+        Unavailable,
+        "cannot do it now: {detail}",
+    ),
+)
+
+
+class Patience(Retry):
+    """Try again with growing pauses for PATIENCE_S; not after a wrong password."""
+
+    def __init__(self) -> None:
+        super().__init__(ExponentialBackoff(cap=1, base=0.02), -1)
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        backoff: AbstractBackoff = self._backoff
+        started, failures = time.monotonic(), 0
+        while True:
+            try:
+                return do()
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                failures += 1
+                if is_retryable and not is_retryable(error):
+                    raise
+                if with_failure_count:
+                    fail(error, failures)
+                else:
+                    fail(error)
+                if time.monotonic() - started > _patience_s(error):
+                    raise
+                log.debug("waiting for Redis: %s", error)
+                time.sleep(backoff.compute(failures))
+
+
+def _patience_s(error: Exception) -> float:
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return 0
+    return LOADING_PATIENCE_S if isinstance(error, BusyLoadingError) else PATIENCE_S
+
+
+@contextlib.contextmanager
+def explained(client: redis.Redis) -> Iterator[None]:
+    """Turn what redis-py raises in the block into one line and an exit code.
+
+    Unavailable (69) when Redis is not there or cannot now, ConfigurationError (78) when waiting
+    cannot help. What is neither is a bug, and stays as it is.
+    """
+    try:
+        yield
+    except redis.RedisError as error:
+        meaning = explain(error, where(client))
+        if meaning is None:
+            raise
+        raise meaning from error
+
+
+def explain(error: redis.RedisError, server: str) -> CrawlerError | None:
+    """What an error of redis-py means, said of `server`; None for a bug."""
+    text = " ".join(str(error).split())
+    for codes, classes, raised, meaning in _MEANINGS:
+        match = re.search(rf"\b(?:{codes})\b *([^;]*)", text)
+        if match or type(error).__name__ in classes:
+            detail = match[1] if match else text
+            return raised(f"{server} {meaning.format(detail=_without_position(detail))}")
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return Unavailable(f"{server} does not answer: {text}")
+    return None
+
+
+def _without_position(detail: str) -> str:
+    """Without where in a script it happened, which Redis >= 7 appends."""
+    return re.sub(r",? *script: .*", "", detail).rstrip(" .")
+
+
+def where(client: redis.Redis) -> str:
+    """The server as the user knows it, without secrets."""
+    known = client.connection_pool.connection_kwargs
+    address = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+    return f"Redis at {address}"
