@@ -1,0 +1,214 @@
+"""The place that each consumer of the store has reached, in SQLite.
+
+The tables are part of the ledger on the crawler's machine, and the whole of a small file beside a
+clone on any other. A place moves in one transaction, from the revision that the export began at,
+or not at all; so an export that was cut short is repeated, never skipped.
+
+Nothing here imports sqlite-utils: it takes longer to load (0.17 s) than an export to run.
+"""
+
+import contextlib
+import difflib
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from discogs_crawler import clock
+from discogs_crawler.errors import TryLater, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    import sqlite_utils
+
+# How long to wait for another process's transaction; ours take milliseconds.
+BUSY_S = 30
+
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS consumers (
+        name TEXT PRIMARY KEY, -- what it is called in export_changes.py --consumer
+        repository TEXT NOT NULL, -- where it reads: a folder, or a URL without its password
+        kind TEXT NOT NULL, -- what it gets: releases, artists, labels, masters or all
+        revision TEXT, -- the commit (hexadecimal) that it has everything up to; NULL: nothing yet
+        exported INTEGER, -- when it got there (epoch seconds); NULL: never
+        records INTEGER NOT NULL DEFAULT 0 -- changes that it has got so far, deletions included
+    ) STRICT
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS consumers_history (
+        id INTEGER PRIMARY KEY, -- in the order of what happened
+        consumer TEXT NOT NULL, -- consumers.name
+        event TEXT NOT NULL, -- new, export, reset, or move (the store's layout was changed)
+        began TEXT, -- its revision before; NULL: nothing yet
+        revision TEXT, -- its revision after; NULL: nothing yet
+        time INTEGER NOT NULL, -- when (epoch seconds)
+        records INTEGER NOT NULL -- changes that were exported, deletions included
+    ) STRICT
+    """,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+class Consumer(NamedTuple):
+    """A row of `consumers`."""
+
+    name: str
+    repository: str
+    kind: str
+    revision: str | None = None
+    exported: int | None = None
+    records: int = 0
+
+
+def create_tables(db: "sqlite_utils.Database | sqlite3.Connection") -> None:
+    """Create `consumers` and `consumers_history` where they are missing."""
+    for statement in TABLES:
+        db.execute(statement)
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be that of a consumer; UsageError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--consumer {name[:80]!r}: a name has 1 to 64 letters, digits and . _ -, "
+            "and begins with a letter or a digit"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database of consumers at `path`, with its tables; Unavailable for what SQLite reports."""
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+        with contextlib.closing(connection):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            if not has_tables(connection):
+                with _transaction(connection):
+                    create_tables(connection)
+            yield connection
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether `create_tables` has been here."""
+    sql = "SELECT count(*) FROM sqlite_schema WHERE name IN ('consumers', 'consumers_history')"
+    return bool(connection.execute(sql).fetchone()[0] == len(TABLES))
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(f"{path}: {error}; no consumer's place was changed") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise Unavailable(f"{error.filename}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def everyone(connection: sqlite3.Connection) -> list[Consumer]:
+    """All consumers, by name."""
+    rows = connection.execute(f"SELECT {', '.join(Consumer._fields)} FROM consumers ORDER BY name")
+    return [Consumer(*row) for row in rows]
+
+
+def find(connection: sqlite3.Connection, name: str) -> Consumer | None:
+    """The consumer of that name; None if it has never been here."""
+    return next((consumer for consumer in everyone(connection) if consumer.name == name), None)
+
+
+def get(connection: sqlite3.Connection, name: str) -> Consumer:
+    """The consumer of that name; UsageError if it has never been here."""
+    consumer = find(connection, name)
+    if consumer is None:
+        names = [known.name for known in everyone(connection)]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; --list shows all"
+        raise UsageError(f"there is no consumer {name!r}{hint}")
+    return consumer
+
+
+def add(connection: sqlite3.Connection, consumer: Consumer) -> None:
+    """Remember a new consumer and where it begins."""
+    marks = ", ".join("?" * len(consumer))
+    with _transaction(connection):
+        connection.execute(f"INSERT INTO consumers VALUES ({marks})", consumer)
+        _note(connection, consumer, "new", consumer.revision, 0)
+
+
+def move(
+    connection: sqlite3.Connection,
+    consumer: Consumer,
+    event: str,
+    revision: str | None,
+    records: int = 0,
+) -> None:
+    """Move the consumer from its revision to `revision`, after it has got `records` changes.
+
+    TryLater if it has been moved by somebody else in the meantime.
+    """
+    with _transaction(connection):
+        done = connection.execute(
+            "UPDATE consumers SET repository = ?, kind = ?, revision = ?, exported = ?,"
+            " records = records + ? WHERE name = ? AND revision IS ?",
+            (
+                consumer.repository,
+                consumer.kind,
+                revision,
+                int(clock.now()) if event == "export" else consumer.exported,
+                records,
+                consumer.name,
+                consumer.revision,
+            ),
+        )
+        if done.rowcount != 1:
+            raise TryLater(f"consumer {consumer.name} was moved by another process; run it again")
+        _note(connection, consumer, event, revision, records)
+
+
+def move_all(connection: sqlite3.Connection, revisions: Mapping[str, str]) -> int:
+    """Give every consumer at a key of `revisions` the revision there, with the same records in it.
+
+    For a store whose history was written anew. Returns the number of consumers moved.
+    """
+    affected = [known for known in everyone(connection) if known.revision in revisions]
+    for consumer in affected:
+        move(connection, consumer, "move", revisions[str(consumer.revision)])
+    return len(affected)
+
+
+def _note(
+    connection: sqlite3.Connection,
+    consumer: Consumer,
+    event: str,
+    revision: str | None,
+    records: int,
+) -> None:
+    connection.execute(
+        "INSERT INTO consumers_history (consumer, event, began, revision, time, records)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            consumer.name,
+            event,
+            None if event == "new" else consumer.revision,
+            revision,
+            int(clock.now()),
+            records,
+        ),
+    )
