@@ -199,7 +199,16 @@ function commands.push(class, seg, offset, bits)
     return number
 end
 
--- SEG OFFSET BITS: the same for the highest class; and pending and delayed ids move there.
+-- SEG OFFSET BITS: how many of the ids are unknown.
+function commands.unknown(seg, offset, bits)
+    call('SETRANGE', wanted, offset, bits)
+    call('BITOP', 'AND', common, wanted, known .. ':' .. seg)
+    local number = call('BITCOUNT', wanted) - call('BITCOUNT', common)
+    call('DEL', wanted, common)
+    return number
+end
+
+-- SEG OFFSET BITS: push to the highest class; pending and delayed ids move there.
 function commands.promote(seg, offset, bits)
     call('SETRANGE', wanted, offset, bits)
     for i = 2, #classes do

@@ -122,6 +122,10 @@ class Queue:
             raise BadData(f"no such class: {reason!r}")
         return sum(int(self._call("push", reason, *block)) for block in _blocks(ids))
 
+    def unknown(self, ids: Iterable[int]) -> int:
+        """How many of `ids` a push would queue: those that are not in the queue in whatever place."""
+        return sum(int(self._call("unknown", *block)) for block in _blocks(ids))
+
     def promote(self, ids: Iterable[int]) -> int:
         """Queue `ids` in the highest class, also those that wait in another one or are delayed.
 
