@@ -1,1 +1,147 @@
 #!/usr/bin/env python3
+"""Queue the records that have to be fetched: those that a dump shows to be new, changed or gone.
+
+Every run reads the results of the workers into the ledger, records what is wanted, and hands to
+the queue all that is due and not yet there. Run it with -n after each dump, and daily without.
+Interrupted anywhere, run it again.
+
+  seed_queue.py -n hashes.txt              what differs from the last dump (the first: everything)
+  seed_queue.py -n new.txt -o old.txt      what differs from old.txt, or from the last dump
+  seed_queue.py                            daily: what has become due since
+  seed_queue.py --discover 20000           also numbers that are newer than the dump
+  seed_queue.py --ids 249504,1             these, before all others
+  seed_queue.py --dead --kind artists      list what could not be fetched
+
+Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
+not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 already
+running, 78 configuration.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import (
+    asking,
+    clock,
+    command,
+    config,
+    identify,
+    ledger,
+    locks,
+    redis_server,
+    seed,
+)
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
+from discogs_crawler.queue import Queue
+from discogs_crawler.records import KINDS
+from discogs_crawler.seed import Report, Request
+
+log = logging.getLogger("discogs_crawler.seed_queue")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX")
+    parser.add_argument("-n", "--new", type=Path, metavar="FILE", help="hashes of a dump")
+    parser.add_argument("-o", "--old", type=Path, metavar="FILE", help="hashes to compare with")
+    parser.add_argument("--kind", choices=KINDS, help="what is queued [releases]")
+    parser.add_argument(
+        "--dump-date", metavar="YYYYMMDD", help="of a dump that was split elsewhere"
+    )
+    parser.add_argument(
+        "--ids", nargs="+", metavar="ID", help="fetch these first: numbers, a file of them, or -"
+    )
+    parser.add_argument(
+        "--discover", type=_positive, metavar="N", help="ask for the N numbers above the highest"
+    )
+    parser.add_argument(
+        "--refresh", type=_positive, metavar="N", help="fetch the N oldest copies again"
+    )
+    parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
+    parser.add_argument("--dead", action="store_true", help="list the dead letters, nothing else")
+    parser.add_argument(
+        "--adopt", action="store_true", help="other hashes are no reason to fetch a record"
+    )
+    parser.add_argument("--force", action="store_true", help="believe the dump and the answers")
+    parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    _check_usage(flags)
+    if flags.dead:
+        return list_dead(flags.kind or "releases", settings)
+    request = Request(
+        kind=flags.kind,
+        new=flags.new,
+        old=flags.old,
+        dump_date=flags.dump_date,
+        ids=list(asking.parse_ids(flags.ids or (), sys.stdin)),
+        discover=flags.discover or 0,
+        refresh=flags.refresh or 0,
+        retry_dead=flags.retry_dead,
+        adopt=flags.adopt,
+        force=flags.force,
+        dry_run=flags.dry_run,
+    )
+    config.make_state_dir(settings)
+    command.terminate_like_interrupt()
+    with (
+        locks.exclusive(settings.state_dir / "seed_queue.lock", "seed_queue"),
+        ledger.open(settings.database) as book,
+    ):
+        client = redis_server.connect(settings)
+
+        def queue_of(kind: str) -> Queue:
+            return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+
+        report = seed.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
+    return tell(report, flags.dry_run)
+
+
+def _check_usage(flags: argparse.Namespace) -> None:
+    if flags.old and not flags.new:
+        raise UsageError("-o OLD is compared with -n NEW: give both")
+    if flags.dump_date:
+        identify.parse_date(flags.dump_date)
+
+
+def list_dead(kind: str, settings: Settings) -> int:
+    with ledger.open(settings.database, read_only=True) as book:
+        for record_id, failure, due in asking.dead_letters(book, kind):
+            again = f"tried again from {clock.iso(due)}" if due else "not wanted any more"
+            print(f"{record_id}\t{failure}\t{again}")
+    return EXIT_DONE
+
+
+def tell(report: Report, dry_run: bool) -> int:
+    for name, number in report.counts.items():
+        line = f"{report.kind}: {name.replace('_', ' ', 1)}: {number:,}"
+        if dry_run or sys.stdout.isatty():
+            print(line)
+        else:
+            log.info("%s", line)
+    if not report.withheld:
+        return EXIT_DONE
+    log.warning(
+        "%s: %d stored records answer 404 although the last dump has them: this looks like an "
+        "outage, so they are not confirmed and nothing is removed; --force confirms them",
+        report.kind,
+        report.withheld,
+    )
+    return EXIT_PARTLY
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))
