@@ -174,6 +174,7 @@ class Ledger:
             "verdict": facts.verdict,
             "damaged": facts.damaged,
             "result_sha256": facts.result_sha256,
+            "book_sha256": facts.book_sha256,
             "canonical_version": facts.canonical_version,
             "recorded": int(clock.now()),
         }
@@ -193,6 +194,19 @@ class Ledger:
             "result_sha256 = ? AND kind = ifnull(?, kind) ORDER BY not_before DESC, id DESC",
             (sha256, kind),
         )
+
+    def dump_of_file(self, sha256: bytes) -> DumpRow | None:
+        """The whole dump that has this SHA-256 itself, if it was split before."""
+        return self._dump("sha256 = ? AND verdict = 'whole' ORDER BY id DESC", (sha256,))
+
+    def book_of(self, kind: str, canonical_version: int) -> bytes | None:
+        """SHA-256 of the book of hashes that was kept last; None if there is none for the rules."""
+        row = self.db.execute(
+            "SELECT book_sha256 FROM dumps WHERE kind = ? AND canonical_version = ? "
+            "AND book_sha256 IS NOT NULL ORDER BY recorded DESC, id DESC",
+            (kind, canonical_version),
+        ).fetchone()
+        return None if row is None else row[0]
 
     def last_accepted(self, kind: str) -> DumpRow | None:
         """The dump whose hashes the ledger has."""

@@ -27,6 +27,7 @@ CREATE TABLE dumps (  -- dumps that were split into a file of hashes
     verdict TEXT NOT NULL,        -- 'whole', or what is wrong with it
     damaged INTEGER NOT NULL,     -- damaged records in it
     result_sha256 BLOB,           -- of the file of hashes; NULL: none was written
+    book_sha256 BLOB,             -- of the book of raw and content hashes; NULL: none was kept
     canonical_version INTEGER NOT NULL,  -- the rules by which its records were hashed
     recorded INTEGER NOT NULL,    -- epoch when it was split
     started INTEGER,              -- epoch when seeding with it began; NULL: never
@@ -153,10 +154,10 @@ CREATE VIEW freshness AS  -- How long ago did we last see what we have?
             sum(records) OVER (PARTITION BY kind) AS total
         FROM ages WHERE records > 0)
     SELECT kind, max(total) AS stored,
-        unixepoch() / 86400 - max(day) AS newest_days,
-        unixepoch() / 86400 - max(CASE WHEN upto * 2 >= total THEN day END) AS median_days,
-        unixepoch() / 86400 - max(CASE WHEN upto * 10 >= total * 9 THEN day END) AS p90_days,
-        unixepoch() / 86400 - min(day) AS oldest_days
+        strftime('%s', 'now') / 86400 - max(day) AS newest_days,
+        strftime('%s', 'now') / 86400 - max(CASE WHEN upto * 2 >= total THEN day END) AS median_days,
+        strftime('%s', 'now') / 86400 - max(CASE WHEN upto * 10 >= total * 9 THEN day END) AS p90_days,
+        strftime('%s', 'now') / 86400 - min(day) AS oldest_days
     FROM running GROUP BY kind;
 """
 
