@@ -1,1 +1,174 @@
 #!/usr/bin/env python3
+"""Give a consumer every change of the store since its last export, once.
+
+A consumer is a name. Its first export begins at the start of history (or at --from), each later
+one where the last ended. What is printed goes up to the tip as it was at the beginning, and only
+when every byte of it has been taken, or the command of --exec has ended with 0, does the
+consumer's place move. An export that was cut short is repeated as a whole by the next.
+
+Formats, one line a change, in the order of paths:
+
+  names    releases/13/99/99/13999999.json, as `git diff --name-only` prints it
+  status   A, M or D (added, modified, deleted), a tab, and the path
+  ids      the number alone, also of deleted records
+  jsonl    {"kind":"releases","id":13999999,"status":"M","revision":"...","data":{...}};
+           data is the record, or null if it was deleted
+
+--exec gives all that to the standard input of a shell command, which is not started if there is
+nothing. It finds EXPORT_CONSUMER, EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and EXPORT_TO in its
+environment; the last two are revisions that `git --git-dir "$EXPORT_REPOSITORY" diff` knows.
+
+Without --repository it reads the crawler's own store, and the places of its consumers are in the
+ledger. With it no crawler is needed: of a URL it keeps a copy without records in the state folder
+and fetches those that it exports; a folder is a clone that you keep up to date yourself. The places
+are then in a SQLite file beside the clone, NAME.consumers.db.
+
+Example:
+
+  export_changes.py --consumer mirror --format jsonl --exec 'load.py music.db'
+  export_changes.py --consumer mail --from now --format status
+  export_changes.py --repository https://example.org/discogs.git --consumer me --format ids
+  export_changes.py --list
+
+Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed,
+nothing is lost, run it again; 64 usage; 65 the consumer's revision is not in the repository, or
+that is damaged; 69 the disk is full or a remote does not answer; 75 another export to this
+consumer is running, or nothing is stored yet; 78 configuration.
+"""
+
+import argparse
+import logging
+import sqlite3
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import clock, command, consumers, export, history, output
+from discogs_crawler.changes import FORMATS
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_DONE, UsageError
+from discogs_crawler.export import Form, Plan
+from discogs_crawler.history import Source
+from discogs_crawler.records import KINDS
+
+log = logging.getLogger("discogs_crawler.export_changes")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_BRANCH")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--consumer", metavar="NAME", help="export to this consumer")
+    task.add_argument("--list", action="store_true", help="show all consumers and their places")
+    parser.add_argument("--format", choices=FORMATS, default="names", help="default: names")
+    parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
+    parser.add_argument("--kind", choices=(*KINDS, export.ALL), help="default: releases")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="REV",
+        default="start",
+        help="where a new consumer begins: start (default), now or a revision",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="export at most N commits")
+    parser.add_argument(
+        "--skip-technical",
+        action="store_true",
+        help="leave out changes that the crawler made by itself (new cleaning rules)",
+    )
+    parser.add_argument("--exec", dest="line", metavar="CMD", help="give it to a shell command")
+    parser.add_argument("--dry-run", action="store_true", help="print it, but do not move")
+    parser.add_argument(
+        "--reset", metavar="REV", help="only move the consumer: to start, now or a revision"
+    )
+    parser.add_argument(
+        "--repository", metavar="URL|DIR", help="read this one, not the crawler's own"
+    )
+    return parser
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    command.terminate_like_interrupt()
+    check(flags)
+    source = export.find_source(flags.repository, settings)
+    database = export.find_database(flags.repository, source, settings)
+    if flags.repository and flags.database:
+        database = settings.database
+    with consumers.opened(database) as db:
+        if flags.list:
+            print(table(db, source), end="")
+            return EXIT_DONE
+        with export.alone(database, flags.consumer):
+            if flags.reset:
+                reset(db, source, flags)
+            else:
+                export_changes(db, source, flags)
+    return EXIT_DONE
+
+
+def check(flags: argparse.Namespace) -> None:
+    if flags.consumer is not None:
+        consumers.check_name(flags.consumer)
+    if flags.limit is not None and flags.limit < 1:
+        raise UsageError(f"--limit {flags.limit}: it must be at least 1")
+    if flags.format == "ids" and flags.kind == export.ALL:
+        raise UsageError("--format ids: kinds share their numbers; name one with --kind")
+
+
+def table(db: sqlite3.Connection, source: Source) -> str:
+    """All consumers, one a line."""
+    from tabulate import tabulate  # takes as long to load as an export to run
+
+    tip = history.tip_of(source)
+    rows = [
+        (
+            known.name,
+            known.kind,
+            (known.revision or "start")[:12],
+            history.commits_between(source.folder, known.revision, tip),
+            clock.iso(known.exported) if known.exported is not None else "never",
+            known.records,
+            known.repository,
+        )
+        for known in consumers.everyone(db)
+    ]
+    head = ("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
+    return tabulate(rows, head, tablefmt="plain", disable_numparse=[0, 2]) + "\n"
+
+
+def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:
+    consumer = consumers.get(db, flags.consumer)
+    revision = export.resolve(source, flags.reset)
+    moved = consumer._replace(repository=source.name, kind=flags.kind or consumer.kind)
+    if not flags.dry_run:
+        consumers.move(db, moved, "reset", revision)
+    log.info("%s: from %s to %s", consumer.name, consumer.revision or "start", revision or "start")
+
+
+def export_changes(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:
+    keep = not flags.dry_run
+    consumer = export.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
+    if flags.format == "ids" and consumer.kind == export.ALL:
+        raise UsageError(f"--format ids: {consumer.name} gets all kinds, which share their numbers")
+    plan = export.plan(consumer, source, flags.limit)
+    if plan is None:
+        log.info("%s: nothing new", consumer.name)
+        return
+    form = Form(flags.format, flags.nul, flags.skip_technical)
+    with receiver(flags, plan) as write:
+        count = export.write(plan, form, write)
+    if not flags.dry_run:
+        consumers.move(db, consumer, "export", plan.new, count)
+    log.info("%s: %d changes up to %s", consumer.name, count, plan.new[:12])
+
+
+def receiver(flags: argparse.Namespace, plan: Plan) -> AbstractContextManager[output.Write]:
+    if flags.line and not flags.dry_run:
+        variables = plan.variables() | {"EXPORT_FORMAT": flags.format}
+        return output.to_command(flags.line, variables)
+    return output.to_stdout()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))

@@ -1,0 +1,170 @@
+"""One export: what a consumer has not got yet, written out whole before its place moves.
+
+The end is the tip as it was when the export began. Killed, cut off or refused at any point, the
+place is the old one, and the next export repeats all of it.
+"""
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from discogs_crawler import changes, consumers, history, locks, mirror
+from discogs_crawler.config import Settings
+from discogs_crawler.consumers import Consumer
+from discogs_crawler.errors import BadData, TryLater, UsageError
+from discogs_crawler.history import EMPTY_TREE, Source
+from discogs_crawler.output import Write
+from discogs_crawler.records import KINDS
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+DEFAULT_KIND = "releases"
+
+
+class Form(NamedTuple):
+    """How an export is to look: one of `changes.FORMATS`, lines ended by NUL, what is left out."""
+
+    format: str = "names"
+    nul: bool = False
+    skip_technical: bool = False
+
+
+class Plan(NamedTuple):
+    """An export that can begin: for whom, from where, and the two revisions."""
+
+    consumer: Consumer
+    source: Source
+    old: str
+    new: str
+
+    def variables(self) -> dict[str, str]:
+        """What the command of --exec finds in its environment."""
+        return {
+            "EXPORT_CONSUMER": self.consumer.name,
+            "EXPORT_KIND": self.consumer.kind,
+            "EXPORT_REPOSITORY": str(self.source.folder),
+            "EXPORT_FROM": self.old,
+            "EXPORT_TO": self.new,
+        }
+
+
+def find_source(repository: str | None, settings: Settings) -> Source:
+    """The repository to read: the crawler's own, or the folder or URL that was named."""
+    if repository is None:
+        return _own_store(settings)
+    if mirror.is_url(repository):
+        return mirror.of_url(repository, settings.state_dir / "mirrors")
+    return mirror.of_folder(Path(repository))
+
+
+def _own_store(settings: Settings) -> Source:
+    """The crawler's repository; with STORE_REMOTE only what has been pushed counts."""
+    folder = settings.store / "discogs.git"
+    if not folder.is_dir():
+        raise TryLater(
+            f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
+            " or name another with --repository"
+        )
+    refs = "refs/remotes/origin" if settings.store_remote else "refs/heads"
+    return Source(folder, f"{refs}/{settings.store_branch}", str(folder))
+
+
+def find_database(repository: str | None, source: Source, settings: Settings) -> Path:
+    """The file of consumers' places: the ledger, or one beside the clone that is read."""
+    if repository is None:
+        return settings.database
+    if mirror.is_url(repository):
+        return source.folder.with_suffix(".consumers.db")
+    folder = Path(source.name)
+    return folder.with_name(folder.name + ".consumers.db")
+
+
+@contextlib.contextmanager
+def alone(database: Path, name: str) -> Iterator[None]:
+    """Be the only one who exports to that consumer; TryLater if another does."""
+    lock = database.with_name(f"{database.name}.{name}.lock")
+    with locks.exclusive(lock, f"an export to {name}"):
+        yield
+
+
+def enrol(
+    db: sqlite3.Connection, source: Source, name: str, kind: str | None, start: str, *, keep: bool
+) -> Consumer:
+    """The consumer `name`; a new one begins at `start`, which is written down first (`keep`).
+
+    So that `HEAD~3`, or `now`, means the same when an export that was cut short is repeated.
+    UsageError if the consumer is known and gets another kind.
+    """
+    consumer = consumers.find(db, name)
+    if consumer is None:
+        revision = resolve(source, start)
+        consumer = Consumer(name, source.name, kind or DEFAULT_KIND, revision)
+        if keep:
+            consumers.add(db, consumer)
+    elif kind not in (None, consumer.kind):
+        raise UsageError(
+            f"--kind {kind}: consumer {name} gets {consumer.kind}, and would miss changes;"
+            " use another name for another kind"
+        )
+    return consumer._replace(repository=source.name)
+
+
+def resolve(source: Source, revision: str) -> str | None:
+    """The commit that `start` (None), `now` or a revision means in that repository."""
+    if revision == "start":
+        return None
+    name = source.tip if revision == "now" else revision
+    found = history.look_up(source.folder, [f"{name}^{{commit}}"])[0]
+    if found is None and revision != "now":
+        raise UsageError(f"{source.name}: there is no revision {revision[:80]!r}")
+    return found
+
+
+def plan(consumer: Consumer, source: Source, limit: int | None) -> Plan | None:
+    """What is to be exported now; None if the consumer has everything.
+
+    BadData if its revision is not in the repository (any more).
+    """
+    tip = history.tip_of(source)
+    if tip is None or tip == consumer.revision:
+        return None
+    old = _find_revision(consumer, source, tip)
+    new = history.nth_commit(source.folder, old, tip, limit) if limit else tip
+    return Plan(consumer, source, old, new)
+
+
+def _find_revision(consumer: Consumer, source: Source, tip: str) -> str:
+    if consumer.revision is None:
+        return EMPTY_TREE
+    if history.look_up(source.folder, [f"{consumer.revision}^{{commit}}"])[0] is None:
+        raise BadData(
+            f"{source.name}: there is no revision {consumer.revision}, where consumer"
+            f" {consumer.name} is; history was rewritten or pruned, or this is another repository."
+            f" Begin again with --consumer {consumer.name} --reset start (or now, or a revision)"
+        )
+    if not history.is_ancestor(source.folder, consumer.revision, tip):
+        log.warning(
+            "history was rewritten: %s is not below the tip; exporting what differs",
+            consumer.revision[:12],
+        )
+    return consumer.revision
+
+
+def write(plan: Plan, form: Form, write: Write) -> int:
+    """Write the plan's changes in that form; the number of changes written."""
+    folder = plan.source.folder
+    kinds = KINDS if plan.consumer.kind == ALL else (plan.consumer.kind,)
+    end = b"\0" if form.nul else b"\n"
+    total = 0
+    for stretch in history.stretches(
+        folder, plan.old, plan.new, skip_technical=form.skip_technical
+    ):
+        for segment in history.segments(folder, stretch, kinds):
+            for block, count in changes.blocks(form.format, segment, stretch.new, end=end):
+                write(block)
+                total += count
+    return total

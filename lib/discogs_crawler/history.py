@@ -1,0 +1,229 @@
+"""Read the store's history: revisions, and the stretches of records that differ between two.
+
+A store has one of two layouts with the same paths: one repository, or a superproject that pins one
+repository for each kind and million. Both come out as segments: a pair of trees with the path at
+which they lie. Comparing segment by segment also bounds the memory of `git diff-tree`, which
+holds all that differs (360 bytes a record) before it prints the first.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from discogs_crawler.errors import BadData, ConfigurationError
+
+# The name that every Git knows for a tree without entries: what there was before the first commit.
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+# Put by `maintain_store.py --reclean` on commits that change records without a change at Discogs.
+TECHNICAL = "Technical"
+
+_ENTRY = re.compile(
+    rb":(?P<old_mode>\d+) (?P<new_mode>\d+) (?P<old>[0-9a-f]+) (?P<new>[0-9a-f]+) [A-Z]\t"
+    rb"(?P<name>[0-9]{2,3})\n"
+)
+_GITLINK = b"160000"
+_LAYOUTS = {b"040000", _GITLINK}
+
+
+class Source(NamedTuple):
+    """A repository to read: its Git folder, the ref that is its tip, and how to call it."""
+
+    folder: Path
+    tip: str
+    name: str
+
+
+class Stretch(NamedTuple):
+    """Two commits (or the empty tree) of the store whose difference is to be exported."""
+
+    old: str
+    new: str
+
+
+class Segment(NamedTuple):
+    """Two trees, and the path in the store at which they lie, e.g. `releases/13/`."""
+
+    folder: Path
+    prefix: str
+    old: str
+    new: str
+
+
+def environment() -> dict[str, str]:
+    """The environment of a Git that reads: ours, without what would lead it elsewhere."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    kept = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_EXEC_PATH", "GIT_SSL_CAINFO")
+    ours |= {name: os.environ[name] for name in kept if name in os.environ}
+    return ours | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+
+
+class Pipes(NamedTuple):
+    """The two ends of a running Git."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Iterator[Pipes]:
+    """Run Git in the repository `folder` during the block; it is killed if the block fails.
+
+    BadData with Git's last words if it ends with a code that is not in `codes`.
+    """
+    command = ["git", "--git-dir", str(folder), *arguments]
+    with tempfile.TemporaryFile() as words:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                env=environment(),
+            )
+        except FileNotFoundError:
+            raise ConfigurationError("there is no git on the PATH; install it") from None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield Pipes(process.stdin, process.stdout)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            raise
+        if code not in codes:
+            words.seek(0)
+            raise BadData(f"{folder}: git {arguments[0]}: {_last_words(words.read(), code)}")
+
+
+def _last_words(words: bytes, code: int) -> str:
+    lines = words.decode(errors="replace").split("\n")
+    said = [line for line in lines if line.startswith(("fatal:", "error:"))]
+    return said[0] if said else f"ended with code {code}"
+
+
+def output(folder: Path, *arguments: str, given: bytes = b"", codes: Collection[int] = (0,)) -> str:
+    """What Git prints in the repository `folder`, given little enough to fit into a pipe."""
+    with running(folder, *arguments, codes=codes) as pipes:
+        pipes.stdin.write(given)
+        pipes.stdin.close()
+        return pipes.stdout.read().decode()
+
+
+def look_up(folder: Path, names: Sequence[str]) -> list[str | None]:
+    """The objects that these names (`HEAD^{commit}`, `REVISION:releases`) mean; None: nothing."""
+    if any("\n" in name or "\0" in name for name in names):
+        return [None] * len(names)
+    given = "".join(f"{name}\n" for name in names).encode()
+    answers = output(folder, "cat-file", "--batch-check=%(objectname) found", given=given)
+    lines = answers.splitlines()
+    return [line.split()[0] if line.endswith(" found") else None for line in lines]
+
+
+def tip_of(source: Source) -> str | None:
+    """The commit that readers may read up to; None as long as there is none."""
+    return look_up(source.folder, [f"{source.tip}^{{commit}}"])[0]
+
+
+def is_ancestor(folder: Path, old: str, new: str) -> bool:
+    """Whether `new` was made from `old`; so it is unless history was written anew."""
+    return not output(folder, "rev-list", "--max-count=1", old, f"^{new}")
+
+
+def commits_between(folder: Path, old: str | None, new: str | None) -> int | None:
+    """How many commits `new` is ahead of `old` along first parents; None if one is unknown."""
+    if new is None or (old is not None and look_up(folder, [f"{old}^{{commit}}"])[0] is None):
+        return None
+    selection = [new, f"^{old}"] if old else [new]
+    return int(output(folder, "rev-list", "--count", "--first-parent", *selection))
+
+
+def commits(folder: Path, old: str, new: str) -> Iterator[tuple[str, bool]]:
+    """Each commit after `old` along first parents up to `new`, and whether it is technical."""
+    selection = [new] if old == EMPTY_TREE else [new, f"^{old}"]
+    layout = f"--format=%H %(trailers:key={TECHNICAL},valueonly,separator=%x2C)"
+    arguments = ["rev-list", "--first-parent", "--reverse", "--no-commit-header", layout]
+    with running(folder, *arguments, *selection) as pipes:
+        for line in pipes.stdout:
+            revision, _, technical = line.decode(errors="replace").rstrip("\n").partition(" ")
+            yield revision, bool(technical)
+
+
+def nth_commit(folder: Path, old: str, new: str, count: int) -> str:
+    """The commit `count` commits after `old` along first parents; `new` if there are fewer."""
+    for number, (revision, _) in enumerate(commits(folder, old, new), 1):
+        if number == count:
+            return revision
+    return new
+
+
+def stretches(folder: Path, old: str, new: str, *, skip_technical: bool) -> Iterator[Stretch]:
+    """What lies between two revisions: one piece, or those between the technical commits."""
+    if not skip_technical:
+        yield Stretch(old, new)
+        return
+    begin = end = old
+    for revision, technical in commits(folder, old, new):
+        if technical and begin != end:
+            yield Stretch(begin, end)
+        end = revision
+        if technical:
+            begin = end
+    if begin != end:
+        yield Stretch(begin, end)
+
+
+def segments(folder: Path, stretch: Stretch, kinds: Sequence[str]) -> Iterator[Segment]:
+    """The segments that differ between the two ends, in the order of their paths."""
+    names = [f"{end}:{kind}" for kind in sorted(kinds) for end in stretch]
+    trees = [tree or EMPTY_TREE for tree in look_up(folder, names)]
+    for number, kind in enumerate(sorted(kinds)):
+        old, new = trees[2 * number : 2 * number + 2]
+        if old == new:
+            continue
+        listing = output(folder, "diff-tree", "--raw", "--no-abbrev", "--no-renames", old, new)
+        for entry in _ENTRY.finditer(listing.encode()):
+            yield _segment(folder, kind, entry)
+
+
+def _segment(folder: Path, kind: str, entry: re.Match[bytes]) -> Segment:
+    path = f"{kind}/{entry['name'].decode()}"
+    modes = {entry["old_mode"], entry["new_mode"]} - {b"000000"}
+    if len(modes) > 1 or not modes <= _LAYOUTS:
+        raise BadData(
+            f"{folder}: {path} is a folder in one revision and a submodule in the other; "
+            "export with --from or --reset to a revision of the same layout"
+        )
+    old, new = (
+        EMPTY_TREE if not oid.strip(b"0") else oid.decode() for oid in (entry["old"], entry["new"])
+    )
+    where = submodule_folder(folder, path) if modes == {_GITLINK} else folder
+    return Segment(where, path + "/", old, new)
+
+
+def submodule_folder(folder: Path, path: str) -> Path:
+    """The Git folder of the submodule that is mounted at `path`; BadData if it is not here."""
+    candidates = (
+        folder / "modules" / path,
+        folder.parent / f"{path}.git",
+        folder.parent / path / ".git",
+    )
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise BadData(
+        f"{folder}: the submodule {path} is not here; "
+        "run `git submodule update --init`, or give the URL as --repository"
+    )

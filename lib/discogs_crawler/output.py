@@ -1,0 +1,126 @@
+"""Where an export goes: standard output, or a command; and whether it arrived.
+
+Both are used as `with ... as write`: the block writes, and leaving it means that everything has
+arrived. If it has not, leaving raises, and so the consumer's place stays where it was.
+"""
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import stat
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from discogs_crawler.errors import PartlyDone, Unavailable
+
+Write = Callable[[bytes], None]
+
+# A reader that has not taken what is in the pipe after that long is slow, not gone: the bytes are
+# in its pipe. One that goes earlier without them has not got the export.
+UNREAD_S = 10
+
+# A command that was told to end may take that long.
+END_S = 5
+
+
+@contextlib.contextmanager
+def to_stdout(handle: int = 1) -> Iterator[Write]:
+    """Write to standard output; on leaving, what went to a file is on the disk.
+
+    BrokenPipeError if the reader of a pipe went before it had read everything.
+    """
+
+    def write(block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    try:
+        yield write
+        _arrive(handle)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
+            raise
+        raise Unavailable(f"standard output: {error.strerror}; not exported") from error
+
+
+def _arrive(handle: int) -> None:
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        os.fsync(handle)
+    if stat.S_ISFIFO(mode):
+        _wait_for_reader(handle)
+
+
+def _wait_for_reader(handle: int) -> None:
+    gone = select.poll()
+    gone.register(handle, 0)
+    deadline = time.monotonic() + UNREAD_S
+    unread = array.array("i", [0])
+    while time.monotonic() < deadline:
+        fcntl.ioctl(handle, termios.FIONREAD, unread)
+        if unread[0] == 0:
+            return
+        if gone.poll(2):
+            raise BrokenPipeError(errno.EPIPE, "the reader has gone")
+
+
+@contextlib.contextmanager
+def to_command(line: str, variables: Mapping[str, str]) -> Iterator[Write]:
+    """Give what is written to the standard input of a shell command, begun at the first byte.
+
+    PartlyDone if it ends with anything but 0. How much it reads is its own affair. If the block
+    fails, the command is told to end (SIGTERM) before it could take the part for the whole.
+    """
+    process: subprocess.Popen[bytes] | None = None
+
+    def write(block: bytes) -> None:
+        nonlocal process
+        if process is None:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", line],
+                stdin=subprocess.PIPE,
+                env=os.environ | variables,
+                process_group=0,
+            )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(block)
+
+    try:
+        yield write
+        code = _finish(process) if process is not None else 0
+    except BaseException:
+        if process is not None:
+            _end(process)
+        raise
+    if code:
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        raise PartlyDone(f"the command of --exec {ended}; not exported, run it again")
+
+
+def _finish(process: "subprocess.Popen[bytes]") -> int:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    return process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
+            break
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
