@@ -6,6 +6,7 @@ bytes; only a block in which something is wrong is looked at line by line, to sa
 
 import contextlib
 import hashlib
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ class Block(NamedTuple):
 
     def pairs(self) -> Iterator[tuple[int, bytes]]:
         digests = self.digests
-        return ((n, digests[20 * i : 20 * i + 20]) for i, n in enumerate(self.ids))
+        return zip(self.ids, (digests[i : i + 20] for i in range(0, len(digests), 20)), strict=True)
 
 
 class Difference(NamedTuple):
@@ -102,21 +103,23 @@ def lines(path: Path) -> Iterator[Iterator[bytes]]:
 def differences(old: Iterable[bytes], new: Iterable[bytes]) -> Iterator[Difference]:
     """What differs between two files of hashes; lines that are equal are compared as bytes."""
     old_lines, new_lines = iter(old), iter(new)
-    before, after = next(old_lines, b""), next(new_lines, b"")
-    while before or after:
-        if before == after:
-            before, after = next(old_lines, b""), next(new_lines, b"")
-            continue
-        old_id, new_id = _id_of(before), _id_of(after)
-        yield Difference(
-            min(old_id, new_id),
-            _digest_of(before) if old_id <= new_id else None,
-            _digest_of(after) if new_id <= old_id else None,
-        )
-        if old_id <= new_id:
-            before = next(old_lines, b"")
-        if new_id <= old_id:
-            after = next(new_lines, b"")
+    while True:
+        for before, after in itertools.zip_longest(old_lines, new_lines, fillvalue=b""):
+            if before != after:
+                break
+        else:
+            return
+        while before != after:
+            old_id, new_id = _id_of(before), _id_of(after)
+            yield Difference(
+                min(old_id, new_id),
+                _digest_of(before) if old_id <= new_id else None,
+                _digest_of(after) if new_id <= old_id else None,
+            )
+            if old_id <= new_id:
+                before = next(old_lines, b"")
+            if new_id <= old_id:
+                after = next(new_lines, b"")
 
 
 def line_of(record_id: int, digest: bytes) -> bytes:

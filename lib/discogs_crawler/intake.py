@@ -8,19 +8,20 @@ It can be killed anywhere and run again. Rows are judged by what they say, so on
 left alone; and until the dump is accepted the next run compares with the same file as this one.
 """
 
+import bisect
 import itertools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from discogs_crawler import clock, hashfile, wants
+from discogs_crawler import clock, hashfile, progress, wants
 from discogs_crawler.errors import BadData
 from discogs_crawler.files import atomic_write
 from discogs_crawler.hashfile import Difference, HashFile
-from discogs_crawler.ledger import BATCH, DumpRow, Ledger
+from discogs_crawler.ledger import BATCH, DumpRow, Ledger, Row
 from discogs_crawler.records import SEGMENT_SIZE
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,13 @@ def take_in(
     else:
         adopt = adopt or _same_dump(last, dump)
         _refuse_other_rules(last, dump)
-        with _baseline(ledger, last, dump) as old:
+        accepted = _accepted_file(ledger, last, dump)
+        with _baseline(ledger, dump.kind, accepted) as old:
             comparison = _compare(old, new)
         if not force:
             _guard(comparison, last, dump, adopt)
         _mark_started(ledger, dump)
-        with _baseline(ledger, last, dump) as old, hashfile.lines(new.path) as lines:
+        with _baseline(ledger, dump.kind, accepted) as old, hashfile.lines(new.path) as lines:
             _apply(ledger, dump, hashfile.differences(old, lines), cooldown_s, adopt)
         _look_again(ledger, dump, cooldown_s)
     _accept(ledger, new, dump, comparison)
@@ -139,17 +141,24 @@ def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None
         )
 
 
-@contextmanager
-def _baseline(ledger: Ledger, last: DumpRow, dump: DumpRow) -> Iterator[Iterable[bytes]]:
-    """The lines of the last accepted file of hashes, or the same out of the ledger."""
+def _accepted_file(ledger: Ledger, last: DumpRow, dump: DumpRow) -> Path | None:
+    """The last accepted file of hashes, if it is whole and nothing was begun since."""
     path = accepted_path(ledger, last.kind, last.result_sha256)
     others = [half for half in ledger.half_done(last.kind) if half != dump.id]
-    with ExitStack() as stack:
-        if not others and path and hashfile.sha256_of(path) == last.result_sha256:
-            yield stack.enter_context(hashfile.lines(path))
-        else:
-            log.info("%s is not usable, comparing with the ledger itself", path)
-            yield _lines_of_ledger(ledger, last.kind)
+    if not others and hashfile.sha256_of(path) == last.result_sha256:
+        return path
+    log.info("%s cannot be used: comparing with the ledger itself, which takes longer", path)
+    return None
+
+
+@contextmanager
+def _baseline(ledger: Ledger, kind: str, accepted: Path | None) -> Iterator[Iterable[bytes]]:
+    """The lines of the last accepted file of hashes, or the same out of the ledger."""
+    if accepted is None:
+        yield _lines_of_ledger(ledger, kind)
+    else:
+        with hashfile.lines(accepted) as lines:
+            yield lines
 
 
 def _lines_of_ledger(ledger: Ledger, kind: str) -> Iterator[bytes]:
@@ -166,71 +175,66 @@ def _lines_of_ledger(ledger: Ledger, kind: str) -> Iterator[bytes]:
 
 
 def _compare(old: Iterable[bytes], new: HashFile) -> Comparison:
-    before = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal before
-        for line in old:
-            before += 1
-            yield line
-
     added = changed = retired = 0
     with hashfile.lines(new.path) as lines:
-        for difference in hashfile.differences(counted(), lines):
+        for difference in hashfile.differences(old, lines):
             if difference.old is None:
                 added += 1
             elif difference.new is None:
                 retired += 1
             else:
                 changed += 1
-    return Comparison(before, new.records, added, changed, retired)
+    return Comparison(new.records - added + retired, new.records, added, changed, retired)
 
 
 def _import(ledger: Ledger, new: HashFile, dump: DumpRow, adopt: bool) -> None:
     """The first dump of a kind: every record of it is new, and there are millions."""
     now = int(clock.now())
-    due, reason, since = (None,) * 3 if adopt else (now, "backfill", min(dump.not_after + 1, now))
-    facts = wants.Dump(dump.id, dump.not_before, dump.not_after)
+    wanted = "NULL, NULL, NULL" if adopt else f"{now}, 'backfill', {min(dump.not_after + 1, now)}"
     insert = (
         f"INSERT INTO {dump.kind} (id, hash, dump, due, reason, since) "
-        f"VALUES (?, ?, {dump.id}, ?, ?, ?)"
+        f"VALUES (?, ?, {dump.id}, {wanted})"
     )
-    for block in hashfile.blocks(new.path):
-        with ledger.transaction() as connection:
-            known = {
-                row.id: row
-                for row in ledger.select(
-                    dump.kind, "id BETWEEN ? AND ?", block.ids[0], block.ids[-1]
+    facts = wants.Dump(dump.id, dump.not_before, dump.not_after)
+    with progress.bar("first import", new.records, "records/s") as advance:
+        for block in hashfile.blocks(new.path):
+            with ledger.transaction() as connection:
+                known = _known_within(ledger, dump.kind, block)
+                fresh = block.pairs()
+                if known:
+                    fresh = iter([pair for pair in fresh if pair[0] not in known])
+                connection.executemany(insert, fresh)
+                if not adopt:
+                    _count_backfill(ledger, dump.kind, [n for n in block.ids if n not in known])
+                ledger.save(
+                    dump.kind,
+                    [
+                        wants.after_dump(known[n], digest, facts, now, 0, adopt=adopt)
+                        for n, digest in (block.pairs() if known else ())
+                        if n in known and known[n].hash != digest
+                    ],
                 )
-            }
-            fresh = [n for n in block.ids if n not in known] if known else block.ids
-            connection.executemany(
-                insert,
-                (
-                    (record_id, digest, due, reason, since)
-                    for record_id, digest in block.pairs()
-                    if record_id not in known
-                ),
-            )
-            if reason is not None:
-                _count_backfill(ledger, dump.kind, fresh)
-            ledger.save(
-                dump.kind,
-                [
-                    wants.after_dump(known[record_id], digest, facts, now, 0, adopt=adopt)
-                    for record_id, digest in block.pairs()
-                    if record_id in known and known[record_id].hash != digest
-                ],
-            )
+            advance(len(block.ids))
+
+
+def _known_within(ledger: Ledger, kind: str, block: hashfile.Block) -> dict[int, Row]:
+    """Rows that are there before the first dump, or since an import that was interrupted."""
+    rows = ledger.select(kind, "id BETWEEN ? AND ?", block.ids[0], block.ids[-1])
+    return {row.id: row for row in rows}
 
 
 def _count_backfill(ledger: Ledger, kind: str, ids: Sequence[int]) -> None:
-    for segment, group in itertools.groupby(ids, lambda record_id: record_id // SEGMENT_SIZE):
+    """Add ascending ids, newly inserted, to the table of counts."""
+    start = 0
+    while start < len(ids):
+        segment = ids[start] // SEGMENT_SIZE
+        end = bisect.bisect_left(ids, (segment + 1) * SEGMENT_SIZE, start)
         ledger.db.conn.execute(
             "INSERT INTO counts VALUES (?, ?, 1, 'unfetched', 'backfill', ?) "
             "ON CONFLICT DO UPDATE SET records = records + excluded.records",
-            (kind, segment, sum(1 for _ in group)),
+            (kind, segment, end - start),
         )
+        start = end
 
 
 def _apply(

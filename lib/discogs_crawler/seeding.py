@@ -5,6 +5,7 @@ that satisfies it. So Redis may lose everything: the next run hands out again wh
 """
 
 import logging
+import operator
 from collections import Counter
 
 from discogs_crawler import clock
@@ -161,7 +162,7 @@ def due_ids(
             "last": (segment + 1) * SEGMENT_SIZE - 1,
         },
     )
-    return [row[0] for row in cursor]
+    return list(map(operator.itemgetter(0), cursor))
 
 
 def missing_too_many(ledger: Ledger, kind: str) -> int:
