@@ -62,15 +62,21 @@ def find_source(repository: str | None, settings: Settings) -> Source:
 
 
 def _own_store(settings: Settings) -> Source:
-    """The crawler's repository; with STORE_REMOTE only what has been pushed counts."""
+    """The crawler's repository, up to what the store says that consumers may read."""
     folder = settings.store / "discogs.git"
     if not folder.is_dir():
         raise TryLater(
             f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
             " or name another with --repository"
         )
-    refs = "refs/remotes/origin" if settings.store_remote else "refs/heads"
-    return Source(folder, f"{refs}/{settings.store_branch}", str(folder))
+    if settings.store_remote is None and settings.store_layout == "single":
+        return Source(folder, f"refs/heads/{settings.store_branch}", str(folder))
+    # Only pushed commits count, or the pins must be advanced first: the store knows how, but takes
+    # longer to load than most exports to run.
+    from discogs_crawler.store import open_store
+
+    store = open_store(settings, create=False)
+    return Source(store.repository.path, store.settle() or "", str(store.repository.path))
 
 
 def find_database(repository: str | None, source: Source, settings: Settings) -> Path:

@@ -4,6 +4,8 @@ A store has one of two layouts with the same paths: one repository, or a superpr
 repository for each kind and million. Both come out as segments: a pair of trees with the path at
 which they lie. Comparing segment by segment also bounds the memory of `git diff-tree`, which
 holds all that differs (360 bytes a record) before it prints the first.
+
+Nothing here imports GitPython, which takes longer to load (0.3 s) than most exports to run.
 """
 
 import contextlib

@@ -1,0 +1,410 @@
+"""export_changes.py as its users run it: from cron, in pipes, from another machine, and killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discogs_crawler import consumers, mirror
+from tests.conftest import ROOT, Run
+from tests.plain_git import SingleStore, SubmoduleStore, git, record
+
+SCRIPT = "export_changes.py"
+
+
+@pytest.fixture
+def store(environment: dict[str, str]) -> SingleStore:
+    return SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+
+
+@pytest.fixture
+def export(environment: dict[str, str]) -> Run:
+    """Run the script for the consumer `test`; `--list` and the like have no consumer."""
+
+    def call(*args: object, **options: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command(*args),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call
+
+
+def command(*args: object) -> list[str]:
+    who = [] if "--list" in args or "--consumer" in args else ["--consumer", "test"]
+    return [sys.executable, str(ROOT / "bin" / SCRIPT), *who, *map(str, args)]
+
+
+def place(environment: dict[str, str], name: str = "test") -> str | None:
+    with consumers.opened(Path(environment["STATE_DIR"]) / "crawler.db") as db:
+        return consumers.get(db, name).revision
+
+
+def paths(*numbers: int) -> str:
+    return "".join(f"releases/00/00/00/{number}.json\n" for number in numbers)
+
+
+def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", n): record(n) for n in (1, 2)})
+    assert export().stdout == paths(1, 2)
+    again = export()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    store.commit({("releases", 2): None, ("releases", 3): record(3)})
+    assert export("--format", "status").stdout == (
+        "D\treleases/00/00/00/2.json\nA\treleases/00/00/00/3.json\n"
+    )
+
+
+def test_consumers_do_not_know_of_each_other(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1), ("artists", 5): record(5)})
+    assert export("--consumer", "a").stdout == paths(1)
+    assert export("--consumer", "b", "--kind", "artists", "--format", "ids").stdout == "5\n"
+    assert export("--consumer", "c").stdout == paths(1)
+
+
+def test_a_consumer_can_begin_now(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    assert export("--from", "now").stdout == ""
+    store.commit({("releases", 2): record(2)})
+    assert export("--from", "now").stdout == paths(2)
+
+
+def test_a_consumer_that_begins_at_a_revision_still_does_after_a_failure(
+    store: SingleStore, export: Run
+) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    failed = export("--from", "main~1", "--exec", "cat >&2; exit 3")
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        paths(3) + "export_changes.py: the command of --exec ended with code 3; not exported,"
+        " run it again\n"
+    )
+    store.commit({("releases", 4): record(4)})
+    assert export("--from", "main~1").stdout == paths(3, 4)
+
+
+def test_the_command_gets_the_changes_and_the_revisions(
+    store: SingleStore, export: Run, tmp_path: Path
+) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    export()
+    second = store.commit({("releases", 2): record(2)})
+    line = f"cat > {tmp_path}/got; env | grep ^EXPORT_ | sort > {tmp_path}/env"
+    done = export("--exec", line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "got").read_text() == paths(2)
+    assert (tmp_path / "env").read_text().splitlines() == [
+        "EXPORT_CONSUMER=test",
+        "EXPORT_FORMAT=names",
+        f"EXPORT_FROM={first}",
+        "EXPORT_KIND=releases",
+        f"EXPORT_REPOSITORY={store.folder}",
+        f"EXPORT_TO={second}",
+    ]
+    assert export("--exec", "touch started").returncode == 0
+    assert not Path("started").exists(), "there was nothing to export"
+
+
+def test_a_command_may_read_as_much_as_it_likes(
+    store: SingleStore, export: Run, environment: dict[str, str]
+) -> None:
+    store.commit({("releases", n): record(n) for n in range(1, 3_000)})
+    assert export("--format", "jsonl", "--exec", "head -c 10 > /dev/null").returncode == 0
+    assert place(environment) == store.tip()
+
+
+@pytest.mark.parametrize("records", [3, 3_000])
+def test_a_reader_that_goes_early_has_not_got_the_export(
+    store: SingleStore, environment: dict[str, str], export: Run, records: int
+) -> None:
+    store.commit({("releases", n): record(n) for n in range(1, records + 1)})
+    with subprocess.Popen(
+        command("--format", "jsonl"), env=environment, stdout=subprocess.PIPE, bufsize=0
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.read(1) == b"{"
+        running.stdout.close()
+        assert running.wait(60) == 1
+    assert place(environment) is None
+    assert len(export("--format", "jsonl").stdout.splitlines()) == records
+
+
+def test_a_full_disk_is_one_line_and_exports_nothing(
+    store: SingleStore, environment: dict[str, str], export: Run
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    with Path("/dev/full").open("w") as full:
+        done = export(stdout=full)
+    assert done.returncode == 69
+    assert done.stderr == (
+        "export_changes.py: standard output: No space left on device; not exported\n"
+    )
+    assert export().stdout == paths(1)
+
+
+def test_a_dry_run_changes_nothing(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    for _ in range(2):
+        assert export("--dry-run", "--exec", "false").stdout == paths(1)
+    assert "test" not in export("--list").stdout
+    assert export("--from", "now", "--dry-run").stdout == ""
+    assert export().stdout == paths(1)
+
+
+def test_the_list_shows_where_everyone_is(store: SingleStore, export: Run) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    export()
+    store.commit({("releases", 2): record(2)})
+    export("--consumer", "b", "--exec", "false")
+    lines = export("--list").stdout.splitlines()
+    assert lines[0].split() == [
+        *("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
+    ]
+    assert lines[1].split()[:4] == ["b", "releases", "start", "2"]
+    assert lines[1].split()[4:] == ["never", "0", str(store.folder)]
+    assert lines[2].split()[:4] == ["test", "releases", first[:12], "1"]
+
+
+def test_a_consumer_can_be_sent_back(store: SingleStore, export: Run) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    export()
+    assert export("--reset", "main~1").stdout == ""
+    assert export().stdout == paths(3)
+    export("--reset", "start")
+    assert export().stdout == paths(1, 2, 3)
+    unknown = export("--consumer", "tset", "--reset", "start")
+    assert unknown.returncode == 64
+    assert "there is no consumer 'tset'; did you mean test?" in unknown.stderr
+    nowhere = export("--reset", "nonsense")
+    assert nowhere.returncode == 64
+    assert "there is no revision 'nonsense'" in nowhere.stderr
+
+
+def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    assert export("--limit", "2").stdout == paths(1, 2)
+    assert export("--limit", "2").stdout == paths(3)
+    assert export("--limit", "0").returncode == 64
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--consumer", "a/b"], 64, "a name has 1 to 64"),
+        (["--format", "ids", "--kind", "all"], 64, "kinds share their numbers"),
+        (["--from", "nonsense"], 64, "no revision 'nonsense'"),
+        (["--repository", "/nonexistent"], 64, "no Git repository"),
+        (["--repository", "file:///nonexistent"], 69, "does not appear to be a git repository"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    store: SingleStore, export: Run, args: list[str], code: int, text: str
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    done = export(*args)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+    assert text in done.stderr
+
+
+def test_another_kind_for_a_known_consumer_is_refused(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    export()
+    refused = export("--kind", "artists")
+    assert refused.returncode == 64
+    assert "consumer test gets releases, and would miss changes" in refused.stderr
+
+
+def test_before_the_first_record_there_is_nothing(environment: dict[str, str], export: Run) -> None:
+    early = export()
+    assert early.returncode == 75
+    assert "nothing is stored there yet" in early.stderr
+    SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    assert (export().returncode, export("--from", "now").returncode) == (0, 0)
+
+
+def test_two_exports_to_one_consumer_at_once(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    os.mkfifo(tmp_path / "hold")
+    line = f"cat > /dev/null; read x < {tmp_path}/hold"
+    with subprocess.Popen(command("--exec", line), env=environment) as first:
+        wait_until(lambda: (tmp_path / "state" / "crawler.db.test.lock").exists())
+        second = wait_for(lambda: export(), lambda done: done.returncode == 75)
+        assert f"an export to test is already running as process {first.pid}" in second.stderr
+        assert export("--reset", "start").returncode == 75
+        assert export("--consumer", "other").stdout == paths(1)
+        (tmp_path / "hold").write_text("go\n")
+        assert first.wait(60) == 0
+    assert place(environment) == store.tip()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    wait_for(condition, bool)
+
+
+def wait_for(attempt: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    deadline = time.monotonic() + 30
+    while not good(result := attempt()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return result
+
+
+def test_terminated_it_ends_its_command_before_that_takes_the_part_for_the_whole(
+    store: SingleStore, environment: dict[str, str], tmp_path: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    line = f"echo > {tmp_path}/started; sleep 60; echo > {tmp_path}/done"
+    with subprocess.Popen(
+        command("--exec", line), env=environment, stderr=subprocess.PIPE
+    ) as running:
+        wait_until((tmp_path / "started").exists)
+        running.terminate()
+        assert running.wait(10) == 1
+    assert not (tmp_path / "done").exists()
+    assert place(environment) is None
+
+
+def kill_at_random(store: SingleStore, environment: dict[str, str], rounds: int) -> None:
+    """Kill exports while a consumer applies what it gets; each that counts was whole."""
+    store.commit({("releases", n): record(n) for n in range(1, 400)})
+    folder = Path(environment["STATE_DIR"])
+    got: dict[int, object] = {}
+    chance = random.Random(8)
+    for number in range(rounds):
+        store.commit({("releases", 1_000 + number): record(number)})
+        before = place_or_none(environment)
+        with (folder / "out").open("wb") as out:
+            running = subprocess.Popen(
+                command("--format", "jsonl"), env=environment, stdout=out, stderr=out
+            )
+            time.sleep(chance.uniform(0, 0.4))
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+        if place_or_none(environment) != before:
+            apply((folder / "out").read_bytes(), got)
+            assert place_or_none(environment) == store.tip()
+    with (folder / "out").open("wb") as out:
+        subprocess.run(command("--format", "jsonl"), env=environment, stdout=out, check=True)
+    apply((folder / "out").read_bytes(), got)
+    assert sorted(got) == [*range(1, 400), *range(1_000, 1_000 + rounds)]
+
+
+def apply(lines: bytes, records: dict[int, object]) -> None:
+    for line in lines.splitlines():
+        change = json.loads(line)
+        assert change["status"] == ("M" if change["id"] in records else "A")
+        records[change["id"]] = change["data"]
+
+
+def place_or_none(environment: dict[str, str]) -> str | None:
+    with consumers.opened(Path(environment["STATE_DIR"]) / "crawler.db") as db:
+        known = consumers.find(db, "test")
+        return known.revision if known else None
+
+
+def test_killed_at_any_moment_nothing_is_skipped(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    kill_at_random(store, environment, rounds=6)
+
+
+@pytest.mark.long
+def test_killed_at_very_many_moments_nothing_is_skipped(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    kill_at_random(store, environment, rounds=200)
+
+
+def test_a_clone_that_one_keeps_oneself_has_the_places_beside_it(
+    tmp_path: Path, export: Run
+) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(upstream.folder), str(clone))
+    assert export("--repository", clone).stdout == paths(1)
+    assert (tmp_path / "clone.consumers.db").exists()
+    assert not (tmp_path / "state" / "crawler.db").exists()
+    upstream.commit({("releases", 2): record(2)})
+    assert export("--repository", clone).stdout == ""
+    git(clone, "pull", "-q")
+    assert export("--repository", clone).stdout == paths(2)
+
+
+@pytest.mark.parametrize("make", [SingleStore, SubmoduleStore])
+def test_a_url_is_enough(
+    tmp_path: Path, export: Run, make: Callable[[Path], SingleStore | SubmoduleStore]
+) -> None:
+    upstream = make(tmp_path / "upstream" / "discogs.git")
+    upstream.commit({("releases", n): record(n) for n in (1, 2, 1_000_001)})
+    url = f"file://{upstream.folder}"
+    assert export("--repository", url, "--format", "ids").stdout == "1\n2\n1000001\n"
+    upstream.commit({("releases", 2): record(2, "new"), ("releases", 1): None})
+    upstream.commit({("releases", 5_000_000): record(5)})
+    got = [
+        json.loads(line)
+        for line in export("--repository", url, "--format", "jsonl").stdout.splitlines()
+    ]
+    assert [(c["id"], c["status"]) for c in got] == [(1, "D"), (2, "M"), (5_000_000, "A")]
+    assert got[1]["data"] == json.loads(record(2, "new"))
+    assert export("--repository", url).stdout == ""
+    copies = list((tmp_path / "state" / "mirrors").glob("*.git"))
+    assert len(copies) == 1
+    missing = [
+        line
+        for folder in [copies[0], *(copies[0] / "modules").glob("*/*")]
+        if (folder / "HEAD").exists()
+        for line in git(folder, "rev-list", "--objects", "--all", "--missing=print").splitlines()
+        if line.startswith("?")
+    ]
+    assert len(missing) >= 2, "records that nobody asked for were fetched"
+
+
+def test_a_remote_that_is_down_changes_nothing(tmp_path: Path, export: Run) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    url = f"file://{upstream.folder}"
+    assert export("--repository", url).stdout == paths(1)
+    upstream.folder.rename(tmp_path / "away.git")
+    assert export("--repository", url).returncode == 69
+    (tmp_path / "away.git").rename(upstream.folder)
+    upstream.commit({("releases", 2): record(2)})
+    assert export("--repository", url).stdout == paths(2)
+
+
+def test_a_password_in_a_url_stays_with_git() -> None:
+    assert mirror.public_name("https://me:secret@host:8080/a.git") == "https://host:8080/a.git"
+    assert mirror.public_name("git@host:a.git") == "git@host:a.git"
+
+
+@pytest.mark.parametrize(
+    ("relative", "url"),
+    [
+        ("../releases/13.git", "https://host/x/releases/13.git"),
+        ("./13.git", "https://host/x/discogs.git/13.git"),
+        ("../../y/13.git", "https://host/y/13.git"),
+        ("https://other/13.git", "https://other/13.git"),
+    ],
+)
+def test_relative_urls_of_submodules_are_seen_from_the_superproject(
+    relative: str, url: str
+) -> None:
+    assert mirror.resolved("https://host/x/discogs.git", relative) == url
