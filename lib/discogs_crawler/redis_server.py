@@ -20,7 +20,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from discogs_crawler import locks
@@ -49,21 +51,24 @@ START_S = 30
 LONGEST_SOCKET = 107
 
 
-def connect(settings: Settings) -> redis.Redis:
+def connect(settings: Settings, *, wait: bool = True) -> redis.Redis:
     """A client of our Redis (answers are bytes), which has answered and is fit for use.
 
     Waits for a server that is starting or loading, now and later. Unavailable when there is none,
-    ConfigurationError when it refuses us, is too old, a replica, or may drop keys.
+    ConfigurationError when it refuses us, is too old, a replica, or may drop keys. Without `wait`
+    it takes the server as it is: no patience, and a private one that does not run is not started.
     """
     options: dict[str, Any] = {
         "socket_timeout": REPLY_S,
         "socket_connect_timeout": CONNECT_S,
-        "retry": Patience(),
+        "retry": Patience() if wait else Retry(NoBackoff(), 0),
         "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
         "health_check_interval": 60,
     }
-    if settings.redis_url is None:
+    if settings.redis_url is None and wait:
         client = _private_client(_folder(settings), options)
+    elif settings.redis_url is None:
+        client = redis.Redis(unix_socket_path=_socket_path(_folder(settings)), **options)
     else:
         client = _client_of_url(settings.redis_url.reveal(), options)
     with explained(client):
