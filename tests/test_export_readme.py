@@ -1,0 +1,120 @@
+"""The consumers that the README shows work as they stand there."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+
+import pytest
+import sqlite_utils
+
+from tests.conftest import ROOT
+from tests.plain_git import SingleStore
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker: str) -> str:
+    """The fenced block below the comment `<!-- marker -->` in the README."""
+    match = re.search(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", README, re.S | re.M)
+    assert match is not None, f"README has no block marked {marker}"
+    return match[1]
+
+
+def release(number: int, **fields: object) -> bytes:
+    value = {"id": number, "title": f"Title {number}", "artists_sort": "Carl Craig", **fields}
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
+@pytest.fixture
+def store(environment: dict[str, str]) -> SingleStore:
+    return SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+
+
+@pytest.fixture
+def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path]:
+    """Run a consumer of the README in a folder with its file; returns the folder."""
+    folder = tmp_path / "consumer"
+    programs = tmp_path / "programs"
+    folder.mkdir()
+    programs.mkdir()
+    (programs / "python3").symlink_to(sys.executable)
+    sendmail = programs / "sendmail"
+    sendmail.write_text(f'#!/bin/sh\necho "$@" >> {folder}/mail; cat >> {folder}/mail\n')
+    sendmail.chmod(0o755)
+    # A link to an interpreter of a virtual environment is not one itself.
+    packages = str(Path(sqlite_utils.__file__).parents[1])
+    path = f"{programs}:{ROOT / 'bin'}:{environment['PATH']}"
+
+    def run(name: str) -> Path:
+        if name.endswith(".py"):
+            (folder / name).write_text(block(f"file: {name}"))
+        subprocess.run(
+            ["sh", "-ec", block(f"run: {name}")],
+            cwd=folder,
+            env=environment | {"PATH": path, "PYTHONPATH": packages},
+            check=True,
+            timeout=60,
+        )
+        return folder
+
+    return run
+
+
+def test_releases_in_a_sqlite_database(store: SingleStore, consume: Callable[[str], Path]) -> None:
+    store.commit({("releases", n): release(n, year=1990 + n) for n in range(1, 1_500)})
+    database = consume("load_releases.py") / "releases.db"
+    store.commit({("releases", 1): None, ("releases", 2): release(2, title="Better", year=2000)})
+    consume("load_releases.py")
+    consume("load_releases.py")
+    rows = {row["id"]: row for row in sqlite_utils.Database(database)["releases"].rows}
+    assert sorted(rows) == list(range(2, 1_500))
+    assert (rows[2]["title"], rows[2]["year"]) == ("Better", 2000)
+    assert rows[3]["artist"] == "Carl Craig"
+    assert json.loads(rows[3]["release"]) == json.loads(release(3, year=1993))
+
+
+def test_a_mail_about_the_new_releases_of_a_label(
+    store: SingleStore, consume: Callable[[str], Path]
+) -> None:
+    ours, other = [{"id": 23, "catno": "PE 65"}], [{"id": 24, "catno": "X"}]
+    store.commit({("releases", 1): release(1, labels=ours)})
+    mail = consume("mail_label.py") / "mail"
+    store.commit({("releases", 1): release(1, labels=ours, notes="not new")})
+    consume("mail_label.py")
+    assert not mail.exists()
+    store.commit(
+        {("releases", 2): release(2, labels=ours), ("releases", 3): release(3, labels=other)}
+    )
+    consume("mail_label.py")
+    text = mail.read_text()
+    assert text.startswith("-t\nTo: me@example.org\nSubject: 1 new on label 23\n")
+    assert "PE 65: Carl Craig - Title 2\n    https://www.discogs.com/release/2\n" in text
+    assert "Title 3" not in text
+
+
+@pytest.mark.skipif(which("jq") is None, reason="there is no jq here")
+def test_a_rule_that_every_changed_release_must_obey(
+    store: SingleStore, consume: Callable[[str], Path]
+) -> None:
+    store.commit(
+        {
+            ("releases", 1): release(1, year=1999, released="1999-03-00"),
+            ("releases", 2): release(2, year=1999, released="1989"),
+            ("releases", 3): release(3, year=0),
+            ("releases", 4): release(4, year=1999, released="March 1999"),
+        }
+    )
+    wrong = consume("jq") / "wrong_years.txt"
+    expected = (
+        "https://www.discogs.com/release/2: 1989, but 1999\n"
+        "https://www.discogs.com/release/4: March 1999, but 1999\n"
+    )
+    assert wrong.read_text() == expected
+    store.commit({("releases", 2): None})
+    store.commit({("releases", 1): release(1, year=1998, released="1999-03-00")}, technical=True)
+    consume("jq")
+    assert wrong.read_text() == expected
