@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         (TryLater("f"), 75),
         (ConfigurationError("g"), 78),
         (KeyboardInterrupt(), 1),
+        (OSError(28, "No space left on device", "/some/file"), 69),
     ],
 )
 def test_an_expected_failure_is_one_line_and_its_code(
@@ -92,3 +95,18 @@ def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
         end_with(BadData("never"), "--help")
     assert ended.value.code == 0
     assert "A script.\n\nExample: none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("damage", "code"), [(b"not a database, by no means", 65), (None, 69)])
+def test_a_ledger_that_cannot_be_used_is_one_line(
+    damage: bytes | None, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "crawler.db"
+    if damage is None:
+        path = tmp_path / "no folder" / "crawler.db"
+    else:
+        path.write_bytes(damage * 100)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        sqlite3.connect(path).execute("SELECT * FROM sqlite_master")
+    assert end_with(caught.value) == code
+    assert capsys.readouterr().err.count("\n") == 1

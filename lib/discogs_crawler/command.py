@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,23 @@ from typing import NoReturn
 
 from discogs_crawler import __version__, config, logs
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BUG, EXIT_PARTLY, EXIT_USAGE, CrawlerError
+from discogs_crawler.errors import (
+    EXIT_BUG,
+    EXIT_PARTLY,
+    EXIT_USAGE,
+    BadData,
+    CrawlerError,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
+
+# What SQLite says of a file, and of a disk or a lock; its other errors are ours.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_CIRCUMSTANCES = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
+}
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -63,9 +78,27 @@ def run(
         # The reader of stdout has gone; give the interpreter's last flush somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PARTLY
-    except Exception:
+    except Exception as error:
+        meaning = _meaning(error)
+        if meaning is not None:
+            log.error("%s", meaning)
+            return meaning.exit_code
         log.exception("this is a bug; please report it with the lines below")
         return EXIT_BUG
+
+
+def _meaning(error: Exception) -> CrawlerError | None:
+    """What the machine's refusal of something means for the user; None for a bug."""
+    if isinstance(error, sqlite3.DatabaseError):
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in _DAMAGE:
+            return BadData(f"the ledger is damaged: {error}; restore it from its backup")
+        if code in _CIRCUMSTANCES:
+            return Unavailable(f"the ledger cannot be used now: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return Unavailable(f"{where}{error.strerror}")
+    return None
 
 
 def terminate_like_interrupt() -> None:
