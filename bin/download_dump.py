@@ -1,1 +1,82 @@
 #!/usr/bin/env python3
+"""Download the newest dump from Discogs, verified, and print where it is.
+
+Reads the index of the dump site, takes the newest month that is complete (its CHECKSUM file is
+there) and fetches what is not here yet, going on where an earlier run was cut off. A file gets its
+name only once its SHA-256 is right, and the time of its upload for its modification time. Older
+dumps are removed, and what is named after them. If everything is here already, that is one request.
+
+Examples:
+    download_dump.py                              the newest dump of releases
+    download_dump.py artists labels masters       one path a line
+    download_dump.py --date 20261101              that of a certain day
+
+    dump=$(download_dump.py) && discogs_xml_split.py -d "$dump" -r "$dump.hashes" &&
+        seed_queue.py -n "$dump.hashes"           the monthly job, which may run every day
+
+Exit codes: 0 done, or nothing new; 64 usage; 65 the file does not match its checksum; 69 the site
+does not answer or the disk is full; 75 already running, not published yet, or the site wants to be
+left alone until later; 78 configuration.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import command, config, download, locks
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_DONE, UsageError
+from discogs_crawler.records import KINDS
+
+log = logging.getLogger("discogs_crawler.download_dump")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DUMP_DIR", "DUMP_SITE")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="releases, artists, labels, masters [releases]"
+    )
+    parser.add_argument(
+        "--date", type=_date, default="latest", metavar="YYYYMMDD", help="of a dump [latest]"
+    )
+    parser.add_argument(
+        "--keep", type=_number, default=2, metavar="N", help="dumps of a kind that stay [2]"
+    )
+    return parser
+
+
+def _date(text: str) -> int | None:
+    if text == "latest":
+        return None
+    if len(text) != 8 or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a date as YYYYMMDD: {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    kinds = list(dict.fromkeys(flags.kinds)) or ["releases"]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"not a kind: {kind!r}; there are {', '.join(KINDS)}")
+    command.terminate_like_interrupt()
+    config.make_state_dir(settings)
+    with locks.exclusive(settings.state_dir / "download_dump.lock", "download_dump"):
+        paths = download.fetch(settings, kinds, flags.date)
+        for kind in kinds:
+            for path in download.remove_old(settings.dump_dir, kind, flags.keep):
+                log.info("%s: removed", path)
+    print(*paths, sep="\n")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))

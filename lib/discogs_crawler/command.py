@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from discogs_crawler import __version__, config, logs
+from discogs_crawler import __version__, config, logs, ping
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import (
     EXIT_BUG,
@@ -65,7 +65,7 @@ def run(
         logs.configure(script, verbosity, settings.log_format, settings.secrets())
         for warning in settings.warnings:
             log.warning("%s", warning)
-        code = command(flags, settings)
+        code = ping.watch(settings, script, lambda: command(flags, settings))
         sys.stdout.flush()
         return code
     except CrawlerError as error:

@@ -1,0 +1,55 @@
+"""Tell a dead man's switch that a script starts, is done, or failed; its silence is the alarm.
+
+HEALTHCHECK_URL is pinged as healthchecks.io and its like want it: `URL/start`, `URL`, `URL/fail`.
+`{script}` in it becomes the script's name (`seed-queue`), so that each has a check of its own. A
+ping that fails is a warning: the crawler does not depend on who watches it.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_BUG, EXIT_DONE, EXIT_TRY_LATER, CrawlerError
+
+log = logging.getLogger(__name__)
+
+# A ping holds up the script it is about.
+TIMEOUT_S = 10
+
+
+def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
+    """Run `job`, telling that it starts and how it ended; returns its exit code.
+
+    "Try later" is no end: the run that is under way will tell, and if there is none, silence is
+    right. On a terminal nobody is told, for somebody is watching.
+    """
+    if settings.healthcheck_url is None or sys.stderr.isatty():
+        return job()
+    url = settings.healthcheck_url.reveal()
+    url = url.replace("{script}", script.removesuffix(".py").replace("_", "-")).rstrip("/")
+    code = EXIT_BUG
+    _ping(url + "/start")
+    try:
+        code = job()
+        return code
+    except CrawlerError as error:
+        code = error.exit_code
+        raise
+    finally:
+        if code != EXIT_TRY_LATER:
+            _ping(url if code == EXIT_DONE else url + "/fail")
+
+
+def _ping(url: str) -> None:
+    # Here, because it takes longer to import than many a script takes to run.
+    import urllib3
+    from urllib3.exceptions import HTTPError
+
+    try:
+        answer = urllib3.request("GET", url, timeout=TIMEOUT_S, retries=1)
+    except (HTTPError, ValueError) as error:
+        log.warning("HEALTHCHECK_URL could not be pinged: %s", type(error).__name__)
+        return
+    if answer.status >= 300:
+        log.warning("HEALTHCHECK_URL could not be pinged: HTTP %d", answer.status)
