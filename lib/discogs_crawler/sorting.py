@@ -20,7 +20,7 @@ Key = Callable[[bytes], Any]
 def sort_lines(
     lines: Iterable[bytes], key: Key, folder: Path, memory_bytes: int
 ) -> Iterator[bytes]:
-    """The lines, each ending with a line feed, in ascending order of `key`; equal ones as they came.
+    """The lines, each with its line feed, in ascending order of `key`; equal ones as they came.
 
     Holds about `memory_bytes` of them in memory, the rest in nameless files in `folder`.
     """
@@ -58,7 +58,7 @@ def _runs(lines: Iterable[bytes], memory_bytes: int) -> Iterator[list[bytes]]:
 
 def _write(lines: Iterable[bytes], folder: Path) -> IO[bytes]:
     """A nameless file with the lines, to be read from its start."""
-    file = tempfile.TemporaryFile(dir=folder, buffering=BUFFER_SIZE)
+    file = tempfile.TemporaryFile(dir=folder, buffering=BUFFER_SIZE)  # noqa: SIM115
     file.writelines(lines)
     file.seek(0)
     return file
