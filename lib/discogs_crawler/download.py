@@ -202,7 +202,9 @@ class _Site:
                 "Accept-Encoding": "identity",
             },
             timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S),
-            retries=urllib3.Retry(total=3, connect=0, read=0, status=0, other=0, redirect=3),
+            retries=urllib3.Retry(
+                total=3, connect=0, read=0, status=0, other=0, respect_retry_after_header=False
+            ),
         )
 
     def index(self, year: int) -> list[Listed]:
