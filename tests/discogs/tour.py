@@ -1,0 +1,171 @@
+"""The tour that `bin/quickstart` gives once the project is installed: two months in two minutes."""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from discogs_crawler import config, redis_server
+from discogs_crawler.clock import DAY_S
+from tests.discogs.api import Api
+from tests.discogs.dump import write
+from tests.discogs.quota import Quota
+from tests.discogs.world import World, invented
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = ROOT / "var" / "quickstart"
+CONSUMER = "demo"
+
+# Enough that a month's changes stay below the guards against broken dumps, done in seconds.
+RELEASES = 250
+LINES_SHOWN = 12
+COLUMNS_SHOWN = 110
+
+
+class Guide:
+    """Runs commands as a user would, shows each of them, and knows what day it is."""
+
+    def __init__(self, **settings: str) -> None:
+        self.day = 0
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TERM") if name in os.environ}
+        self._environment = kept | settings
+        self._environment |= {"ENV_FILE": os.devnull, "STATE_DIR": str(STATE), "LANG": "C.UTF-8"}
+
+    def now(self) -> float:
+        return time.time() + self.day * DAY_S
+
+    def run(self, *command: str) -> None:
+        """Run a script of `bin/`, or another program; the tour ends where one fails."""
+        shown = shlex.join(command).replace(f"{ROOT}/", "")
+        print(f"  $ {shown}", flush=True)
+        if command[0].startswith("bin/"):
+            command = (sys.executable, *command)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self._environment | {"CLOCK_OFFSET_S": str(self.day * DAY_S)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = (done.stdout + done.stderr).splitlines()
+        for line in lines[:LINES_SHOWN]:
+            print(f"    {line[:COLUMNS_SHOWN]}")
+        if len(lines) > LINES_SHOWN:
+            print(f"    ... and {len(lines) - LINES_SHOWN} more lines")
+        if done.returncode:
+            sys.exit(f"quickstart: {shown} ended with exit code {done.returncode}")
+
+    def month(self, world: World, *more: str) -> None:
+        """Split a dump of the world as it is today, seed with it, crawl and export."""
+        stamp = time.strftime("%Y%m%d", time.gmtime(self.now()))
+        dump = STATE / "dumps" / f"discogs_{stamp}_releases.xml.gz"
+        write(dump, world, "releases")
+        os.utime(dump, (self.now(), self.now()))
+        hashes = str(STATE / f"releases_{stamp}.txt")
+        self.run("bin/discogs_xml_split.py", "-v", "-d", str(dump), "-r", hashes)
+        self.run("bin/seed_queue.py", "-v", "-n", hashes, *more)
+        self.crawl()
+
+    def crawl(self) -> None:
+        self.run("bin/worker.py", "-v", "--until-empty")
+        self.run("bin/export_changes.py", "--consumer", CONSUMER, "--format", "status")
+
+    def show_where_everything_lies(self) -> None:
+        store, ledger = str(STATE / "store" / "discogs.git"), str(STATE / "crawler.db")
+        self.run("git", "-C", store, "log", "--oneline")
+        self.run("git", "-C", store, "show", "main:releases/00/00/00/1.json")
+        query = "SELECT kind, in_dump, stored, gone, percent FROM progress"
+        if shutil.which("sqlite3"):
+            self.run("sqlite3", "-header", "-column", ledger, query)
+        else:
+            sqlite_utils = str(Path(sys.executable).with_name("sqlite-utils"))
+            self.run(sqlite_utils, ledger, query, "--table")
+
+
+def live_api_answers() -> bool:
+    """Whether the real API can be asked from here; one request, no token."""
+    agent = config.BY_NAME["DISCOGS_USER_AGENT"].default
+    root = config.BY_NAME["DISCOGS_API"].default + "/"
+    try:
+        request = urllib.request.Request(root, headers={"User-Agent": agent})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return "api_version" in json.load(answer)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def tour_of_the_live_api() -> Guide:
+    """Eight real releases; what changes in the dump is invented, what the API answers is not."""
+    world = World()
+    world.add("releases", range(1, 9))
+    guide = Guide()
+    print("The live API answers: eight real releases, at 25 requests a minute.")
+    print("\n1. The first dump: everything is new.")
+    guide.month(world)
+    print("\n2. A month later (the clock is moved): 2 and 3 changed, 9 appeared, 5 vanished.")
+    print("   (--force, for with eight records every change is more than the guards let pass)")
+    world.edit("releases", [2, 3])
+    world.add("releases", [9])
+    world.remove("releases", [5])
+    guide.day = 31
+    guide.month(world, "--force")
+    return guide
+
+
+def tour_of_the_stand_in() -> Guide:
+    """A world in which records really change and vanish."""
+    world = invented(RELEASES)
+    with Api(world, Quota(window_s=1)) as api:
+        guide = Guide(DISCOGS_API=api.url, RATE_WINDOW_S="1", DISCOGS_TOKEN="any")
+        print("The live API cannot be reached from here, so the stand-in in tests/discogs answers,")
+        print("with a minute of one second.")
+        print("\n1. The first dump: everything is new.")
+        guide.month(world)
+        changes = world.let_a_month_go_by()["releases"]
+        print("\n2. A month later (the clock is moved). Meanwhile upstream:")
+        for verb, ids in changes.items():
+            print(f"   {verb}: {', '.join(map(str, ids))}")
+        guide.day = 31
+        guide.month(world)
+        print("\n3. A day later: what answered 404 is asked for once more before it is removed.")
+        guide.day = 32
+        guide.run("bin/seed_queue.py", "-v")
+        guide.crawl()
+    return guide
+
+
+def stop_private_redis() -> bool:
+    environment = {"ENV_FILE": os.devnull, "STATE_DIR": str(STATE), "HOME": str(ROOT)}
+    return redis_server.stop(config.load(environ=environment))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("quickstart")
+    parser.add_argument("--stop", action="store_true", help="stop the private Redis")
+    if parser.parse_args().stop:
+        stopped = stop_private_redis()
+        print("The private Redis is stopped." if stopped else "No private Redis was running.")
+        return
+    stop_private_redis()
+    shutil.rmtree(STATE, ignore_errors=True)
+    (STATE / "dumps").mkdir(parents=True, mode=0o700)
+    with contextlib.suppress(KeyboardInterrupt):
+        guide = tour_of_the_live_api() if live_api_answers() else tour_of_the_stand_in()
+        print("\nWhere everything lies:")
+        guide.show_where_everything_lies()
+    print(
+        f"\nAll of it is in {STATE.relative_to(ROOT)}/. The private Redis is still running there;"
+    )
+    print("to stop it: bin/quickstart --stop")
+
+
+if __name__ == "__main__":
+    main()
