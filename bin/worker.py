@@ -1,1 +1,117 @@
 #!/usr/bin/env python3
+"""Fetch what is in the queue from the API and commit it to the store, all the time.
+
+Claims ids from the queue, asks the API for them as fast as its quota allows, removes what is
+volatile, and commits the records in batches. Any number of workers may run, on any number of
+machines, as long as they use one Redis: they share the quota and never get in each other's way.
+
+Runs until it is told to stop: SIGTERM, Ctrl-C or a closed terminal let it commit what it has
+fetched and give the rest back to the queue. A second signal ends it at once; nothing is lost then
+either. On a terminal it shows one line that says how it goes; -v logs every commit, -vv every
+answer.
+
+An id that gets no sensible answer is asked for again after 1, 5 and 30 minutes, 3 and 12 hours
+(RETRY_DELAYS), then it is a dead letter (see seed_queue.py --dead). While the API is down nothing
+counts and nothing is given up.
+
+Example:
+
+    worker.py                               for ever, e.g. in tmux or under systemd
+    worker.py --until-empty --max-seconds 3000    hourly, from cron
+    worker.py --check                       what is configured, and does it work?
+    worker.py --branch a --segments 0-18    a crawler of its own branch, for half of the ids
+
+Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left (also: ended
+by a second signal); 64 usage; 69 Redis, the disk or the remote were away for an hour; 78
+configuration, e.g. the API does not accept the token.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import command, config, crawl, preflight
+from discogs_crawler.config import Settings
+from discogs_crawler.crawl import Task
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
+from discogs_crawler.records import KINDS, MAX_ID, SEGMENT_SIZE
+from discogs_crawler.stop import Stop
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(
+        __doc__, "COMMIT_EVERY", "COMMIT_SECONDS", "DATABASE", "STORE", "RATE_LIMIT"
+    )
+    parser.add_argument("--kind", choices=KINDS, default="releases")
+    parser.add_argument(
+        "--threads", dest="worker_threads", metavar="N", help="requests under way at once [2]"
+    )
+    parser.add_argument(
+        "--segments", metavar="LIST", type=segments, help="only ids of these millions: 0-9,13"
+    )
+    parser.add_argument("--branch", metavar="NAME", default="", help="commit to crawl/NAME")
+    parser.add_argument("--limit", metavar="N", type=positive, help="end after N ids")
+    parser.add_argument(
+        "--max-seconds", metavar="S", type=duration, help="end after S seconds (or 50m, 8h)"
+    )
+    parser.add_argument(
+        "--until-empty",
+        action="store_true",
+        help="end when nothing is waiting, under way anywhere, or to be tried again later",
+    )
+    parser.add_argument("--check", action="store_true", help="look at everything and end")
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def duration(text: str) -> int:
+    return config.parse_duration(text)
+
+
+def segments(text: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", part.strip(), re.ASCII)
+        if match is None:
+            raise ValueError(text)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last <= MAX_ID // SEGMENT_SIZE:
+            raise ValueError(text)
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    config.make_state_dir(settings)
+    if flags.check:
+        return check(settings, flags.kind)
+    if flags.branch and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", flags.branch):
+        raise UsageError(f"--branch is {flags.branch!r}: letters, digits, _ and - only")
+    stop = Stop(flags.max_seconds)
+    stop.listen()
+    task = Task(flags.kind, flags.segments, flags.branch, flags.limit, flags.until_empty)
+    outcome = crawl.crawl(settings, task, stop)
+    return EXIT_PARTLY if flags.until_empty and not outcome.empty else EXIT_DONE
+
+
+def check(settings: Settings, kind: str) -> int:
+    """Print what was found; the exit code of what is wrong first."""
+    code = EXIT_DONE
+    for finding in preflight.check(settings, kind):
+        print(f"{'ok' if finding.error is None else 'BAD':3}  {finding.what:8}  {finding.text}")
+        if finding.error is not None and code == EXIT_DONE:
+            code = finding.error.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))

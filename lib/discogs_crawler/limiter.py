@@ -71,7 +71,7 @@ class Limiter:
         """`limit`: requests in a window that we allow ourselves; the API's own limit rules too."""
         self._client = client
         self._key = f"{{{prefix}}}:rate:{identity}"
-        self._window_s = window_s
+        self.window_s = window_s
         self._cap = limit or 0
         self._script = client.register_script(_LUA)
         self._turn = threading.Lock()
@@ -98,7 +98,7 @@ class Limiter:
 
     def usable(self, permit: Permit) -> bool:
         """Whether the permit is young enough to send a request with it."""
-        return time.monotonic() - permit.asked < self._window_s * USABLE_SHARE
+        return time.monotonic() - permit.asked < self.window_s * USABLE_SHARE
 
     def answered(
         self, permit: Permit, limit: int | None, remaining: int | None, sense: Sense
@@ -144,5 +144,5 @@ class Limiter:
         """One step of limiter.lua."""
         with explained(self._client):
             return self._script(
-                keys=[self._key], args=[command, clock.OFFSET_S, self._window_s, *args]
+                keys=[self._key], args=[command, clock.OFFSET_S, self.window_s, *args]
             )
