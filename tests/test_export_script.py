@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from discogs_crawler import consumers, mirror
+from discogs_crawler import config, consumers, mirror
+from discogs_crawler.store import Change, open_store
 from tests.conftest import ROOT, Run
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
 
@@ -408,3 +409,41 @@ def test_relative_urls_of_submodules_are_seen_from_the_superproject(
     relative: str, url: str
 ) -> None:
     assert mirror.resolved("https://host/x/discogs.git", relative) == url
+
+
+def stored(environment: dict[str, str], numbers: Iterable[int], text: str = "") -> None:
+    """Commit these releases as a worker does."""
+    store = open_store(config.load(environ=environment))
+    changes = [Change(number, record(number, text)) for number in numbers]
+    store.commit("releases", changes, lambda: [change.id for change in changes], {})
+
+
+def test_the_store_in_submodules_is_read_up_to_its_last_commit(
+    environment: dict[str, str], export: Run
+) -> None:
+    environment["STORE_LAYOUT"] = "submodules"
+    stored(environment, [1, 2, 1_000_001])
+    assert export("--format", "ids").stdout == "1\n2\n1000001\n"
+    stored(environment, [2, 3_000_000], "new")
+    assert export("--format", "status").stdout == (
+        "M\treleases/00/00/00/2.json\nA\treleases/03/00/00/3000000.json\n"
+    )
+    assert export().stdout == ""
+
+
+def test_only_what_the_remote_has_is_exported(
+    tmp_path: Path, environment: dict[str, str], export: Run
+) -> None:
+    remote = SingleStore(tmp_path / "remote.git")
+    remote.commit({("releases", 1): record(1)})
+    environment["STORE_REMOTE"] = f"file://{remote.folder}"
+    stored(environment, [2])
+    assert export().stdout == paths(1, 2)
+    folder = tmp_path / "state" / "store" / "discogs.git"
+    git(folder, "update-ref", "refs/heads/main", "refs/remotes/origin/main")
+    here = SingleStore.__new__(SingleStore)
+    here.folder, here.branch = folder, "main"
+    here.commit({("releases", 3): record(3)})
+    assert export().stdout == "", "it was not pushed"
+    git(folder, "push", "-q", "origin", "main:main")
+    assert export().stdout == paths(3)

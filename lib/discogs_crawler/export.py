@@ -135,29 +135,27 @@ def plan(consumer: Consumer, source: Source, limit: int | None) -> Plan | None:
 
     BadData if its revision is not in the repository (any more).
     """
-    tip = history.tip_of(source)
-    if tip is None or tip == consumer.revision:
+    begin = consumer.revision or EMPTY_TREE
+    tip, known = history.look_up(source.folder, [f"{source.tip}^{{commit}}", f"{begin}^{{tree}}"])
+    if tip is None or tip == begin:
         return None
-    old = _find_revision(consumer, source, tip)
-    new = history.nth_commit(source.folder, old, tip, limit) if limit else tip
-    return Plan(consumer, source, old, new)
+    if consumer.revision is not None:
+        _check_revision(consumer.revision, consumer.name, source, tip, is_here=known is not None)
+    new = history.nth_commit(source.folder, begin, tip, limit) if limit else tip
+    return Plan(consumer, source, begin, new)
 
 
-def _find_revision(consumer: Consumer, source: Source, tip: str) -> str:
-    if consumer.revision is None:
-        return EMPTY_TREE
-    if history.look_up(source.folder, [f"{consumer.revision}^{{commit}}"])[0] is None:
+def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_here: bool) -> None:
+    if not is_here:
         raise BadData(
-            f"{source.name}: there is no revision {consumer.revision}, where consumer"
-            f" {consumer.name} is; history was rewritten or pruned, or this is another repository."
-            f" Begin again with --consumer {consumer.name} --reset start (or now, or a revision)"
+            f"{source.name}: there is no revision {revision}, where consumer {name} is;"
+            " history was rewritten or pruned, or this is another repository."
+            f" Begin again with --consumer {name} --reset start (or now, or a revision)"
         )
-    if not history.is_ancestor(source.folder, consumer.revision, tip):
+    if not history.is_ancestor(source.folder, revision, tip):
         log.warning(
-            "history was rewritten: %s is not below the tip; exporting what differs",
-            consumer.revision[:12],
+            "history was rewritten: %s is not below the tip; exporting what differs", revision[:12]
         )
-    return consumer.revision
 
 
 def write(plan: Plan, form: Form, write: Write) -> int:

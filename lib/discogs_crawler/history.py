@@ -9,6 +9,7 @@ Nothing here imports GitPython, which takes longer to load (0.3 s) than most exp
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import subprocess
@@ -24,6 +25,9 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 # Put by `maintain_store.py --reclean` on commits that change records without a change at Discogs.
 TECHNICAL = "Technical"
+
+# Room for Git to run ahead of us, and we of it, without a change of processes for each record.
+PIPE = 1 << 20
 
 _ENTRY = re.compile(
     rb":(?P<old_mode>\d+) (?P<new_mode>\d+) (?P<old>[0-9a-f]+) (?P<new>[0-9a-f]+) [A-Z]\t"
@@ -87,11 +91,16 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
                 stdout=subprocess.PIPE,
                 stderr=words,
                 env=environment(),
+                bufsize=PIPE,
             )
         except FileNotFoundError:
             raise ConfigurationError("there is no git on the PATH; install it") from None
         assert process.stdin is not None
         assert process.stdout is not None
+        # A user with very many pipes gets no more room, and needs none.
+        with contextlib.suppress(OSError):
+            for pipe in (process.stdout, process.stdin):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
         try:
             yield Pipes(process.stdin, process.stdout)
             with contextlib.suppress(BrokenPipeError):
