@@ -14,7 +14,12 @@ from discogs_crawler.ledger import Ledger
 from discogs_crawler.queue import Lease, Queue, Result
 from discogs_crawler.seed import Report, Request
 
+ROOT = Path(__file__).resolve().parents[1]
+
 COOLDOWN_S = 7 * DAY_S
+
+# Longer than any history: who is slow is not dead.
+LEASE_S = 10_000 * DAY_S
 
 # A dump is taken within these hours of the day in its name.
 DUMP_HOURS = 20
@@ -32,7 +37,7 @@ def write_hashes(path: Path, contents: dict[int, str]) -> Path:
 
 
 def queue_of(client: redis.Redis, kind: str = "releases") -> Queue:
-    return Queue(client, kind, prefix="discogs", lease_s=600)
+    return Queue(client, kind, prefix="discogs", lease_s=LEASE_S)
 
 
 def row(book: Ledger, record_id: int) -> ledger.Row:

@@ -14,7 +14,7 @@ MIGRATIONS = Migrations("crawler_for_discogs")
 
 _ABOUT_THE_CRAWLER = """
 CREATE TABLE dumps (  -- dumps that were split into a file of hashes
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY,       -- in the order of splitting
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     file TEXT NOT NULL,           -- name of the dump
     not_before INTEGER NOT NULL,  -- epoch: its snapshot was taken then or later ...
@@ -38,7 +38,7 @@ CREATE TABLE dumps (  -- dumps that were split into a file of hashes
 ) STRICT;
 CREATE INDEX dumps_by_result ON dumps (result_sha256);
 CREATE TABLE runs (  -- runs of scripts that write here
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY,       -- in the order of starting
     script TEXT NOT NULL,         -- e.g. seed_queue
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     started INTEGER NOT NULL,     -- epoch seconds

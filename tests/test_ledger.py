@@ -1,0 +1,161 @@
+"""The ledger's file: made, upgraded, refused, explained, and shared by many processes."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+import sqlite_utils
+
+from discogs_crawler import ledger
+from discogs_crawler.errors import BadData, ConfigurationError
+from discogs_crawler.records import KINDS
+from discogs_crawler.schema import MIGRATIONS
+from tests.seeding_world import ROOT, World, queue_of, record_dump, some_contents, write_hashes
+
+
+def test_every_column_of_the_schema_has_a_comment(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        tables = book.db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        for name, sql in tables.fetchall():
+            if name.startswith(("_sqlite", "sqlite_")):
+                continue
+            for (column,) in book.db.execute("SELECT name FROM pragma_table_info(?)", [name]):
+                assert re.search(rf"\n *{column} [^\n]*-- \S", sql), f"{name}.{column}"
+        for name, sql in book.db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'"):
+            assert re.search(r"AS  -- [A-Z].*\?\n", sql), name
+
+
+def test_an_older_ledger_is_upgraded_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "crawler.db"
+    older = sqlite_utils.Database(path, strict=True)
+    MIGRATIONS.apply(older, stop_before="create_views")
+    older.execute("INSERT INTO releases (id, misses) VALUES (7, 1)")
+    older.close()
+    with pytest.raises(ConfigurationError, match="it is of an older version; run seed_queue"):
+        ledger.open(path, read_only=True)
+    with ledger.open(path) as book:
+        assert book.db.execute("SELECT kind, id FROM gone").fetchall() == [("releases", 7)]
+    with ledger.open(path, read_only=True) as book:
+        assert book.db.execute("SELECT gone FROM progress").fetchall() == [(1,)]
+
+
+def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "crawler.db"
+    with ledger.open(path) as book:
+        book.db.table("_sqlite_migrations").insert(
+            {"migration_set": MIGRATIONS.name, "name": "divide_by_zero", "applied_at": "2030"}
+        )
+    with pytest.raises(ConfigurationError, match=r"a newer version .* made it \(divide_by_zero\)"):
+        ledger.open(path)
+
+
+def test_what_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "crawler.db"
+    with pytest.raises(ConfigurationError, match="there is no ledger yet"):
+        ledger.open(path, read_only=True)
+    path.write_bytes(b"id,title\n" * 200)
+    with pytest.raises(ConfigurationError, match="file is not a database"):
+        ledger.open(path)
+    with pytest.raises(ConfigurationError, match="cannot be used as the ledger"):
+        ledger.open(tmp_path / "crawler.db" / "below")
+
+
+def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        with book.run("seed_queue", "releases") as counts:
+            counts["added"] = 3
+        with pytest.raises(BadData), book.run("seed_queue", "labels"):
+            raise BadData("no")
+        rows = book.db.execute("SELECT script, kind, exit_code, counts FROM runs").fetchall()
+        ended = book.db.execute("SELECT count(*) FROM runs WHERE ended >= started").fetchone()
+    assert rows == [
+        ("seed_queue", "releases", 0, '{"added": 3}'),
+        ("seed_queue", "labels", 65, "{}"),
+    ]
+    assert ended == (2,)
+
+
+def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None:
+    path = write_hashes(tmp_path / "hashes.txt", {1: "a", 2: "b"})
+    with ledger.open(tmp_path / "crawler.db") as book:
+        for verdict in ("whole", "damaged: it ends too early", "whole"):
+            record_dump(book, path, verdict=verdict)
+        assert book.db.execute("SELECT verdict FROM dumps").fetchall() == [("whole",)]
+
+
+def test_eight_processes_may_make_a_ledger_at_once(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\nfrom discogs_crawler import ledger\n"
+        "book = ledger.open(pathlib.Path(sys.argv[1]))\n"
+        "with book.run('test', 'releases') as counts: pass\n"
+    )
+    path = tmp_path / "crawler.db"
+    command = [sys.executable, "-c", program, str(path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(8)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    with ledger.open(path) as book:
+        assert book.db.execute("SELECT count(*) FROM runs").fetchone() == (8,)
+
+
+def test_seeders_workers_and_readers_at_once_agree_on_every_number(
+    tmp_path: Path, redis_client: redis.Redis, environment: dict[str, str]
+) -> None:
+    """Nobody meets a locked database, and each answer is counted once."""
+    (tmp_path / "state").mkdir(mode=0o700)
+    world = World(tmp_path / "state", redis_client)
+    world.upstream = some_contents(1_500)
+    world.seed(world.dump())
+    seeder = [sys.executable, str(ROOT / "bin" / "seed_queue.py")]
+    worker = (
+        "import sys, time, pathlib, redis\n"
+        "from discogs_crawler import ledger, seeding\n"
+        "from discogs_crawler.queue import Queue, Result\n"
+        "client = redis.Redis(unix_socket_path=sys.argv[2])\n"
+        "queue = Queue(client, 'releases', prefix='discogs', lease_s=600)\n"
+        "book = ledger.open(pathlib.Path(sys.argv[1]))\n"
+        "while leases := queue.claim(sys.argv[3], 50):\n"
+        "    now = int(time.time())\n"
+        "    queue.complete([(l, Result(l.id, l.reason, 'stored', 200, now)) for l in leases])\n"
+        "    seeding.drain(book, queue)\n"
+    )
+    socket = environment["REDIS_URL"].removeprefix("unix://")
+    path = str(world.book.path)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", worker, path, socket, f"test:{n}"], stderr=subprocess.PIPE
+        )
+        for n in range(3)
+    ]
+    processes += [
+        subprocess.Popen(seeder, env=environment, stderr=subprocess.PIPE) for _ in range(3)
+    ]
+    reader = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=0)
+    deadline = time.monotonic() + 60
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        assert reader.execute("SELECT in_dump FROM progress").fetchone() == (len(world.upstream),)
+    reader.close()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (0, 75), errors
+        assert b"locked" not in errors
+        assert b"Traceback" not in errors
+    world.seed()
+    answered = world.book.db.execute("SELECT sum(records) FROM outcomes").fetchone()
+    stored = world.book.db.execute("SELECT stored, wanted FROM progress").fetchone()
+    assert answered == (len(world.upstream),)
+    assert stored == (len(world.upstream), 0)
+    assert queue_of(redis_client).unread() == 0
+    world.close()
+
+
+def test_all_kinds_have_their_table_and_their_view_of_stale_records(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        for kind in KINDS:
+            assert book.db.table(kind).strict
+            assert book.db.execute(f"SELECT count(*) FROM stale_{kind}").fetchone() == (0,)
