@@ -47,7 +47,8 @@ def _ping(url: str) -> None:
     from urllib3.exceptions import HTTPError
 
     try:
-        answer = urllib3.request("GET", url, timeout=TIMEOUT_S, retries=1)
+        # Retries would be logged by urllib3, with the URL.
+        answer = urllib3.request("GET", url, timeout=TIMEOUT_S, retries=False)
     except (HTTPError, ValueError) as error:
         log.warning("HEALTHCHECK_URL could not be pinged: %s", type(error).__name__)
         return

@@ -1,0 +1,246 @@
+"""What runs unattended: crontab.example and the systemd samples, each line as it would be run."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import crontab
+import pytest
+
+from tests.conftest import ROOT, Run
+from tests.discogs import dump
+from tests.discogs.api import Api
+from tests.discogs.quota import Quota
+from tests.discogs.site import Site
+from tests.discogs.world import invented
+
+UNITS = ROOT / "lib" / "discogs_crawler" / "data" / "systemd"
+
+# Every line that cron would run, by a word that only it has.
+LINES = ("worker", "download", "--discover", "maintain_store.py$", "--check", "stats", "export")
+
+
+def cron_commands() -> list[str]:
+    return [job.command for job in crontab.CronTab(tabfile=str(ROOT / "crontab.example"))]
+
+
+def command_with(word: str) -> str:
+    [found] = [
+        c for c in cron_commands() if (c.endswith(word[:-1]) if word[-1] == "$" else word in c)
+    ]
+    return found
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api(invented(30), Quota(window_s=0.3)) as api:
+        yield api
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, site: Site, api: Api, redis_socket: Path, redis_client) -> Path:
+    """A checkout as a user has it, with a `.env` and nothing else."""
+    folder = tmp_path / "crawler"
+    for name in ("bin", "lib"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", folder)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / ".env").write_text(
+        f"DUMP_SITE={site.url}\nDISCOGS_API={api.url}\nREDIS_URL=unix://{redis_socket}\n"
+        "RATE_WINDOW_S=0.3\nCOMMIT_SECONDS=0.2\n"
+    )
+    (folder / ".env").chmod(0o600)
+    return folder
+
+
+Cron = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cron(checkout: Path, tmp_path: Path) -> Cron:
+    """Run a command as cron does: sh, a bare environment, the home folder, no terminal."""
+    table = crontab.CronTab(tabfile=str(ROOT / "crontab.example"))
+    environment = {"HOME": str(tmp_path), "LOGNAME": "you", "SHELL": "/bin/sh"}
+    environment |= dict(table.env.items())
+    environment |= {"CRAWLER": str(checkout), "TMUX_TMPDIR": str(tmp_path)}
+
+    def call(command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    return call
+
+
+def outcome(done: "subprocess.CompletedProcess[str]") -> tuple[int, str]:
+    return done.returncode, done.stdout + done.stderr
+
+
+def stored(checkout: Path) -> int:
+    listed = subprocess.run(
+        [
+            "git",
+            "--git-dir",
+            checkout / "var/store/discogs.git",
+            "ls-tree",
+            "-r",
+            "--name-only",
+            "main",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return listed.stdout.count("releases/")
+
+
+def test_the_crontab_is_valid_and_escapes_every_percent_sign() -> None:
+    table = crontab.CronTab(tabfile=str(ROOT / "crontab.example"))
+    jobs = list(table)
+    assert len(jobs) == len(LINES)
+    assert all(job.is_valid() and job.is_enabled() for job in jobs)
+    assert "%" not in (ROOT / "crontab.example").read_text()
+    assert sorted(command_with(word) for word in LINES) == sorted(cron_commands())
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
+def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron, site, api) -> None:
+    site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
+    assert outcome(cron(command_with("download"))) == (0, "")
+    assert outcome(cron(command_with("worker"))) == (0, "")
+    try:
+        deadline = time.monotonic() + 60
+        while stored(checkout) < 30:
+            assert time.monotonic() < deadline, cron("tmux capture-pane -p -t discogs").stdout
+            time.sleep(0.05)
+    finally:
+        cron("tmux kill-server")
+    for word in LINES[1:]:
+        assert outcome(cron(command_with(word))) == (0, ""), word
+    assert len((checkout / "var" / "changes.tsv").read_text().splitlines()) == 30
+    assert (checkout / "var" / "stats.html").exists()
+    assert sorted(api.journal.asked()) == sorted(api.world.alive["releases"])
+
+
+def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:
+    assert outcome(cron(command_with("download"))) == (
+        75,
+        f"download_dump.py: a complete dump of releases is not published yet at {site.url}\n",
+    )
+    site.close()
+    code, said = outcome(cron(command_with("download")))
+    assert (code, said.count("\n")) == (69, 1)
+    assert said.startswith(f"download_dump.py: {site.url}: the index: ")
+
+
+def test_a_job_with_a_misspelled_setting_says_where(checkout, cron) -> None:
+    with (checkout / ".env").open("a") as file:
+        file.write("LEASES_S=5\n")
+    for word in LINES[1:]:
+        code, said = outcome(cron(command_with(word)))
+        assert code == 78
+        assert said.count("\n") == 1
+        assert "line 6: there is no setting 'LEASES_S'; did you mean LEASE_S?" in said
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_finds_nothing_wrong_with_the_samples(tmp_path: Path) -> None:
+    units = []
+    for sample in sorted(UNITS.iterdir()):
+        text = sample.read_text().replace("/opt/crawler_for_discogs", str(ROOT))
+        (tmp_path / sample.name).write_text(text)
+        units.append(tmp_path / sample.name)
+    assert len(units) == 7
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line for line in done.stderr.splitlines() if "discogs" in line] == []
+
+
+def test_the_systemd_samples_and_the_crontab_run_the_same_commands() -> None:
+    for name, word in (
+        ("monthly", "download"),
+        ("daily", "--discover"),
+        ("maintenance", "maintain_store.py$"),
+    ):
+        command = command_with(word).removeprefix('cd "$CRAWLER" && ')
+        unit = (UNITS / f"discogs-{name}.service").read_text().replace("$$", "$")
+        assert command in unit
+        assert (UNITS / f"discogs-{name}.timer").exists()
+
+
+class _Watcher(BaseHTTPRequestHandler):
+    pings: list[str]
+    status = 200
+
+    def do_GET(self) -> None:
+        self.pings.append(self.path)
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def watcher() -> Iterator[type[_Watcher]]:
+    """A dead man's switch which notes its pings."""
+    handler = type("Watcher", (_Watcher,), {"pings": []})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        handler.url = f"http://127.0.0.1:{server.server_port}/secret-key"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield handler
+        server.shutdown()
+
+
+def test_a_dead_mans_switch_is_told_of_start_and_success(run: Run, site, watcher) -> None:
+    site.publish(20261001, {"releases": dump.compressed(invented(3), "releases")})
+    arguments = ("download_dump.py", "--date", "20261001", "--dump-site", site.url)
+    done = run(*arguments, HEALTHCHECK_URL=watcher.url + "/{script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert watcher.pings == ["/secret-key/download-dump/start", "/secret-key/download-dump"]
+
+
+def test_a_dead_mans_switch_is_told_of_failure_but_not_of_try_later(
+    run: Run, site, watcher
+) -> None:
+    done = run("download_dump.py", "vinyl", "--dump-site", site.url, HEALTHCHECK_URL=watcher.url)
+    assert done.returncode == 64
+    assert watcher.pings.pop() == "/secret-key/fail"
+    done = run("download_dump.py", "--dump-site", site.url, HEALTHCHECK_URL=watcher.url)
+    assert done.returncode == 75
+    assert watcher.pings.pop() == "/secret-key/start"
+
+
+def test_a_dead_mans_switch_that_is_dead_itself_is_only_a_warning(run: Run, site, watcher) -> None:
+    site.publish(20261001, {"releases": dump.compressed(invented(3), "releases")})
+    arguments = ("download_dump.py", "--date", "20261001", "--dump-site", site.url)
+    watcher.status = 500
+    for url in (watcher.url, "http://127.0.0.1:1/secret-key", "nonsense://secret-key"):
+        done = run(*arguments, HEALTHCHECK_URL=url)
+        assert done.returncode == 0
+        assert done.stderr.count("HEALTHCHECK_URL could not be pinged") == 2
+        assert "secret-key" not in done.stderr
