@@ -99,11 +99,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         if flags.list:
             print(table(db, source), end="")
             return EXIT_DONE
-        with export.alone(database, flags.consumer):
+        with export.alone(database, flags.consumer) as lock:
             if flags.reset:
                 reset(db, source, flags)
             else:
-                export_changes(db, source, flags)
+                export_changes(db, source, flags, lock)
     return EXIT_DONE
 
 
@@ -146,7 +146,9 @@ def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> 
     log.info("%s: from %s to %s", consumer.name, consumer.revision or "start", revision or "start")
 
 
-def export_changes(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:
+def export_changes(
+    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
+) -> None:
     keep = not flags.dry_run
     consumer = export.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
     if flags.format == "ids" and consumer.kind == export.ALL:
@@ -156,17 +158,19 @@ def export_changes(db: sqlite3.Connection, source: Source, flags: argparse.Names
         log.info("%s: nothing new", consumer.name)
         return
     form = Form(flags.format, flags.nul, flags.skip_technical)
-    with receiver(flags, plan) as write:
+    with receiver(flags, plan, lock) as write:
         count = export.write(plan, form, write)
     if not flags.dry_run:
         consumers.move(db, consumer, "export", plan.new, count)
     log.info("%s: %d changes up to %s", consumer.name, count, plan.new[:12])
 
 
-def receiver(flags: argparse.Namespace, plan: Plan) -> AbstractContextManager[output.Write]:
+def receiver(
+    flags: argparse.Namespace, plan: Plan, lock: int
+) -> AbstractContextManager[output.Write]:
     if flags.line and not flags.dry_run:
         variables = plan.variables() | {"EXPORT_FORMAT": flags.format}
-        return output.to_command(flags.line, variables)
+        return output.to_command(flags.line, variables, lock)
     return output.to_stdout()
 
 

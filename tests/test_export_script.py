@@ -283,6 +283,20 @@ def test_terminated_it_ends_its_command_before_that_takes_the_part_for_the_whole
     assert place(environment) is None
 
 
+def test_an_export_does_not_overtake_the_command_of_one_that_was_killed(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    os.mkfifo(tmp_path / "hold")
+    line = f"echo > {tmp_path}/started; read x < {tmp_path}/hold"
+    with subprocess.Popen(command("--exec", line), env=environment) as running:
+        wait_until((tmp_path / "started").exists)
+        running.kill()
+    assert export().returncode == 75
+    (tmp_path / "hold").write_text("go\n")
+    assert wait_for(export, lambda done: done.returncode == 0).stdout == paths(1)
+
+
 def kill_at_random(store: SingleStore, environment: dict[str, str], rounds: int) -> None:
     """Kill exports while a consumer applies what it gets; each that counts was whole."""
     store.commit({("releases", n): record(n) for n in range(1, 400)})

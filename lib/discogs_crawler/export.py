@@ -90,11 +90,15 @@ def find_database(repository: str | None, source: Source, settings: Settings) ->
 
 
 @contextlib.contextmanager
-def alone(database: Path, name: str) -> Iterator[None]:
-    """Be the only one who exports to that consumer; TryLater if another does."""
+def alone(database: Path, name: str) -> Iterator[int]:
+    """Be the only one who exports to that consumer; TryLater if another does.
+
+    Yields the open lock, which a command that consumes inherits: if we are killed, it still runs,
+    and the next export must not overtake it.
+    """
     lock = database.with_name(f"{database.name}.{name}.lock")
-    with locks.exclusive(lock, f"an export to {name}"):
-        yield
+    with locks.exclusive(lock, f"an export to {name}") as handle:
+        yield handle
 
 
 def enrol(

@@ -10,11 +10,12 @@ from discogs_crawler.errors import TryLater
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[int]:
     """Hold the lock file `path` during the block; the kernel lets go of it if we are killed.
 
     Without `wait`, raises TryLater (exit 75) saying that `what` is already running, and as which
-    process, when somebody else holds it.
+    process, when somebody else holds it. Yields the open file: a child process that inherits it
+    holds the lock as well, until it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -26,6 +27,6 @@ def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             raise TryLater(f"{what} is already running as process {holder}") from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield handle
     finally:
         os.close(handle)

@@ -74,11 +74,12 @@ def _wait_for_reader(handle: int) -> None:
 
 
 @contextlib.contextmanager
-def to_command(line: str, variables: Mapping[str, str]) -> Iterator[Write]:
+def to_command(line: str, variables: Mapping[str, str], lock: int) -> Iterator[Write]:
     """Give what is written to the standard input of a shell command, begun at the first byte.
 
     PartlyDone if it ends with anything but 0. How much it reads is its own affair. If the block
-    fails, the command is told to end (SIGTERM) before it could take the part for the whole.
+    fails, the command is told to end (SIGTERM) before it could take the part for the whole. It
+    inherits the open file `lock`.
     """
     process: subprocess.Popen[bytes] | None = None
 
@@ -90,6 +91,7 @@ def to_command(line: str, variables: Mapping[str, str]) -> Iterator[Write]:
                 stdin=subprocess.PIPE,
                 env=os.environ | variables,
                 process_group=0,
+                pass_fds=[lock],
             )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
