@@ -1,1 +1,69 @@
 #!/usr/bin/env python3
+"""How the crawler stands: what is stored, queued, failed and missing, and how fast it goes.
+
+Prints tables for a terminal of 80 columns, or with --json everything as one JSON object (times are
+UTC epoch seconds, durations seconds, shares 0 to 1, null is unknown). --html writes one
+self-contained page with plots, --prometheus a file for node_exporter's textfile collector; with
+either of them nothing is printed unless --json asks for it. Each file is there whole or not at all.
+
+It only reads: run it as often as you like, while everything else runs. That Redis is not there is
+said, and the rest is shown.
+
+Examples:
+
+  stats.py
+  stats.py --kind releases --json | jq '.kinds[0].coverage'
+  stats.py --html /var/www/crawler.html \\
+      --prometheus /var/lib/prometheus/node-exporter/discogs.prom
+
+Exit codes: 0 done, 78 there is no ledger yet or it is of another version.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import command, overview, prometheus, report, stats
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_DONE, ConfigurationError
+from discogs_crawler.files import atomic_write
+from discogs_crawler.records import KINDS
+from discogs_crawler.snapshot import plain
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DATABASE", "RATE_IDENTITY")
+    parser.add_argument("--kind", choices=KINDS, help="only this kind [all of which there is any]")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots")
+    parser.add_argument("--prometheus", metavar="FILE", type=Path, help="write metrics")
+    return parser
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    snapshot = stats.take(settings, flags.kind)
+    if flags.html:
+        write(flags.html, report.render(snapshot))
+    if flags.prometheus:
+        write(flags.prometheus, prometheus.render(snapshot))
+    if flags.json:
+        print(json.dumps(plain(snapshot), indent=2, ensure_ascii=False))
+    elif not flags.html and not flags.prometheus:
+        print(overview.render(snapshot), end="")
+    return EXIT_DONE
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    try:
+        with atomic_write(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))

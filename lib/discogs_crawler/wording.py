@@ -1,0 +1,71 @@
+"""Numbers as people read them."""
+
+from datetime import UTC, datetime
+
+from discogs_crawler.clock import DAY_S
+
+UNKNOWN = "–"
+
+_STEPS = (
+    # Below this many seconds, in units of that many seconds, called so.
+    (120, 1, "s"),
+    (120 * 60, 60, "min"),
+    (48 * 3_600, 3_600, "h"),
+    (100 * DAY_S, DAY_S, "days"),
+    (2 * 365 * DAY_S, 30.44 * DAY_S, "months"),
+    (float("inf"), 365.25 * DAY_S, "years"),
+)
+
+_ONE = {"days": "day", "months": "month", "years": "year"}
+
+
+def count(number: float | None) -> str:
+    """`1,234,567`; a dash for what is unknown."""
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
+def compact(number: float) -> str:
+    """`987`, `12.3 k`, `19.5 M`: three digits and a unit."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size * 0.9995:
+            value = number / size
+            return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes: `1.2 MB`."""
+    return compact(number) + ("B" if number >= 999.5 else " B")
+
+
+def share(part: float | None) -> str:
+    """`67.3 %`; never 100 before all is there, never 0 when there is something."""
+    if part is None:
+        return UNKNOWN
+    percent = part * 100
+    if 99.95 <= percent < 100:
+        return "99.9 %"
+    if 0 < percent < 0.05:
+        return "<0.1 %"
+    return f"{percent:.1f} %" if percent < 100 else f"{percent:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `12 min`, `8 h`, `9 days`, `7 months`: two digits are enough for a plan."""
+    if seconds is None:
+        return UNKNOWN
+    for limit, unit_s, unit in _STEPS:
+        if seconds < limit:
+            number = round(seconds / unit_s)
+            return f"{number} {unit}" if number != 1 else f"1 {_ONE.get(unit, unit)}"
+    raise ValueError(seconds)
+
+
+def date(epoch_s: float | None) -> str:
+    """`2026-11-01`, UTC."""
+    return UNKNOWN if epoch_s is None else f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%d}"
+
+
+def minute(epoch_s: float | None) -> str:
+    """`2026-11-01 19:16`, UTC."""
+    return UNKNOWN if epoch_s is None else f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%d %H:%M}"
