@@ -364,6 +364,22 @@ def test_a_clone_that_one_keeps_oneself_has_the_places_beside_it(
     assert export("--repository", clone).stdout == paths(2)
 
 
+def test_a_clone_with_its_submodules_is_read_like_any_other(tmp_path: Path, export: Run) -> None:
+    upstream = SubmoduleStore(tmp_path / "upstream" / "discogs.git")
+    upstream.commit({("releases", n): record(n) for n in (1, 1_000_001)})
+    clone = tmp_path / "clone"
+    allowed = ["-c", "protocol.file.allow=always"]
+    git(tmp_path, *allowed, "clone", "-q", "--recurse-submodules", str(upstream.folder), str(clone))
+    assert export("--repository", clone, "--format", "ids").stdout == "1\n1000001\n"
+    upstream.commit({("releases", 1): None, ("releases", 2_000_000): record(2)})
+    git(clone, "pull", "-q")
+    missing = export("--repository", clone)
+    assert missing.returncode == 65
+    assert "git submodule update --init" in missing.stderr
+    git(clone, *allowed, "submodule", "--quiet", "update", "--init")
+    assert export("--repository", clone, "--format", "ids").stdout == "1\n2000000\n"
+
+
 @pytest.mark.parametrize("make", [SingleStore, SubmoduleStore])
 def test_a_url_is_enough(
     tmp_path: Path, export: Run, make: Callable[[Path], SingleStore | SubmoduleStore]
