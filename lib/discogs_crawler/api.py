@@ -4,12 +4,12 @@ Nothing is retried or followed here. The token goes to the configured host alone
 this machine itself, for redirects are never followed and plain http to anywhere else is refused.
 """
 
+import http.client
 import ipaddress
-import json
-import logging
 import re
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,17 +21,13 @@ from urllib3.exceptions import (
     IncompleteRead,
     NameResolutionError,
     NewConnectionError,
-    ProtocolError,
     ReadTimeoutError,
-    SSLError,
 )
 
 from discogs_crawler import exact_json
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.records import ELEMENTS, MAX_ID
-
-log = logging.getLogger(__name__)
 
 # The largest real answer seen has 0.4 MB; more than this is not a record.
 BODY_LIMIT = 16 * 2**20
@@ -84,8 +80,9 @@ class Client:
             "Accept": ACCEPT,
             "Accept-Encoding": "gzip",
         }
-        if settings.discogs_token:
-            self._headers["Authorization"] = f"Discogs token={settings.discogs_token.reveal()}"
+        self._token = settings.discogs_token.reveal() if settings.discogs_token else ""
+        if self._token:
+            self._headers["Authorization"] = f"Discogs token={self._token}"
         window_s = settings.rate_window_s
         self._body_s = window_s * BODY_SHARE
         self._pool = urllib3.connection_from_url(
@@ -98,31 +95,29 @@ class Client:
 
     def fetch(self, kind: str, record_id: int) -> Answer:
         """Ask for one record; every failure is an Answer."""
-        try:
-            response, body = self._get(f"/{kind}/{record_id}")
-        except HTTPError as error:
-            return Answer("transient", reason=_in_one_line(error), arrived=False)
-        except _Unusable as error:
-            return _with_quota(Answer("transient", error.status, str(error)), error.headers)
-        answer = _read(response.status, response.headers, body, kind, record_id)
-        return _with_quota(answer, response.headers)
+        return self._ask(
+            f"/{kind}/{record_id}",
+            lambda status, headers, body: _read(status, headers, body, kind, record_id),
+        )
 
     def greet(self) -> Answer:
         """Ask for the API's front page: whether it is reachable and accepts us."""
-        try:
-            response, body = self._get("/")
-        except HTTPError as error:
-            return Answer("transient", reason=_in_one_line(error), arrived=False)
-        except _Unusable as error:
-            return Answer("transient", error.status, str(error))
-        document = _object(body)
-        if response.status == 200 and document is not None:
-            return _with_quota(Answer("record", 200, document=document), response.headers)
-        answer = _read_failure(response.status, response.headers, body)
-        return _with_quota(answer, response.headers)
+        return self._ask("/", _read_welcome)
 
     def close(self) -> None:
         self._pool.close()
+
+    def _ask(self, path: str, read: Callable[[int, Mapping[str, str], bytes], Answer]) -> Answer:
+        try:
+            response, body = self._get(path)
+            answer = _with_quota(read(response.status, response.headers, body), response.headers)
+        except _Unusable as error:
+            answer = _with_quota(Answer("transient", error.status, str(error)), error.headers)
+        except HTTPError as error:
+            answer = Answer("transient", reason=_in_one_line(error), arrived=False)
+        if self._token and self._token in answer.reason:
+            return answer._replace(reason=answer.reason.replace(self._token, "***"))
+        return answer
 
     def _get(self, path: str) -> tuple[urllib3.BaseHTTPResponse, bytes]:
         response = self._pool.request(
@@ -193,6 +188,13 @@ def _read(
         return _read_record(body, kind, record_id)
     if status in (301, 302, 303, 307, 308):
         return _read_redirect(status, headers.get("Location", ""), kind, record_id)
+    return _read_failure(status, headers, body)
+
+
+def _read_welcome(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    document = _object(body)
+    if status == 200 and document is not None:
+        return Answer("record", status, document=document)
     return _read_failure(status, headers, body)
 
 
@@ -282,29 +284,23 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,5}", text.strip(), re.ASCII) else None
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     """What happened to the connection, in words for a log; never the headers that were sent."""
     if isinstance(error, NameResolutionError):
-        return "the host's name cannot be resolved"
-    if isinstance(error, ConnectTimeoutError):
+        return "no address found for the host's name"
+    if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return "no connection in time"
     if isinstance(error, ReadTimeoutError):
         return "no answer in time"
-    if isinstance(error, SSLError):
-        return f"TLS: {_last_words(error)}"
-    if isinstance(error, NewConnectionError):
-        return f"no connection: {_last_words(error)}"
-    if isinstance(error, IncompleteRead):
+    if isinstance(error, IncompleteRead | http.client.IncompleteRead):
         return "a body that was cut off"
     if isinstance(error, DecodeError):
         return "a body that is not the gzip it claims to be"
-    if isinstance(error, ProtocolError):
-        return f"a broken connection: {_last_words(error)}"
-    return f"{type(error).__name__}: {_last_words(error)}"
-
-
-def _last_words(error: Exception) -> str:
-    """The innermost text of an exception which wraps others, e.g. `Connection refused`."""
-    text = str(error).rstrip(")'\"")
-    text = re.sub(r"^.*\[[^]]*\]\s*", "", text) or text
-    return json.dumps(text[-120:], ensure_ascii=False)[1:-1]
+    inner = next((part for part in error.args if isinstance(part, BaseException)), error.__cause__)
+    if inner is not None:
+        return _in_one_line(inner)
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {getattr(error, 'verify_message', '') or error.reason}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"no connection: {error.strerror}"
+    return f"a broken connection: {' '.join(str(error).split())[:120]}"
