@@ -1,1 +1,164 @@
 #!/usr/bin/env python3
+"""Keep the store in order: merge, pack, back up, check.
+
+Without an option, for a nightly cron job: merges the branches of `worker.py --branch`, pins the
+submodules, renews the repository's README, joins its packs, removes what killed processes left,
+copies the ledger to STATE_DIR/backups (two are kept) and checks the records that are new since
+the last check. Workers may go on meanwhile.
+
+Examples:
+
+    maintain_store.py -v                 # every night
+    maintain_store.py --merge            # only merge the branches
+    maintain_store.py --check            # every month: all records, git fsck, ledger against Git
+    maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
+    maintain_store.py --to-submodules    # one repository for each kind and million, for good
+
+What a check finds goes to stdout, one line each.
+
+Exit codes: 0 done, 65 a check found damage, 69 Redis, the remote or the disk failed, 75 it runs
+already, 78 a setting or a permission is wrong or there is no store yet.
+"""
+
+import argparse
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import (
+    __version__,
+    asking,
+    branches,
+    check,
+    clean,
+    command,
+    convert,
+    landing,
+    ledger,
+    locks,
+    maintenance,
+    progress,
+    reclean,
+    redis_server,
+    seeding,
+    store,
+)
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
+from discogs_crawler.ledger import Ledger
+from discogs_crawler.queue import Queue
+from discogs_crawler.records import KINDS
+from discogs_crawler.store import AnyStore
+
+log = logging.getLogger("maintain_store")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_LAYOUT")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--merge", action="store_true", help="only merge the branches")
+    group.add_argument("--check", action="store_true", help="only check, but everything")
+    group.add_argument("--reclean", action="store_true", help="apply changed cleaning rules")
+    group.add_argument("--to-submodules", action="store_true", help="convert the layout")
+    return parser
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    with contextlib.ExitStack() as stack:
+        lock = settings.state_dir / "maintain_store.lock"
+        stack.enter_context(locks.exclusive(lock, "maintain_store.py"))
+        book = None
+        if settings.database.exists():
+            book = stack.enter_context(ledger.open(settings.database))
+        if flags.to_submodules:
+            return to_submodules(settings, book)
+        opened = store.open_store(settings, create=False)
+        if flags.check:
+            return check_everything(opened, book, settings)
+        if flags.reclean:
+            return reclean_everything(opened, settings)
+        merge(opened, book, settings)
+        return EXIT_DONE if flags.merge else nightly(opened, book, settings)
+
+
+def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
+    """Merge the branches; Redis is needed only if there are any."""
+    parts = opened.parts()
+    for part in parts:
+        part.refresh()
+    queues = _queues(settings) if any(part.branches() for part in parts) else []
+    merged = branches.merge(parts, queues)
+    log.info("merged %d branches", merged.branches)
+    if book is not None:
+        for kind in KINDS:
+            again = [number for where, number in merged.conflicts if where == kind]
+            if again:
+                asking.want_ids(book, kind, again)
+    opened.settle()
+
+
+def _queues(settings: Settings) -> list[Queue]:
+    client = redis_server.connect(settings)
+    options = {"prefix": settings.redis_prefix, "lease_s": settings.lease_s}
+    return [Queue(client, kind, **options) for kind in KINDS]
+
+
+def nightly(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+    """Everything that keeps the store small and safe; the records that are new are checked."""
+    landing.update(opened, book, __version__, settings.store_branch)
+    repositories = opened.repositories()
+    with progress.bar("pack", len(repositories), "repositories/s") as advance:
+        for repository in repositories:
+            packs = maintenance.tidy(repository)
+            log.info("%s: %d packs", repository.path, packs)
+            advance(1)
+    copy = maintenance.back_up(settings)
+    if copy:
+        log.info("ledger copied to %s", copy)
+    tip = opened.tip()
+    since = maintenance.checked(opened.repository)
+    found = _report(check.records(opened, tip, since))
+    if tip and not found:
+        maintenance.mark_checked(opened.repository, tip)
+    return EXIT_BAD_DATA if found else EXIT_DONE
+
+
+def check_everything(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+    """Read every record, and compare Git with the ledger both ways."""
+    tip = opened.settle()
+    found = _report(check.repositories(opened)) + _report(check.records(opened, tip))
+    if book is not None:
+        queues = _queues(settings)
+        for kind, queue in zip(KINDS, queues, strict=True):
+            seeding.drain(book, queue)
+            found += _report(check.against_ledger(opened, book, kind))
+    if tip and not found:
+        maintenance.mark_checked(opened.repository, tip)
+    return EXIT_BAD_DATA if found else EXIT_DONE
+
+
+def _report(findings: "check.Iterator[str]") -> int:
+    number = 0
+    for number, line in enumerate(findings, 1):  # noqa: B007
+        print(line)
+    return number
+
+
+def reclean_everything(opened: AnyStore, settings: Settings) -> int:
+    rules = {kind: clean.rules_for(settings, kind) for kind in KINDS}
+    number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
+    log.info("%d records rewritten", number)
+    return EXIT_DONE
+
+
+def to_submodules(settings: Settings, book: Ledger | None) -> int:
+    kept = convert.to_submodules(settings, book)
+    print(f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, arguments()))

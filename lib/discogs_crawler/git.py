@@ -47,6 +47,9 @@ CONFIGURATION = {
     "receive.unpackLimit": "1",
     "uploadpack.allowFilter": "true",
     "uploadpack.allowAnySHA1InWant": "true",
+    # Two records that resemble each other are not one that was renamed.
+    "merge.renames": "false",
+    "merge.directoryRenames": "false",
 }
 
 # What `git rev-parse --local-env-vars` lists: variables that point Git at another repository.

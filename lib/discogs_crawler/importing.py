@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from discogs_crawler import clock
+from discogs_crawler import clock, leftovers
 from discogs_crawler.git import Author, GitFailed, Repository
 
 # fast-import chains each blob to the one before, 50 deep: with 3 the store grows by 5 % and reads
@@ -24,11 +24,19 @@ class Refused(Exception):
     """The branch has moved on, or another process is moving it: do it again from its new tip."""
 
 
+class Locked(Refused):
+    """A lock file is in the way: of a process that is at work, or of one that was killed."""
+
+
 class Entry(NamedTuple):
-    """A file to write, or with `data` None to remove."""
+    """A file to write, or with neither `data` nor `oid` to remove."""
 
     path: str
+    """"" is the root"""
     data: bytes | None
+    oid: str = ""
+    """an object that is there already"""
+    mode: str = "100644"
 
 
 def blob_id(data: bytes) -> bytes:
@@ -83,25 +91,27 @@ def commit(
     author: Author,
     *,
     parents: Iterable[str] = (),
-    lock: int | None = None,
 ) -> str:
     """Put `entries` on commit `base` and move `ref` there; the new commit, synced to disk.
 
-    `parents` are further ones. `lock` is an open file that the process shall keep open as long as
-    it lives. Raises Refused, and leaves the branch as it was, if the branch is not at `base` or
-    an ancestor of it.
+    `parents` are further ones. Raises Refused, and leaves the branch as it was, if the branch is
+    not at `base` or an ancestor of it; Locked if another process, or a dead one, holds it.
     """
-    done = repository.call(
-        "fast-import",
-        "--quiet",
-        "--done",
-        f"--depth={DELTA_DEPTH}",
-        stdin=b"".join(_stream(ref, base, entries, message, author, parents)),
-        pass_fds=() if lock is None else (lock,),
-    )
+    with leftovers.writing(repository) as lock:
+        done = repository.call(
+            "fast-import",
+            "--quiet",
+            "--done",
+            f"--depth={DELTA_DEPTH}",
+            stdin=b"".join(_stream(ref, base, entries, message, author, parents)),
+            pass_fds=(lock,),
+        )
     if done.returncode:
-        if b"Not updating" in done.stderr or b"cannot lock ref" in done.stderr:
-            raise Refused(done.stderr.decode("utf-8", "replace").strip())
+        said = done.stderr.decode("utf-8", "replace").strip()
+        if "File exists" in said:
+            raise Locked(said.splitlines()[0])
+        if "Not updating" in said or "cannot lock ref" in said:
+            raise Refused(said.splitlines()[0])
         raise repository.failure("fast-import", done.returncode, done.stderr)
     made = done.stdout.decode("ascii").strip()
     if not contains(repository, repository.tip(ref), made):
@@ -132,11 +142,13 @@ def _stream(
         yield f"from {base}\n".encode()
     for parent in parents:
         yield f"merge {parent}\n".encode()
-    for path, data in entries:
-        if data is None:
+    for path, data, oid, mode in entries:
+        if oid:
+            yield f"M {mode} {oid} {path}\n".encode()
+        elif data is None:
             yield f"D {path}\n".encode()
         else:
-            yield f"M 100644 inline {path}\ndata {len(data)}\n".encode()
+            yield f"M {mode} inline {path}\ndata {len(data)}\n".encode()
             yield data
             yield b"\n"
     yield b"\nget-mark :1\ndone\n"

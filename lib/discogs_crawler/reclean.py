@@ -1,0 +1,115 @@
+"""Apply changed cleaning rules to what is stored, in commits marked technical.
+
+A batch is read and written on one and the same tip: should a worker commit meanwhile, it is read
+again, so no newer record is overwritten. The place is kept in a file; a run that was interrupted
+goes on there.
+"""
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from discogs_crawler import clean, exact_json, files, git, history, importing
+from discogs_crawler.clean import Rules
+from discogs_crawler.errors import BadData
+from discogs_crawler.importing import Entry, Refused
+from discogs_crawler.records import KINDS, parse_record_path
+from discogs_crawler.repository_store import Store
+from discogs_crawler.store import AnyStore
+
+log = logging.getLogger(__name__)
+
+# Records in a batch: 10 MB.
+BATCH = 1_000
+
+
+def reclean(store: AnyStore, rules: dict[str, Rules], place: Path) -> int:
+    """Rewrite every record that the rules of its kind clean differently; how many those were."""
+    rewritten = 0
+    names = {kind: rules[kind].name for kind in KINDS}
+    done = _read_place(place, names)
+    for part in store.parts():
+        key = part.prefix or "all"
+        after = done.get(key, "")
+        for paths in _batches(part, after):
+            rewritten += _rewrite(store, part, paths, rules)
+            done[key] = paths[-1]
+            with files.atomic_write(place) as file:
+                file.write(json.dumps({"rules": names, "done": done}).encode())
+    place.unlink(missing_ok=True)
+    return rewritten
+
+
+def _read_place(place: Path, names: dict[str, str]) -> dict[str, str]:
+    """The last path that was done in each repository, if it was with these rules."""
+    try:
+        saved = json.loads(place.read_bytes())
+        return dict(saved["done"]) if saved["rules"] == names else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _batches(part: Store, after: str) -> Iterator[list[str]]:
+    """The paths of the records after one of them, in Git's order, up to BATCH at once."""
+    tip = part.refresh()
+    if tip is None:
+        return
+    names = part.repository.lines("ls-tree", "-r", "--name-only", "-z", tip)
+    paths = (name.decode("utf-8", "replace") for name in names)
+    records = (path for path in paths if parse_record_path(part.prefix + path))
+    rest = (
+        itertools.islice(itertools.dropwhile(lambda path: path != after, records), 1, None)
+        if after
+        else records
+    )
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield batch
+
+
+def _rewrite(store: AnyStore, part: Store, paths: list[str], rules: dict[str, Rules]) -> int:
+    """Rewrite those of `paths` that need it, in one commit; how many."""
+
+    def attempt() -> int:
+        base = _settled_tip(store, part)
+        blobs = git.read_blobs(part.repository, [f"{base}:{path}" for path in paths])
+        entries = []
+        for path, data in zip(paths, blobs, strict=True):
+            kind = (part.prefix + path).split("/")[0]
+            cleaned = data and _cleaned(path, data, rules[kind])
+            if cleaned and cleaned != data:
+                entries.append(Entry(path, cleaned))
+        if not entries:
+            return 0
+        kinds = sorted({(part.prefix + entry.path).split("/")[0] for entry in entries})
+        trailers = {history.TECHNICAL: "reclean", "Cleaner": rules[kinds[0]].name}
+        message = importing.describe(f"{', '.join(kinds)}: {len(entries)} recleaned", trailers)
+        made = part.publish(base, entries, message)
+        if not isinstance(store, Store):
+            store.pin({part.prefix: made}, {history.TECHNICAL: "reclean"})
+        return len(entries)
+
+    return part.retried(attempt)
+
+
+def _settled_tip(store: AnyStore, part: Store) -> str:
+    """The tip to rewrite from. In a superproject it is pinned, so that the pin is technical too."""
+    if not isinstance(store, Store):
+        store.settle()
+        pinned = store.pins(store.tip()).get(part.prefix.rstrip("/"))
+        if pinned is None or pinned != part.tip():
+            raise Refused("a worker has committed")
+        return pinned
+    tip = part.refresh()
+    if tip is None:
+        raise Refused("the store has gone")
+    return tip
+
+
+def _cleaned(path: str, data: bytes, rules: Rules) -> bytes | None:
+    try:
+        return clean.clean(exact_json.loads(data), rules)
+    except BadData as error:
+        log.warning("%s: left as it is: %s", path, error)
+        return None
