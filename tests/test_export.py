@@ -1,6 +1,7 @@
 """What an export prints, and that applying it always gives what the store holds."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discogs_crawler import changes, export
+from discogs_crawler import changes, export, history
 from discogs_crawler.consumers import Consumer
 from discogs_crawler.errors import BadData
 from discogs_crawler.export import Form
-from discogs_crawler.history import Source
+from discogs_crawler.history import Segment, Source
 from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
 
 Store = SingleStore | SubmoduleStore
@@ -322,3 +323,23 @@ def test_a_file_that_is_no_record_stops_nothing(
     lines = exported(store, Form("jsonl"))[0].splitlines()
     assert [json.loads(line)["id"] for line in lines] == [1]
     assert "01.json is not a record's path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [("echo 'fatal: no memory' >&2; exit 128", "fatal: no memory"), ("kill -9 $$", "ended early")],
+)
+@pytest.mark.parametrize("output_format", changes.FORMATS)
+def test_a_git_that_dies_is_neither_an_end_nor_a_reader_that_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: str, ending: str, words: str
+) -> None:
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho releases/00/00/00/1.json\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    segment = Segment(tmp_path, "releases/00/", "1" * 40, "2" * 40)
+    with pytest.raises(BadData, match=words):
+        list(changes.blocks(output_format, segment, "3" * 40, end=b"\n"))
+    with pytest.raises(BadData, match=words), history.running(tmp_path, "cat-file") as pipes:
+        pipes.stdin.write(b"x" * 10_000_000)

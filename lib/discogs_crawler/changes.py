@@ -45,7 +45,7 @@ class Change(NamedTuple):
     blob: bytes
 
 
-# Takes a segment and the revision it belongs to; gives blocks of output with how many changes.
+# Output in blocks, and how many changes are in each.
 Blocks = Iterator[tuple[bytes, int]]
 
 

@@ -16,9 +16,9 @@ import subprocess
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
-from discogs_crawler.errors import BadData, ConfigurationError
+from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
 
 # The name that every Git knows for a tree without entries: what there was before the first commit.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
@@ -82,47 +82,59 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
 
     BadData with Git's last words if it ends with a code that is not in `codes`.
     """
-    command = ["git", "--git-dir", str(folder), *arguments]
     with tempfile.TemporaryFile() as words:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=words,
-                env=environment(),
-                bufsize=PIPE,
-            )
-        except FileNotFoundError:
-            raise ConfigurationError("there is no git on the PATH; install it") from None
+        process = _started(["git", "--git-dir", str(folder), *arguments], words)
         assert process.stdin is not None
         assert process.stdout is not None
-        # A user with very many pipes gets no more room, and needs none.
-        with contextlib.suppress(OSError):
-            for pipe in (process.stdout, process.stdin):
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
         try:
             yield Pipes(process.stdin, process.stdout)
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.stdout.close()
-            code = process.wait()
+            _close(process)
+            code: int | None = process.wait()
+        except BrokenPipeError:
+            # It went before it had read everything, and its last words say why.
+            code = process.wait() or None
         except BaseException:
             process.kill()
             process.wait()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.stdout.close()
             raise
+        finally:
+            _close(process)
         if code not in codes:
             words.seek(0)
             raise BadData(f"{folder}: git {arguments[0]}: {_last_words(words.read(), code)}")
 
 
-def _last_words(words: bytes, code: int) -> str:
+def _started(command: Sequence[str], words: IO[bytes]) -> "subprocess.Popen[bytes]":
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            env=environment(),
+            bufsize=PIPE,
+        )
+    except FileNotFoundError:
+        raise ConfigurationError("there is no git on the PATH; install it") from None
+    except OSError as error:
+        raise Unavailable(f"git cannot be started: {error.strerror}") from error
+    # A user with very many pipes gets no more room, and needs none.
+    with contextlib.suppress(OSError):
+        for pipe in (process.stdout, process.stdin):
+            fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, PIPE)
+    return process
+
+
+def _close(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(BrokenPipeError):
+            cast(IO[bytes], pipe).close()
+
+
+def _last_words(words: bytes, code: int | None) -> str:
     lines = words.decode(errors="replace").split("\n")
     said = [line for line in lines if line.startswith(("fatal:", "error:"))]
-    return said[0] if said else f"ended with code {code}"
+    return said[0] if said else f"ended early ({code})"
 
 
 def output(folder: Path, *arguments: str, given: bytes = b"", codes: Collection[int] = (0,)) -> str:
