@@ -11,6 +11,7 @@ Interrupted anywhere, run it again.
   seed_queue.py --discover 20000           also numbers that are newer than the dump
   seed_queue.py --ids 249504,1             these, before all others
   seed_queue.py --dead --kind artists      list what could not be fetched
+  seed_queue.py --rebuild-ledger           all of the store again, unless --adopt trusts it
 
 Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
 not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 already
@@ -20,6 +21,7 @@ running, 78 configuration.
 import argparse
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -34,6 +36,7 @@ from discogs_crawler import (
     locks,
     redis_server,
     seed,
+    store,
 )
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
@@ -45,7 +48,7 @@ log = logging.getLogger("discogs_crawler.seed_queue")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX")
+    parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX", "STORE")
     parser.add_argument("-n", "--new", type=Path, metavar="FILE", help="hashes of a dump")
     parser.add_argument("-o", "--old", type=Path, metavar="FILE", help="hashes to compare with")
     parser.add_argument("--kind", choices=KINDS, help="what is queued [releases]")
@@ -68,6 +71,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="believe the dump and the answers")
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
+    parser.add_argument(
+        "--rebuild-ledger",
+        action="store_true",
+        help="make a lost ledger from the store and the hashes of the last dump",
+    )
     return parser
 
 
@@ -94,6 +102,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         adopt=flags.adopt,
         force=flags.force,
         dry_run=flags.dry_run,
+        stored=_stored(settings) if flags.rebuild_ledger else None,
     )
     config.make_state_dir(settings)
     command.terminate_like_interrupt()
@@ -108,6 +117,10 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
         report = seed.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
     return tell(report, flags.dry_run)
+
+
+def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
+    return store.open_store(settings, create=False).ids
 
 
 def _check_usage(flags: argparse.Namespace) -> None:

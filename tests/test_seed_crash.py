@@ -17,7 +17,7 @@ from discogs_crawler.seed import Request
 from tests.seeding_world import COOLDOWN_S, World, queue_of, some_contents
 
 # Kills in the suite; with --long at every step.
-KILLS = 40
+KILLS = 25
 
 _TABLES = ("releases", "counts", "ages", "outcomes", "results_cursor", "dumps")
 

@@ -105,7 +105,7 @@ class History(RuleBasedStateMachine):
             self.causes[record_id] = max(not_after, self.causes.get(record_id, 0))
         if interrupted:
             with pytest.raises(_Killed), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(intake, "_accept", _die)
+                patch.setattr(intake, "accept", _die)
                 self._seed(path)
                 raise _Killed  # it was accepted before
             return
@@ -160,6 +160,17 @@ class History(RuleBasedStateMachine):
             elif result.outcome != "dead":
                 self.unread[lease.id] = result.fetched
         self.in_flight = []
+
+    @precondition(lambda self: not self.in_flight)
+    @rule(record_id=IDS)
+    def overtake(self, record_id: int) -> None:
+        """A dump with a new edit is seeded while an older answer is on its way."""
+        self.by_hand([record_id])
+        self.start_fetching(9)
+        self.edit(record_id)
+        self.take_dump()
+        self.seed_with_the_dump(False)
+        self.report()
 
     def _judge(self, record_id: int, reason: str, now: int) -> None:
         """Nothing is asked twice within its cooldown, or when no dump is newer than the answer."""

@@ -64,8 +64,8 @@ def take_in(
     """
     last = ledger.last_accepted(dump.kind)
     if last is None:
-        _mark_started(ledger, dump)
-        _import(ledger, new, dump, adopt)
+        mark_started(ledger, dump)
+        import_first(ledger, new, dump, adopt=adopt)
         comparison = Comparison(0, new.records, new.records, 0, 0)
     elif last.id == dump.id:
         return {}
@@ -77,11 +77,11 @@ def take_in(
             comparison = _compare(old, new)
         if not force:
             _guard(comparison, last, dump, adopt)
-        _mark_started(ledger, dump)
+        mark_started(ledger, dump)
         with _baseline(ledger, dump.kind, accepted) as old, hashfile.lines(new.path) as lines:
             _apply(ledger, dump, hashfile.differences(old, lines), cooldown_s, adopt)
         _look_again(ledger, dump, cooldown_s)
-    _accept(ledger, new, dump, comparison)
+    accept(ledger, new, dump, comparison)
     return {"added": comparison.added, "changed": comparison.changed, "retired": comparison.retired}
 
 
@@ -187,7 +187,7 @@ def _compare(old: Iterable[bytes], new: HashFile) -> Comparison:
     return Comparison(new.records - added + retired, new.records, added, changed, retired)
 
 
-def _import(ledger: Ledger, new: HashFile, dump: DumpRow, adopt: bool) -> None:
+def import_first(ledger: Ledger, new: HashFile, dump: DumpRow, *, adopt: bool) -> None:
     """The first dump of a kind: every record of it is new, and there are millions."""
     now = int(clock.now())
     wanted = "NULL, NULL, NULL" if adopt else f"{now}, 'backfill', {min(dump.not_after + 1, now)}"
@@ -283,7 +283,8 @@ def _look_again(ledger: Ledger, dump: DumpRow, cooldown_s: float) -> None:
                 )
 
 
-def _mark_started(ledger: Ledger, dump: DumpRow) -> None:
+def mark_started(ledger: Ledger, dump: DumpRow) -> None:
+    """Remember that rows may have this dump's hashes, until it or another one is accepted."""
     with ledger.transaction() as connection:
         connection.execute(
             "UPDATE dumps SET started = ifnull(started, ?) WHERE id = ?",
@@ -291,7 +292,7 @@ def _mark_started(ledger: Ledger, dump: DumpRow) -> None:
         )
 
 
-def _accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> None:
+def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> None:
     """Keep the file beside the ledger, then say that it is the accepted one."""
     path = accepted_path(ledger, dump.kind, new.sha256)
     if not ledger.db.conn.in_transaction:  # else it is a rehearsal

@@ -149,15 +149,14 @@ CREATE VIEW waiting AS  -- What is wanted, why, and when is the next of it due?
         WHERE wants.kind = counts.kind AND wants.reason = counts.reason) AS next_due
     FROM counts WHERE reason <> '' AND records > 0 GROUP BY kind, reason;
 CREATE VIEW freshness AS  -- How long ago did we last see what we have?
-    WITH running AS (
-        SELECT kind, day, sum(records) OVER (PARTITION BY kind ORDER BY day DESC) AS upto,
-            sum(records) OVER (PARTITION BY kind) AS total
-        FROM ages WHERE records > 0)
-    SELECT kind, max(total) AS stored,
-        strftime('%s', 'now') / 86400 - max(day) AS newest_days,
-        strftime('%s', 'now') / 86400 - max(CASE WHEN upto * 2 >= total THEN day END) AS median_days,
-        strftime('%s', 'now') / 86400 - max(CASE WHEN upto * 10 >= total * 9 THEN day END) AS p90_days,
-        strftime('%s', 'now') / 86400 - min(day) AS oldest_days
+    WITH today AS (SELECT strftime('%s', 'now') / 86400 AS today), running AS (
+        SELECT kind, today - day AS days, sum(records) OVER (PARTITION BY kind) AS total,
+            sum(records) OVER (PARTITION BY kind ORDER BY day DESC) AS upto
+        FROM ages, today WHERE records > 0)
+    SELECT kind, max(total) AS stored, min(days) AS newest_days,
+        min(CASE WHEN upto * 2 >= total THEN days END) AS median_days,
+        min(CASE WHEN upto * 10 >= total * 9 THEN days END) AS p90_days,
+        max(days) AS oldest_days
     FROM running GROUP BY kind;
 """
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from discogs_crawler import asking, identify, intake, seeding
+from discogs_crawler import asking, identify, intake, rebuild, seeding
 from discogs_crawler.hashfile import HashFile
 from discogs_crawler.ledger import DumpRow, Ledger
 from discogs_crawler.queue import Queue
@@ -28,6 +28,8 @@ class Request(NamedTuple):
     adopt: bool = False
     force: bool = False
     dry_run: bool = False
+    stored: Callable[[str], Iterable[int]] | None = None
+    """of a kind, all ids in the store, from which to rebuild the ledger"""
 
 
 class Report(NamedTuple):
@@ -55,6 +57,9 @@ def seed(
         if request.dry_run:
             stack.enter_context(ledger.handover())
             stack.enter_context(ledger.rehearsal())
+        if request.stored and not request.new:
+            kept = rebuild.kept_hashes(ledger, request.kind or "releases")
+            request = request._replace(new=kept)
         files = _identify(ledger, request) if request.new else None
         kind = files.dump.kind if files else request.kind or "releases"
         counts = stack.enter_context(ledger.run("seed_queue", kind))
@@ -94,6 +99,9 @@ def _identify(ledger: Ledger, request: Request) -> _Files:
 
 def _compare(ledger: Ledger, files: _Files, request: Request, cooldown_s: float) -> dict[str, int]:
     """Take in the new hashes; with OLD want what differs from it too."""
+    if request.stored:
+        ids = request.stored(files.dump.kind)
+        return rebuild.rebuild(ledger, files.new, files.dump, ids, adopt=request.adopt)
     last = ledger.last_accepted(files.dump.kind)
     if files.old and files.old_dump and last is None:
         # To an empty ledger OLD is what the store has.

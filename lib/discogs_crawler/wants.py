@@ -106,7 +106,7 @@ def after_result(row: Row, result: Result, now: int) -> Row:
         row = row._replace(alive=fetched, misses=0, removed=None, successor=None)
         if result.changed:
             row = row._replace(changed=fetched)
-        return _satisfied(row, fetched)
+        return _satisfied(row, result.reason, fetched)
     return _after_absent_answer(row, result, fetched)
 
 
@@ -117,7 +117,7 @@ def _after_absent_answer(row: Row, result: Result, fetched: int) -> Row:
     was_stored = row.stored
     if was_stored and asked_again:
         row = row._replace(removed=fetched)
-    row = _satisfied(row, fetched)
+    row = _satisfied(row, result.reason, fetched)
     if row.reason == "manual":
         return row
     if was_stored and not asked_again:
@@ -126,16 +126,19 @@ def _after_absent_answer(row: Row, result: Result, fetched: int) -> Row:
             due=due or fetched + CONFIRM_AFTER_S,
             since=max(row.since or 0, fetched + 1),
         )
-    if row.reason == "confirm":
-        # A dump that is newer than this answer says that it exists.
-        return row._replace(reason="changed")
     unused = row.hash is None and row.alive is None
     if unused and result.reason == "discovered" and row.misses <= len(REPROBE_AFTER_S):
         return want(row, "discovered", fetched + REPROBE_AFTER_S[row.misses - 1], fetched + 1)
     return row
 
 
-def _satisfied(row: Row, fetched: int) -> Row:
-    if row.since is None or fetched < row.since:
+def _satisfied(row: Row, asked: str, fetched: int) -> Row:
+    """The row without its want, if the answer to a request of class `asked` is new enough."""
+    if row.since is None:
         return row
-    return row._replace(due=None, reason=None, since=None)
+    if fetched >= row.since:
+        return row._replace(due=None, reason=None, since=None)
+    if row.reason == asked and asked in IMPATIENT:
+        # That has been answered; what is left is a dump that is newer than the answer.
+        return row._replace(reason="changed")
+    return row
