@@ -260,7 +260,7 @@ def test_whatever_the_last_dump_says_is_asked_for_and_nothing_is_asked_for_in_va
     run_state_machine_as_test(
         History,
         settings=hypothesis.settings(
-            max_examples=400 if long else 25,
+            max_examples=400 if long else 12,
             stateful_step_count=40,
             deadline=None,
             phases=[hypothesis.Phase.generate] if not long else list(hypothesis.Phase),
