@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import sqlite_utils
 
 from discogs_crawler import clock, locks
-from discogs_crawler.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, CrawlerError, TryLater
+from discogs_crawler.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    ConfigurationError,
+    CrawlerError,
+    TryLater,
+    Unavailable,
+)
 from discogs_crawler.schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
 
 # How long to wait for another writer; the longest transaction takes a second or two.
 BUSY_S = 120
+
+# What passes by itself or when room is made; any other refusal to open needs the user.
+_DISK_FAILS = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY}
 
 # Pages kept in memory: the differences of a month are applied in id order and need few.
 CACHE_KIB = 65_536
@@ -250,7 +260,7 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
     """Open the ledger, made or brought up to date if need be.
 
     ConfigurationError if it is not a ledger, cannot be written, or is of a newer version; or, with
-    `read_only`, if it is not there or of an older version.
+    `read_only`, if it is not there or of an older version. Unavailable if the disk fails or is full.
     """
     if read_only and not path.exists():
         raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
@@ -260,6 +270,8 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
         ledger = Ledger(path, _connect(path, read_only))
         _migrate(ledger, read_only)
     except (sqlite3.DatabaseError, OSError) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_FAILS:
+            raise Unavailable(f"{path}: the ledger cannot be used now: {error}") from error
         raise ConfigurationError(f"{path}: cannot be used as the ledger: {error}") from error
     return ledger
 
