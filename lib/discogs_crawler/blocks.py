@@ -9,12 +9,12 @@ import hashlib
 import io
 import queue
 import threading
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from discogs_crawler.dump import Damage
 from discogs_crawler.errors import UsageError
@@ -152,7 +152,9 @@ class Blocks:
 
     def _fill(self) -> None:
         """What the thread does: inflate into free slots until the end or the first fault."""
-        stream = igzip.IGzipFile(fileobj=self._source) if self._source.compressed else self._source
+        stream: io.RawIOBase | igzip.IGzipFile = self._source
+        if self._source.compressed:
+            stream = igzip.IGzipFile(fileobj=self._source)  # type: ignore[no-untyped-call]
         total = 0
         try:
             while not self._stopping and (slot := self._free.get()) is not None:
@@ -161,7 +163,7 @@ class Blocks:
                 self._filled.put((slot, count))
                 if not count:
                     break
-        except (gzip.BadGzipFile, isal_zlib.error, zlib.error) as error:
+        except (gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]
             self._filled.put(Damage(f"the gzip data are damaged: {error}", total))
         except EOFError:
             self._filled.put(Damage("the gzip data are cut off", total))

@@ -91,11 +91,13 @@ class ResultWriter:
             self._stragglers = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         rest = Hashed([], [], [], [], hashed.damaged)
         last_id = self._last_id
-        for row in zip(*hashed[:4], strict=True):
+        for row in zip(hashed.ids, hashed.offsets, hashed.keys, hashed.contents, strict=True):
             if row[0] > last_id:
                 last_id = row[0]
-                for column, value in zip(rest[:4], row, strict=True):
-                    column.append(value)
+                rest.ids.append(row[0])
+                rest.offsets.append(row[1])
+                rest.keys.append(row[2])
+                rest.contents.append(row[3])
             else:
                 self._stragglers.write(b"%d\t%b\t%d\n" % (row[0], hexlify(row[3]), row[1]))
                 self.out_of_order += 1
