@@ -53,7 +53,7 @@ from discogs_crawler.queue import Queue
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import AnyStore
 
-log = logging.getLogger("maintain_store")
+log = logging.getLogger("discogs_crawler.maintain_store")
 
 
 def arguments() -> argparse.ArgumentParser:

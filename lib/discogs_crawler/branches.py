@@ -36,12 +36,12 @@ def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
     merged, conflicts = 0, []
     for name in sorted(names):
         for queue in queues:
-            queue.freeze(name)
+            queue.freeze_segments(name)
         try:
             news = [_merge_one(part, name) for part in repositories]
         finally:
             for queue in queues:
-                queue.release(name)
+                queue.release_segments(name)
         merged += any(found is not None for found in news)
         conflicts += [place for found in news for place in found or []]
     return Merged(merged, conflicts)

@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 
 _MOVED = "moved.json"
 
+_NOTE_MOVE = (
+    "INSERT INTO consumers_history (consumer, event, began, revision, time, records) "
+    "SELECT name, 'move', revision, ?, ?, 0 FROM consumers WHERE revision = ?"
+)
+_MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
+
 
 def to_submodules(settings: Settings, ledger: Ledger | None) -> Path:
     """Convert the store; where the old repository is now. Writers wait, then stop with 78."""
@@ -30,12 +36,15 @@ def to_submodules(settings: Settings, ledger: Ledger | None) -> Path:
         raise UsageError("--to-submodules: unset STORE_REMOTE first, it is for the single layout")
     source = Repository(repository_path(settings))
     kept = settings.store / "single.git"
+    building = settings.store / "converting"
+    if not source.path.exists() and (building / "discogs.git").exists():
+        _finish(settings.store, building)
     if source.configured("crawler", "layout") != "submodules":
         if kept.exists():
             raise UsageError(f"--to-submodules: {kept} is in the way; move it away first")
         with leftovers.writing(source, alone=True):
-            building = settings.store / "converting"
-            shutil.rmtree(building, ignore_errors=True)
+            for half_done in (building, *(settings.store / kind for kind in KINDS)):
+                shutil.rmtree(half_done, ignore_errors=True)
             moved = _build(settings, source, building, _places(ledger))
             with files.atomic_write(settings.store / _MOVED) as file:
                 file.write(json.dumps(moved).encode())
@@ -128,8 +137,12 @@ def _put_in_place(store: Path, building: Path, kept: Path) -> None:
         if (building / kind).exists():
             (building / kind).rename(store / kind)
     (store / "discogs.git").rename(kept)
+    _finish(store, building)
+
+
+def _finish(store: Path, building: Path) -> None:
     (building / "discogs.git").rename(store / "discogs.git")
-    building.rmdir()
+    shutil.rmtree(building)
     files.fsync_folder(store)
 
 
@@ -141,12 +154,6 @@ def _move_consumers(ledger: Ledger | None, moved_file: Path) -> None:
     if ledger is not None:
         with ledger.transaction() as connection:
             for old, new in moved.items():
-                connection.execute(
-                    "INSERT INTO consumers_history "
-                    "(consumer, event, began, revision, time, records) SELECT name, 'move', revision, ?, ?, 0 FROM consumers WHERE revision = ?",
-                    (new, int(clock.now()), old),
-                )
-                connection.execute(
-                    "UPDATE consumers SET revision = ? WHERE revision = ?", (new, old)
-                )
+                connection.execute(_NOTE_MOVE, (new, int(clock.now()), old))
+                connection.execute(_MOVE, (new, old))
     moved_file.unlink()
