@@ -17,6 +17,7 @@ from discogs_crawler import clock, locks
 from discogs_crawler.errors import (
     EXIT_BUG,
     EXIT_DONE,
+    EXIT_PARTLY,
     ConfigurationError,
     CrawlerError,
     TryLater,
@@ -82,6 +83,7 @@ class DumpRow(NamedTuple):
 
 
 _COLUMNS = ", ".join(Row._fields)
+_BEYOND_US = ("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 _SAVE = (
     f"INSERT INTO {{kind}} ({_COLUMNS}) VALUES ({', '.join('?' * len(Row._fields))}) "
     "ON CONFLICT (id) DO UPDATE SET "
@@ -116,9 +118,11 @@ class Ledger:
         try:
             yield self.db.conn
             self.db.conn.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error) and _beyond_us(error):
+                raise Unavailable(f"{self.path}: nothing was written: {error}") from error
             raise
 
     @contextlib.contextmanager
@@ -129,6 +133,11 @@ class Ledger:
             yield
         finally:
             self.db.conn.execute("ROLLBACK")
+
+    @property
+    def rehearsing(self) -> bool:
+        """All that is written now will be undone."""
+        return self.db.conn.in_transaction
 
     @contextlib.contextmanager
     def handover(self, *, wait: bool = True) -> Iterator[bool]:
@@ -161,6 +170,9 @@ class Ledger:
             code = EXIT_DONE
         except CrawlerError as error:
             code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = EXIT_PARTLY
             raise
         finally:
             with self.transaction() as connection:
@@ -256,11 +268,17 @@ class Ledger:
         self.db.conn.executemany(_SAVE.format(kind=kind), rows)
 
 
+def _beyond_us(error: sqlite3.Error) -> bool:
+    """The disk, its permissions or another process are to blame, not the statement."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(_BEYOND_US)
+
+
 def open(path: Path, *, read_only: bool = False) -> Ledger:
     """Open the ledger, made or brought up to date if need be.
 
     ConfigurationError if it is not a ledger, cannot be written, or is of a newer version; or, with
-    `read_only`, if it is not there or of an older version. Unavailable if the disk fails or is full.
+    `read_only`, if it is not there or of an older version. Unavailable if the disk fails.
     """
     if read_only and not path.exists():
         raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
