@@ -38,6 +38,8 @@ class Fetched(NamedTuple):
     answer: Answer
     sent: int
     """epoch seconds by Redis's clock"""
+    asked: float
+    """the same by `time.monotonic()`"""
     probe: str
     """why the request was sent alone (see limiter.Permit), else empty"""
 
@@ -138,7 +140,8 @@ class Fetchers:
             self._limiter.unused(permit)
             return
         answer = self._request(permit, lease.id)
-        self._answers.put(Fetched(lease, answer, int(permit.lent_at), permit.probe))
+        sent = int(permit.lent_at)
+        self._answers.put(Fetched(lease, answer, sent, permit.asked, permit.probe))
 
     def _request(self, permit: Permit, record_id: int) -> Answer:
         answer = self._client.fetch(self._kind, record_id)

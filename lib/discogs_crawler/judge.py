@@ -55,7 +55,7 @@ class Judge:
         self._leases, self._limiter, self._fetchers = leases, limiter, fetchers
         self._batch, self._stored = batch, stored
         self._failures: dict[int, Fetched] = {}
-        self._missing = 0
+        self._missing, self._lost, self._trusted_since = 0, False, 0.0
         self._alive: collections.deque[int] = collections.deque(maxlen=WITNESSES)
         self._down = False
         self._paused_until = 0.0
@@ -75,8 +75,7 @@ class Judge:
             self._excuse(fetched.lease)
         elif answer.verdict == "transient":
             self._fail(fetched)
-        elif answer.verdict == "gone" and not self._is_believable():
-            self._service_is_down(f"it has lost what it had: {answer.reason}")
+        elif answer.verdict == "gone" and self._is_doubtful(fetched):
             self._excuse(fetched.lease)
         else:
             self._settle(fetched)
@@ -111,7 +110,7 @@ class Judge:
                 self._fail(fetched._replace(answer=answer._replace(reason=reason)))
                 return
             self._alive.append(lease.id)
-            self._missing = 0
+            self._has_its_records()
             result = self._result(fetched, "stored")
             self._batch.add(Item(lease, result, Change(lease.id, data)))
         else:
@@ -121,20 +120,30 @@ class Judge:
             self._batch.add(Item(lease, result._replace(successor=answer.successor), change))
         self.blame_the_ids()
 
-    def _is_believable(self) -> bool:
-        """Whether a 404 may be one: unless it says the same of records that are known to exist."""
+    def _is_doubtful(self, fetched: Fetched) -> bool:
+        """Whether a 404 says nothing, for the API says the same of records that it has."""
         self._missing += 1
-        if self._missing <= MISSING:
-            return True
+        if self._missing > MISSING:
+            if self._has_lost_everything():
+                self._lost = True
+                self._service_is_down(f"the API has lost what it had: {fetched.answer.reason}")
+            else:
+                self._has_its_records()
+        return self._lost or fetched.asked < self._trusted_since
+
+    def _has_lost_everything(self) -> bool:
         candidates = itertools.chain(list(self._alive), self._stored())
         witnesses = list(itertools.islice(dict.fromkeys(candidates), WITNESSES))
-        for witness in witnesses:
-            answer = self._fetchers.ask_now(witness)
-            if answer is None or answer.verdict != "gone":
-                # A failure says nothing of the 404, and comes up by itself if it lasts.
-                self._missing = 0
-                return True
-        return not witnesses
+        answers = map(self._fetchers.ask_now, witnesses)
+        # A failure says nothing of the 404s, and comes up by itself if it lasts.
+        return bool(witnesses) and all(a is not None and a.verdict == "gone" for a in answers)
+
+    def _has_its_records(self) -> None:
+        """A 404 may be believed, unless it was asked for while the API had lost everything."""
+        self._missing = 0
+        if self._lost:
+            self._lost = False
+            self._trusted_since = time.monotonic()
 
     def _fail(self, fetched: Fetched) -> None:
         self.counts["failed"] += 1
