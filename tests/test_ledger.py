@@ -11,8 +11,9 @@ import pytest
 import redis
 import sqlite_utils
 
-from discogs_crawler import ledger
-from discogs_crawler.errors import BadData, ConfigurationError
+from discogs_crawler import clock, ledger
+from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
+from discogs_crawler.queue import Result
 from discogs_crawler.records import KINDS
 from discogs_crawler.schema import MIGRATIONS
 from tests.seeding_world import ROOT, World, queue_of, record_dump, some_contents, write_hashes
@@ -159,3 +160,47 @@ def test_all_kinds_have_their_table_and_their_view_of_stale_records(tmp_path: Pa
         for kind in KINDS:
             assert book.db.table(kind).strict
             assert book.db.execute(f"SELECT count(*) FROM stale_{kind}").fetchone() == (0,)
+
+
+def test_the_views_answer_their_questions(tmp_path: Path, redis_client: redis.Redis) -> None:
+    world = World(tmp_path, redis_client)
+    world.upstream = {n: f"record {n}" for n in range(1, 11)}
+    world.seed(world.dump())
+    del world.upstream[3]
+    leases = world.claim(5)
+    now = int(clock.now())
+    results = [world.answer(lease, now) for lease in leases]
+    results[3] = Result(4, "backfill", "dead", 500, now, failure="HTTP 500 five times")
+    queue_of(redis_client).complete(list(zip(leases, results, strict=True)))
+    world.seed(ids=[5])
+
+    def ask(sql: str) -> list[tuple[object, ...]]:
+        rows: list[tuple[object, ...]] = world.book.db.execute(sql).fetchall()
+        return rows
+
+    assert ask("SELECT kind, in_dump, stored, percent, gone, dead, wanted FROM progress") == [
+        ("releases", 10, 3, 30.0, 1, 1, 7)
+    ]
+    assert ask("SELECT outcome, records FROM outcomes_daily WHERE day = date('now')") == [
+        ("changed", 3),
+        ("dead", 1),
+        ("gone", 1),
+    ]
+    assert ask("SELECT id, status, misses FROM gone") == [(3, 404, 1)]
+    assert ask("SELECT id, failure FROM dead") == [(4, "HTTP 500 five times")]
+    assert ask("SELECT reason, records FROM waiting") == [("backfill", 6), ("manual", 1)]
+    assert ask("SELECT id, reason FROM wants") == [(5, "manual")]
+    assert ask("SELECT stored, median_days, oldest_days FROM freshness") == [(3, 0, 0)]
+    assert ask("SELECT id FROM stale_releases") == []
+    world.close()
+
+
+def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        (pages,) = book.db.execute("PRAGMA page_count").fetchone()
+        book.db.execute(f"PRAGMA max_page_count = {pages + 3}")
+        rows = [ledger.Row(n, hash=b"x" * 20) for n in range(1, 5_000)]
+        with pytest.raises(Unavailable, match="nothing was written: database or disk is full"):
+            with book.transaction():
+                book.save("releases", rows)
+        assert book.db.execute("SELECT count(*) FROM releases").fetchone() == (0,)

@@ -405,6 +405,23 @@ def test_bad_hashes_are_exit_65_and_leave_no_trace(run: Run, tmp_path: Path) -> 
         assert ledger.execute("SELECT count(*) FROM releases").fetchone() == (0,)
 
 
+def test_an_unsorted_file_is_taken_as_if_it_were_sorted(run: Run, tmp_path: Path) -> None:
+    lines = [f"{n}\t{digest(str(n))}\n" for n in (30, 7, 2_000_000, 1)]
+    path = tmp_path / "hashes.txt"
+    path.write_text("".join(lines))
+    done = run("seed_queue.py", "-n", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    state = tmp_path / "state"
+    with sqlite3.connect(state / "crawler.db") as ledger:
+        assert ledger.execute("SELECT id FROM releases").fetchall() == [
+            (1,),
+            (7,),
+            (30,),
+            (2_000_000,),
+        ]
+    assert not list(state.glob("*.sorted"))
+
+
 def test_hashes_of_another_kind_are_not_taken_for_releases(world: World, tmp_path: Path) -> None:
     path = write_hashes(tmp_path / "labels.txt", {1: "label"})
     record_dump(world.book, path, kind="labels", sha256=hashlib.sha256(b"l").digest())

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from discogs_crawler import progress
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.records import MAX_ID
 
@@ -60,8 +61,12 @@ def check(path: Path) -> HashFile:
     """Read all of the file; BadData names the file and the line at which it is not right."""
     sha256 = hashlib.sha256()
     records, first_id, last_id = 0, 0, 0
-    with _open(path) as file:
+    with (
+        _open(path) as file,
+        progress.bar("reading hashes", path.stat().st_size, "MB/s", 1e6) as advance,
+    ):
         for text in _blocks(file):
+            advance(len(text))
             sha256.update(text)
             ids = _parse(text, path, records).ids
             if ids[0] <= last_id or not all(map(operator.lt, ids, ids[1:])):

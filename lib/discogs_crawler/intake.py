@@ -68,6 +68,7 @@ def take_in(
         import_first(ledger, new, dump, adopt=adopt)
         comparison = Comparison(0, new.records, new.records, 0, 0)
     elif last.id == dump.id:
+        _keep(ledger, new, dump.kind)
         return {}
     else:
         adopt = adopt or _same_dump(last, dump)
@@ -294,10 +295,7 @@ def mark_started(ledger: Ledger, dump: DumpRow) -> None:
 
 def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> None:
     """Keep the file beside the ledger, then say that it is the accepted one."""
-    path = accepted_path(ledger, dump.kind, new.sha256)
-    if not ledger.db.conn.in_transaction:  # else it is a rehearsal
-        with atomic_write(path, mode=0o600) as target, new.path.open("rb") as source:
-            shutil.copyfileobj(source, target, hashfile.BLOCK_SIZE)
+    _keep(ledger, new, dump.kind)
     with ledger.transaction() as connection:
         # Later than any other, though two dumps were accepted within a second.
         connection.execute(
@@ -309,10 +307,20 @@ def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> N
         connection.execute(
             "UPDATE dumps SET started = NULL WHERE kind = ? AND accepted IS NULL", (dump.kind,)
         )
-    if not ledger.db.conn.in_transaction:
-        for other in path.parent.glob(f"{ledger.path.name}.{dump.kind}.*.hashes"):
-            if other != path:
+    if not ledger.rehearsing:
+        kept = accepted_path(ledger, dump.kind, new.sha256)
+        for other in kept.parent.glob(f"{ledger.path.name}.{dump.kind}.*.hashes"):
+            if other != kept:
                 other.unlink(missing_ok=True)
+
+
+def _keep(ledger: Ledger, new: HashFile, kind: str) -> None:
+    """Copy a file of hashes to where the next month's run finds it, unless it is there."""
+    path = accepted_path(ledger, kind, new.sha256)
+    if ledger.rehearsing or path.exists():
+        return
+    with atomic_write(path, mode=0o600) as target, new.path.open("rb") as source:
+        shutil.copyfileobj(source, target, hashfile.BLOCK_SIZE)
 
 
 def accepted_path(ledger: Ledger, kind: str, sha256: bytes | None) -> Path:

@@ -83,7 +83,6 @@ class DumpRow(NamedTuple):
 
 
 _COLUMNS = ", ".join(Row._fields)
-_BEYOND_US = ("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 _SAVE = (
     f"INSERT INTO {{kind}} ({_COLUMNS}) VALUES ({', '.join('?' * len(Row._fields))}) "
     "ON CONFLICT (id) DO UPDATE SET "
@@ -121,7 +120,7 @@ class Ledger:
         except BaseException as error:
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and _beyond_us(error):
+            if _disk_fails(error):
                 raise Unavailable(f"{self.path}: nothing was written: {error}") from error
             raise
 
@@ -268,12 +267,6 @@ class Ledger:
         self.db.conn.executemany(_SAVE.format(kind=kind), rows)
 
 
-def _beyond_us(error: sqlite3.Error) -> bool:
-    """The disk, its permissions or another process are to blame, not the statement."""
-    name = getattr(error, "sqlite_errorname", "")
-    return name.startswith(_BEYOND_US)
-
-
 def open(path: Path, *, read_only: bool = False) -> Ledger:
     """Open the ledger, made or brought up to date if need be.
 
@@ -288,10 +281,14 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
         ledger = Ledger(path, _connect(path, read_only))
         _migrate(ledger, read_only)
     except (sqlite3.DatabaseError, OSError) as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_FAILS:
+        if _disk_fails(error):
             raise Unavailable(f"{path}: the ledger cannot be used now: {error}") from error
         raise ConfigurationError(f"{path}: cannot be used as the ledger: {error}") from error
     return ledger
+
+
+def _disk_fails(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_FAILS
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:

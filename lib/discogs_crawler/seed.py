@@ -60,7 +60,7 @@ def seed(
         if request.stored and not request.new:
             kept = rebuild.kept_hashes(ledger, request.kind or "releases")
             request = request._replace(new=kept)
-        files = _identify(ledger, request) if request.new else None
+        files = _identify(ledger, request, stack) if request.new else None
         kind = files.dump.kind if files else request.kind or "releases"
         counts = stack.enter_context(ledger.run("seed_queue", kind))
         queue = queue_of(kind)
@@ -84,12 +84,18 @@ def _note(counts: dict[str, int], what: str, found: dict[str, int]) -> None:
     counts.update({f"{what}_{name}": number for name, number in found.items() if number})
 
 
-def _identify(ledger: Ledger, request: Request) -> _Files:
+def _identify(ledger: Ledger, request: Request, stack: contextlib.ExitStack) -> _Files:
     """Read the files through and find out what they are, before anything is changed."""
+
+    def checked(path: Path) -> HashFile:
+        file = identify.checked(path, ledger.path.parent)
+        if file.path != path:  # a sorted copy
+            stack.callback(file.path.unlink)
+        return file
+
     assert request.new is not None
-    folder = ledger.path.parent
-    new = identify.checked(request.new, folder)
-    old = identify.checked(request.old, folder) if request.old else None
+    new = checked(request.new)
+    old = checked(request.old) if request.old else None
     dump = identify.dump_of(ledger, new, request.new, request.kind, request.dump_date)
     old_dump = None
     if old is not None and request.old is not None:
