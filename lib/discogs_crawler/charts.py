@@ -17,8 +17,8 @@ from discogs_crawler.wording import compact, count, share
 # Pixels: the drawing, and the line of labels beneath it.
 HEIGHT, FOOT = 180, 24
 
-# Labels along the bottom that have room on a phone.
-LABELS = 5
+# Labels along the bottom at most; on a phone every second one is hidden.
+LABELS = 6
 
 # Cells of the map in a row: ten million ids.
 MAP_COLUMNS, CELL_HEIGHT = 10, 40
@@ -110,20 +110,16 @@ def _limit(limit: Line, top: float) -> list[Any]:
 
 
 def _bottom(labels: Sequence[str], width: float) -> list[Any]:
-    """At most LABELS of the labels, evenly spread, under their columns."""
+    """At most LABELS of the labels, evenly spread, under their columns; always the last."""
     step = max(1, -(-len(labels) // LABELS))
-    places = range((len(labels) - 1) % step, len(labels), step)
-    return [
-        _text(labels[place], f"{(place + 0.5) * width:.3f}%", HEIGHT + 18, _anchor(place, labels))
-        for place in places
-    ]
-
-
-def _anchor(place: int, labels: Sequence[str]) -> str:
-    """The last of many labels ends at the edge, so that it does not stick out."""
-    if len(labels) < LABELS * 2:
-        return "middle"
-    return "end" if place == len(labels) - 1 else "middle"
+    marks = []
+    for number, place in enumerate(range(len(labels) - 1, -1, -step)):
+        # The last of narrow columns is at the edge; its label must not stick out.
+        anchor = "end" if number == 0 and step > 1 else "middle"
+        style = "tick minor" if number % 2 else "tick"
+        x = f"{100 if anchor == 'end' else (place + 0.5) * width:.3f}%"
+        marks.append(_text(labels[place], x, HEIGHT + 18, anchor, style))
+    return marks
 
 
 class Cell(NamedTuple):

@@ -204,7 +204,7 @@ def queue(kind: Kind) -> Any:
 def _numbers(row: Class) -> list[str]:
     numbers = (row.wanted, row.later, row.pending, row.leased, row.delayed)
     never = "never at this rate" if row.eta_s is None else duration(row.eta_s)
-    return [*map(count, numbers), never if row.eta_s != 0 else "now"]
+    return [*map(count, numbers), never if row.eta_s != 0 else "nothing due"]
 
 
 def figure(

@@ -21,7 +21,6 @@ from discogs_crawler.errors import (
     CrawlerError,
 )
 from discogs_crawler.estimate import etas
-from discogs_crawler.git import Repository
 from discogs_crawler.limiter import Limiter
 from discogs_crawler.limiter import Quota as Permits
 from discogs_crawler.queue import CLASSES, Queue
@@ -200,6 +199,8 @@ def behind(where: str, revision: str | None, branch: str) -> int | None:
     folder = Path(where)
     if not folder.is_absolute() or not folder.is_dir():
         return None
+    from discogs_crawler.git import Repository  # loads GitPython: 80 ms, for those who need it
+
     span = f"refs/heads/{branch}" if revision is None else f"{revision}..refs/heads/{branch}"
     try:
         counted = Repository(folder).run(
