@@ -51,6 +51,10 @@ START_S = 30
 LONGEST_SOCKET = 107
 
 
+# redis-py 8.1 asks a connection that failed for its port; one over a Unix socket has none.
+redis.UnixDomainSocketConnection.port = 0  # type: ignore[attr-defined]
+
+
 def connect(settings: Settings, *, wait: bool = True) -> redis.Redis:
     """A client of our Redis (answers are bytes), which has answered and is fit for use.
 

@@ -1,0 +1,304 @@
+"""The whole system on one machine under random violence, and an oracle that knows the truth.
+
+Each round lets upstream change, starts the scripts as cron and tmux would, several of each at once,
+and hurts them: SIGKILL, SIGSTOP, a killed Redis server, a remote that is away, a disk that is full
+where an export writes. Then calm returns, the scripts run as they would in the next weeks, and the
+oracle compares.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from discogs_crawler import clean, config, exact_json, redis_server, store
+from discogs_crawler.clock import DAY_S
+from discogs_crawler.records import parse_record_path, record_path
+from tests.chaos import scripts
+from tests.conftest import ROOT
+from tests.discogs.dump import write
+from tests.discogs.world import invented
+
+RECORDS = 300
+WORKERS = 3
+MONTH_DAYS = 31
+LIMIT, WINDOW_S = 200, 0.5
+FAULTS = {
+    "500": 0.02,
+    "503-html": 0.02,
+    "html": 0.01,
+    "empty": 0.01,
+    "cut": 0.01,
+    "cut-json": 0.01,
+    "reset": 0.01,
+    "wrong-id": 0.005,
+    "not-gzip": 0.005,
+}
+
+# A child under this limit meets what a full disk is like: its writes beyond it fail.
+FULL_DISK_B = 2_000
+
+# How long a round goes on before what still runs is told to stop.
+ROUND_S = 1.2
+STOP_S = 20
+
+
+class System:
+    """Everything that a round starts, hurts and counts. `table` is what was done, and what came."""
+
+    def __init__(self, folder: Path, seed: int, *, remote: bool) -> None:
+        """With `remote` every commit has to reach a bare repository that comes and goes."""
+        self.chance = random.Random(seed)
+        self.folder = folder
+        self.world = invented(RECORDS)
+        self.day = 0
+        self.table: collections.Counter[str] = collections.Counter()
+        self.consumed: dict[str, str | None] = {}
+        self.remote = folder / "remote.git" if remote else None
+        self.upstream, self.url = self._start_upstream()
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "ENV_FILE": os.devnull,
+            "STATE_DIR": str(folder / "s"),
+            "DISCOGS_API": self.url,
+            "DISCOGS_TOKEN": "not-a-real-one",
+            "RATE_WINDOW_S": str(WINDOW_S),
+            "LEASE_S": "2",
+            "RETRY_DELAYS": "1s,1s,1s,1s,1s,1s,1s,1s",
+            "COMMIT_EVERY": "20",
+            "COMMIT_SECONDS": "0.3",
+        }
+        if self.remote:
+            subprocess.run(["git", "init", "--quiet", "--bare", self.remote], check=True)
+            self.environment["STORE_REMOTE"] = str(self.remote)
+
+    def _start_upstream(self) -> tuple["subprocess.Popen[str]", str]:
+        command = [sys.executable, "-m", "tests.discogs", "--records", str(RECORDS)]
+        command += ["--limit", str(LIMIT), "--window", str(WINDOW_S)]
+        command += [f"--fault={name}={share}" for name, share in FAULTS.items()]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        return server, server.stdout.readline().strip()
+
+    def close(self) -> None:
+        self.upstream.kill()
+        self.upstream.communicate()
+        redis_server.stop(self.settings())
+
+    def settings(self) -> config.Settings:
+        return config.load(environ=self.environment)
+
+    def ask_upstream(self, path: str, wish: Any = None) -> bytes:
+        body = None if wish is None else json.dumps(wish).encode()
+        with urllib.request.urlopen(self.url + path, body) as answer:
+            return bytes(answer.read())
+
+    # What happens upstream and in the calendar --------------------------------------------------
+
+    def change_upstream(self) -> None:
+        """A few edits, perhaps a new record, seldom a removal; here and in the stand-in alike."""
+        ids = sorted(self.world.alive["releases"])
+        changes: dict[str, list[int]] = {"edit": self.chance.sample(ids, self.chance.randrange(6))}
+        if self.chance.random() < 0.5:
+            changes["add"] = [max(ids) + self.chance.randrange(1, 4)]
+        if self.chance.random() < 0.2:
+            changes["remove"] = [self.chance.choice(ids)]
+        for verb, numbers in changes.items():
+            getattr(self.world, verb)("releases", numbers)
+        self.ask_upstream("/-/world", {verb: {"releases": ids} for verb, ids in changes.items()})
+
+    def let_days_go_by(self, days: int) -> None:
+        self.day += days
+        self.environment["CLOCK_OFFSET_S"] = str(self.day * DAY_S)
+
+    def split_a_dump(self) -> Path:
+        """A dump of this instant, split in peace; its hashes."""
+        now = time.time() + self.day * DAY_S
+        name = time.strftime("discogs_%Y%m%d_releases.xml.gz", time.gmtime(now))
+        dump, hashes = self.folder / name, self.folder / (name + ".txt")
+        write(dump, self.world, "releases")
+        os.utime(dump, (now, now))
+        self.until_done("discogs_xml_split.py", "-d", dump, "-r", hashes)
+        return hashes
+
+    # A round ------------------------------------------------------------------------------------
+
+    def round(self) -> None:
+        self.table["rounds"] += 1
+        self.change_upstream()
+        month = self.chance.random() < 0.3
+        self.let_days_go_by(MONTH_DAYS if month else 1)
+        commands: list[tuple[Any, ...]] = [("worker.py", "--until-empty")] * WORKERS
+        hashes = ("-n", self.split_a_dump()) if month else ()
+        commands.append(("seed_queue.py", *hashes))
+        commands.append(("export_changes.py", "--consumer", "demo", "--format", "jsonl"))
+        if self.chance.random() < 0.3:
+            commands.append(("maintain_store.py",))
+        self.chance.shuffle(commands)
+        if self.remote and self.chance.random() < 0.3:
+            self.remote.rename(self.remote.with_suffix(".away"))
+            self.table["remote away"] += 1
+        children = {}
+        for number, command in enumerate(commands):
+            children[self.start(number, *command)] = (number, command[0])
+        self.hurt(list(children))
+        if self.remote and not self.remote.exists():
+            self.remote.with_suffix(".away").rename(self.remote)
+        for pid, (number, script) in children.items():
+            self.reap(pid, number, script)
+
+    def start(self, number: int, script: str, *arguments: Any) -> int:
+        full = script == "export_changes.py" and self.chance.random() < 0.2
+        self.table["full disks"] += full
+        return scripts.start(
+            script,
+            *arguments,
+            environment=self.environment,
+            output=self.output(number),
+            before=_fill_the_disk if full else _nothing,
+        )
+
+    def output(self, number: int) -> Path:
+        return self.folder / f"output{number}"
+
+    def hurt(self, pids: list[int]) -> None:
+        """Do something bad now and then until the round is over."""
+        deeds: list[tuple[float, Callable[[int], None]]] = [
+            (0.5, self.kill),
+            (0.2, self.freeze),
+            (0.1, self.kill_redis),
+        ]
+        end = time.monotonic() + ROUND_S
+        while time.monotonic() < end:
+            time.sleep(self.chance.uniform(0.02, 0.4))
+            for share, deed in deeds:
+                if self.chance.random() < share:
+                    deed(self.chance.choice(pids))
+
+    def kill(self, pid: int) -> None:
+        self._signal(pid, signal.SIGKILL)
+        self.table["kills"] += 1
+
+    def freeze(self, pid: int) -> None:
+        self._signal(pid, signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0, 0.3))
+        self._signal(pid, signal.SIGCONT)
+        self.table["freezes"] += 1
+
+    def kill_redis(self, pid: int) -> None:
+        process_id = self.redis_process()
+        if process_id:
+            self._signal(process_id, signal.SIGKILL)
+            self.table["Redis kills"] += 1
+
+    def redis_process(self) -> int | None:
+        try:
+            client = redis_server.connect(self.settings(), wait=False)
+            return int(client.info("server")["process_id"])
+        except Exception:
+            return None
+
+    @staticmethod
+    def _signal(pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def reap(self, pid: int, number: int, script: str) -> int:
+        """Wait for a child, tell it to stop if it goes on, and consume what it printed."""
+        self._signal(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                self._signal(pid, signal.SIGKILL)
+                self.table["did not stop"] += 1
+            time.sleep(0.01)
+        code = os.waitstatus_to_exitcode(ended[1])
+        self.note(code, number, script)
+        return code
+
+    def note(self, code: int, number: int, script: str) -> None:
+        errors = self.output(number).with_name(f"output{number}.err").read_text()
+        if "Traceback" in errors or code == 70:
+            self.table["bugs"] += 1
+            (self.folder / f"bug{self.table['bugs']}").write_text(f"{script} {code}\n{errors}")
+        if script == "export_changes.py" and code == 0:
+            for line in self.output(number).read_text().splitlines():
+                change = json.loads(line)
+                path = record_path(change["kind"], change["id"])
+                self.consumed[path] = json.dumps(change["data"]) if change["data"] else None
+
+    def until_done(self, script: str, *arguments: Any) -> None:
+        """Run a script again and again, as cron does, until it exits 0."""
+        code = None
+        for _ in range(20):
+            code = scripts.wait(
+                scripts.start(
+                    script, *arguments, environment=self.environment, output=self.output(99)
+                )
+            )
+            self.note(code, 99, script)
+            if code == 0:
+                return
+        errors = self.output(99).with_name("output99.err").read_text()
+        raise AssertionError(f"{script} never got done: exit code {code}: {errors}")
+
+    # The oracle ---------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """What the next two months bring: a dump, what is due each day, no more faults."""
+        self.ask_upstream("/-/faults", {"probabilities": {}})
+        for days in (MONTH_DAYS, 8, 2, MONTH_DAYS, 2):
+            self.let_days_go_by(days)
+            hashes = ("-n", self.split_a_dump()) if days == MONTH_DAYS else ()
+            self.until_done("seed_queue.py", *hashes)
+            self.until_done("worker.py", "--until-empty")
+        self.until_done("maintain_store.py")
+        self.until_done("export_changes.py", "--consumer", "demo", "--format", "jsonl")
+
+    def judge(self) -> None:
+        """Compare the store with upstream and the consumer with the store; count what differs."""
+        settings = self.settings()
+        held = store.open_store(settings)
+        stored = held.read("releases", list(held.ids("releases")))
+        rules = clean.rules_for(settings, "releases")
+        alive = set(self.world.alive["releases"])
+        right = {}
+        for record_id in alive:
+            answer = json.dumps(self.world.document("releases", record_id, moment=1)).encode()
+            right[record_id] = clean.clean(exact_json.loads(answer), rules)
+        self.table["lost"] = len(alive - set(stored))
+        self.table["not removed"] = len(set(stored) - alive)
+        self.table["stale"] = sum(stored[n] != right[n] for n in alive & set(stored))
+        consumer = {path: data for path, data in self.consumed.items() if data is not None}
+        places = {parse_record_path(path): json.loads(data) for path, data in consumer.items()}
+        truth = {("releases", n): json.loads(data) for n, data in stored.items()}
+        self.table["consumer differs"] = sum(
+            places.get(place) != truth.get(place)  # type: ignore[arg-type]
+            for place in {*places, *truth}
+        )
+        requests = [json.loads(line) for line in self.ask_upstream("/-/journal").splitlines()]
+        self.table["requests"] = len(requests)
+        self.table["429"] = sum(request["status"] == 429 for request in requests)
+        fsck = ["git", "-C", settings.store / "discogs.git", "fsck", "--full", "--strict"]
+        self.table["fsck errors"] = subprocess.run(
+            fsck, capture_output=True, check=False
+        ).returncode
+
+
+def _fill_the_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_DISK_B, FULL_DISK_B))
+
+
+def _nothing() -> None:
+    pass

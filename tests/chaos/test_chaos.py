@@ -1,0 +1,24 @@
+"""A few seeded rounds of violence against the whole system; the long form is in __main__.py."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.system import System
+
+WRONG = ("lost", "not removed", "stale", "consumer differs", "bugs", "fsck errors", "did not stop")
+
+
+@pytest.mark.parametrize(("seed", "remote"), [(1, False), (2, True)])
+def test_after_a_few_bad_days_everything_is_as_upstream_has_it(
+    seed: int, remote: bool, tmp_path: Path
+) -> None:
+    system = System(tmp_path, seed, remote=remote)
+    try:
+        for _ in range(4):
+            system.round()
+        system.recover()
+        system.judge()
+    finally:
+        system.close()
+    assert {name: system.table[name] for name in WRONG if system.table[name]} == {}
