@@ -207,13 +207,13 @@ def kill_the_job(year: Year, after_s: float) -> None:
     process.wait()
 
 
-def test_the_job_may_be_killed_anywhere_and_run_again(year: Year, request) -> None:
+@pytest.mark.long
+def test_the_job_may_be_killed_anywhere_and_run_again(year: Year) -> None:
     world = year.api.world
     year.travel(2027, 1, 1)
     year.upload(world, "2026")
-    step_s = 0.05 if request.config.getoption("--long") else 0.3
-    for number in range(round(1.8 / step_s)):
-        kill_the_job(year, number * step_s)
+    for number in range(36):
+        kill_the_job(year, number * 0.05)
     year.job()
     year.job()
     assert year.crawl() == sorted(world.alive["releases"])
