@@ -323,6 +323,13 @@ def test_without_the_last_file_the_ledger_itself_is_compared_with(world: World) 
     assert (counts["changed"], counts["added"], counts["retired"]) == (1, 0, 1)
 
 
+def test_a_refused_file_from_elsewhere_leaves_no_trace(world: World, tmp_path: Path) -> None:
+    before = world.book.db.execute("SELECT * FROM dumps").fetchall()
+    with pytest.raises(BadData, match=r"it has 10 records instead of 100.*--force believes it"):
+        world.seed(write_hashes(tmp_path / "cut.txt", dict.fromkeys(range(1, 11), "cut")))
+    assert world.book.db.execute("SELECT * FROM dumps").fetchall() == before
+
+
 def test_the_same_dump_again_changes_nothing(world: World) -> None:
     world.upstream[5] = "edited"
     path = world.dump()

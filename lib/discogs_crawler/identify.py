@@ -71,6 +71,15 @@ def dump_of(
     return known
 
 
+def forget(ledger: Ledger, dump: DumpRow) -> None:
+    """Undo what `dump_of` remembered of a dump that was refused."""
+    with ledger.transaction() as connection:
+        connection.execute(
+            "DELETE FROM dumps WHERE id = ? AND verdict = ? AND started IS NULL",
+            (dump.id, FOREIGN_VERDICT),
+        )
+
+
 def _snapshot(path: Path, date: str | None) -> tuple[int, int]:
     """Between which instants it was taken: on its date, or just before the file was written."""
     written = int(path.stat().st_mtime)

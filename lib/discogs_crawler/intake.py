@@ -125,6 +125,7 @@ def _refuse_other_rules(last: DumpRow, dump: DumpRow) -> None:
 def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None:
     """BadData if the dump can hardly be right."""
     problem = ""
+    way_out = "--force believes it all the same"
     common = found.after - found.added
     if dump.not_before < last.not_before:
         problem = "it is older than that"
@@ -134,11 +135,14 @@ def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None
         problem = f"it lacks {found.retired:,} of {found.before:,} records"
     elif found.changed > CHANGED_SHARE * common and not adopt:
         problem = f"{found.changed:,} of {common:,} records have another hash"
+        way_out = (
+            "--adopt takes the hashes and asks only for added and retired records, "
+            "--force asks for all"
+        )
     if problem:
         raise BadData(
             f"{dump.file} is not believed after {last.file}: {problem} (added {found.added:,}, "
-            f"changed {found.changed:,}, retired {found.retired:,}); nothing was changed; --adopt "
-            "takes its hashes and asks only for added and retired records, --force for all"
+            f"changed {found.changed:,}, retired {found.retired:,}); nothing was changed; {way_out}"
         )
 
 

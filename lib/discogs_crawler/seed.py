@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import asking, identify, intake, rebuild, seeding
+from discogs_crawler.errors import BadData
 from discogs_crawler.hashfile import HashFile
 from discogs_crawler.ledger import DumpRow, Ledger
 from discogs_crawler.queue import Queue
@@ -69,7 +70,11 @@ def seed(
         else:
             _note(counts, "read", seeding.read_results(ledger, queue, keep=True))
         if files:
-            counts |= _compare(ledger, files, request, cooldown_s)
+            try:
+                counts |= _compare(ledger, files, request, cooldown_s)
+            except BadData:
+                identify.forget(ledger, files.dump)
+                raise
         _note(counts, "wanted", _ask(ledger, kind, request, cooldown_s))
         if not request.dry_run:
             stack.enter_context(ledger.handover())
