@@ -1,6 +1,6 @@
 """Git: one bare repository, its processes, and what their failures mean.
 
-GitPython makes repositories, reads references and writes configuration. Everything that moves
+GitPython reads references and writes configuration. Everything that moves
 records runs as a plain process of `git`, with an environment that no user's configuration and no
 surrounding repository reaches.
 """
@@ -10,6 +10,8 @@ import functools
 import logging
 import os
 import re
+import secrets
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -254,19 +256,19 @@ def create(path: Path, branch: str) -> Repository:
     check_version()
     if (path / "HEAD").exists():
         return Repository(path)
-    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        Repo.init(
-            made, bare=True, template="", initial_branch=branch, allow_unsafe_options=True
-        ).close()
-        repository = Repository(made)
-        repository.configure(CONFIGURATION)
-        with contextlib.suppress(FileExistsError):
-            made.rename(path)
-    except (GitError, OSError) as error:
+        command = ["git", "init", "--quiet", "--bare", "--template="]
+        command += [f"--initial-branch={branch}", str(made)]
+        subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        Repository(made).configure(CONFIGURATION)
+        made.rename(path)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(made, ignore_errors=True)
+        # Somebody else may have made it at the same time.
         if not (path / "HEAD").exists():
-            reason = _last_line(_text(error))
+            reason = _last_line(getattr(error, "stderr", "") or _text(error))
             raise ConfigurationError(f"{path}: cannot be made: {reason}") from error
     return Repository(path)
 

@@ -142,8 +142,9 @@ class Store:
                 base = self.refresh()
                 if unsure and importing.contains(self.repository, base, unsure.revision):
                     return unsure
-                ours = set(still_ours()) & set(batch)
-                return self._commit_on(base, kind, {i: batch[i] for i in sorted(ours)}, trailers)
+                ours = still_ours()
+                left = {i: data for i, data in batch.items() if i in ours}
+                return self._commit_on(base, kind, left, trailers)
             except _Unsure as broken:
                 unsure = broken.committed
                 still_ours()
