@@ -162,7 +162,12 @@ SETTINGS = (
         _matching(r"[^<>\s\0]+", "not an address"),
         "address of that author",
     ),
-    Setting("HEALTHCHECK_URL", "", Secret, "pinged at start, success and failure of cron scripts"),
+    Setting(
+        "HEALTHCHECK_URL",
+        "",
+        Secret,
+        "pinged at start, success and failure of scripts in cron; {script} is their name",
+    ),
     Setting("LOG_FORMAT", "text", _one_of("text", "json"), "`text` or `json`"),
 )
 
