@@ -54,7 +54,7 @@ def _day(day: Outcomes) -> str:
 
 
 def id_space(kind: Kind) -> Any:
-    """The share stored of each million ids."""
+    """Where records are missing, by million of ids."""
     known = {segment.segment: segment.coverage for segment in kind.segments}
     cells = []
     for number in range(max(known, default=-1) + 1):
@@ -67,8 +67,11 @@ def id_space(kind: Kind) -> Any:
                 f"ids from {name}: {count(here.stored_in_dump)} of {count(here.in_dump)} stored, "
                 f"{count(here.missing)} missing"
             )
-            cells.append(Cell(name, here.share, tip))
-    text = "Percent stored of the dump's records in each million ids, ten millions a row."
+            cells.append(Cell(name, 1 - here.missing / here.in_dump, tip))
+    text = (
+        "Percent of the dump's records that are stored or known to be gone, for each million ids; "
+        "ten millions a row."
+    )
     rows = [
         (
             count(segment.segment * SEGMENT_SIZE),

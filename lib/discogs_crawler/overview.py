@@ -1,10 +1,12 @@
 """A snapshot for a terminal of 80 columns."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.snapshot import Class, Kind, Quota, Snapshot
 from discogs_crawler.wording import count, date, duration, minute, share, size
 
@@ -19,13 +21,18 @@ BAR = 30
 
 def render(snapshot: Snapshot) -> str:
     """The text, without colours, its lines at most WIDTH characters."""
-    parts = [_head(snapshot), *(f"! {problem}" for problem in snapshot.problems), ""]
+    problems = (_wrapped(f"! {problem}") for problem in snapshot.problems)
+    parts = [_head(snapshot), *problems, ""]
     for kind in snapshot.kinds:
         parts += [*_kind(kind), ""]
     parts += _consumers(snapshot)
     parts += _runs(snapshot)
     lines = "\n".join(parts).rstrip("\n").split("\n")
     return "\n".join(_cut(line.rstrip()) for line in lines) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _head(snapshot: Snapshot) -> str:
@@ -125,7 +132,7 @@ def _gaps(kind: Kind) -> Iterator[str]:
     if gaps:
         rows = [
             [
-                f"{segment.segment},000,000",
+                count(segment.segment * SEGMENT_SIZE),
                 share(segment.coverage.share),
                 count(segment.coverage.missing),
                 count(segment.coverage.gone),

@@ -136,10 +136,14 @@ def _consumers(snapshot: Snapshot) -> Any:
          count(row.behind))
         for row in snapshot.consumers
     ]  # fmt: skip
-    heads = ("name", "gets", "revision", "exported", "commits behind")
+    heads = ("name", "gets", "revision", "exported", "behind")
     if not rows:
         return _card("Consumers", "Nobody has exported anything yet.", None)
-    return _card("Consumers", "Where each consumer of the store stands.", table(heads, rows))
+    return _card(
+        "Consumers",
+        "How many commits each consumer of the store has yet to get.",
+        table(heads, rows),
+    )
 
 
 def _runs(snapshot: Snapshot) -> Any:

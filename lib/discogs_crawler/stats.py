@@ -90,6 +90,8 @@ def _look_at_redis(
     settings: Settings, kinds: list[str]
 ) -> tuple[dict[str, Held], Permits | None, str]:
     """What Redis has of each kind, the permits in use, and why that is unknown if it is."""
+    if settings.redis_url is None and not (settings.state_dir / "redis").is_dir():
+        return {}, None, "the private Redis was never started; seed_queue.py starts it"
     try:
         client = redis_server.connect(settings, wait=False)
         with contextlib.closing(client):
