@@ -145,9 +145,10 @@ CREATE VIEW outcomes_daily AS  -- What came of our requests, day by day?
     SELECT date(day * 86400, 'unixepoch') AS day, kind, outcome, sum(records) AS records
     FROM outcomes GROUP BY outcomes.day, kind, outcome;
 CREATE VIEW waiting AS  -- What is wanted, why, and when is the next of it due?
-    SELECT kind, reason, sum(records) AS records, (SELECT min(due) FROM wants
-        WHERE wants.kind = counts.kind AND wants.reason = counts.reason) AS next_due
-    FROM counts WHERE reason <> '' AND records > 0 GROUP BY kind, reason;
+    WITH next AS (SELECT kind, reason, min(due) AS due FROM wants GROUP BY kind, reason)
+    SELECT counts.kind, counts.reason, sum(records) AS records, next.due AS next_due
+    FROM counts LEFT JOIN next USING (kind, reason)
+    WHERE counts.reason <> '' AND records > 0 GROUP BY counts.kind, counts.reason;
 CREATE VIEW freshness AS  -- How long ago did we last see what we have?
     WITH today AS (SELECT strftime('%s', 'now') / 86400 AS today), running AS (
         SELECT kind, today - day AS days, sum(records) OVER (PARTITION BY kind) AS total,
@@ -202,7 +203,8 @@ def create_views(db: sqlite_utils.Database) -> None:
         db.execute(
             f"CREATE VIEW stale_{kind} AS  -- Of which {kind} do we have an old version?\n"
             f"    SELECT id, reason, since, crawled, due FROM {kind}\n"
-            "    WHERE reason IN ('confirm', 'changed', 'retired') AND state = 'stored'"
+            "    WHERE reason <> 'backfill' AND reason IN ('confirm', 'changed', 'retired')\n"
+            "        AND state = 'stored'"
         )
     db.executescript(_VIEWS)
 
