@@ -36,6 +36,9 @@ def check(settings: Settings, kind: str) -> Iterator[Finding]:
             yield Finding(what, look(settings, kind))
         except CrawlerError as error:
             yield Finding(what, str(error), error)
+            if what == "Redis":
+                # Without it there is no permit for a request to the API.
+                return
 
 
 def _settings(settings: Settings, kind: str) -> str:
@@ -66,7 +69,7 @@ def _store(settings: Settings, kind: str) -> str:
 
 
 def _redis(settings: Settings, kind: str) -> str:
-    client = redis_server.connect(settings)
+    client = redis_server.connect(settings, wait=settings.redis_url is None)
     queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
     pending = sum(queue.depths().values())
     return (
