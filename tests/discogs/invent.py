@@ -58,6 +58,9 @@ FORMATS = (("Vinyl", ("LP", "Album")), ("Vinyl", ('12"', "33 ⅓ RPM")), ("CD", 
 
 _SYLLABLES, _WORDS = SYLLABLES.split(), PLAIN_WORDS.split()
 
+# So many are named in records: few enough for their names to be remembered.
+ARTISTS, LABELS = 40_000, 10_000
+
 # Credits without an artist of their own: 17 of 1,000 in the dumps.
 UNLINKED = 0.017
 
@@ -97,7 +100,7 @@ def videos(kind: str, record_id: int, edition: int) -> list[Facts]:
     ]
 
 
-@functools.lru_cache(maxsize=200_000)
+@functools.lru_cache(maxsize=100_000)
 def name_of(kind: str, record_id: int) -> str:
     """The name of an artist or label, or the title of a release or master."""
     chance = random.Random(record_id * 7 + len(kind))
@@ -154,7 +157,7 @@ def _date(year: int, number: int) -> str:
 def _credit(chance: random.Random, role: str = "", join: str = "") -> Credit:
     if role and chance.random() < UNLINKED:
         return Credit(0, title(chance), role=role)
-    artist = chance.randrange(1, 500_000)
+    artist = chance.randrange(1, ARTISTS)
     name = name_of("artists", artist)
     anv = name.split(" ")[0] if chance.random() < 0.2 else ""
     tracks = "1 to 3, 5" if role and chance.random() < 0.05 else ""
@@ -206,7 +209,7 @@ def _track(chance: random.Random, position: str) -> Facts:
 
 
 def _label(chance: random.Random, role: tuple[int, str] = (1, "Label"), catno: str = "") -> Facts:
-    label = chance.randrange(1, 200_000)
+    label = chance.randrange(1, LABELS)
     return {
         "id": label,
         "name": name_of("labels", label),
@@ -323,7 +326,7 @@ def _master(chance: random.Random, record_id: int) -> Facts:
 
 
 def _others(chance: random.Random, kind: str, count: int) -> list[tuple[int, str]]:
-    ids = [chance.randrange(1, 200_000) for _ in range(count)]
+    ids = [chance.randrange(1, LABELS) for _ in range(count)]
     return [(number, name_of(kind, number)) for number in ids]
 
 
