@@ -210,14 +210,24 @@ def _start(folder: Path) -> None:
     id that another process has now, no socket that nobody listens on, can be mistaken for it.
     """
     _make_private(folder)
+    spawned, deadline = False, time.monotonic() + START_S
     with locks.exclusive(folder / "start.lock", "the start of the private Redis server", wait=True):
-        lock = _take_lock(folder)
-        if lock is not None:
-            try:
-                _spawn(folder, lock)
-            finally:
-                os.close(lock)
-        _wait_until_it_answers(folder)
+        while not _answers(folder):
+            lock = _take_lock(folder)
+            if lock is not None:
+                with os.fdopen(lock):
+                    if spawned:
+                        raise Unavailable(
+                            f"the private Redis server did not start: {_last_words(folder)}"
+                        )
+                    _spawn(folder, lock)
+                    spawned = True
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"the private Redis server (process {_process_id(folder)}) does not answer on "
+                    f"{folder / 'redis.sock'}; end it with: kill {_process_id(folder)}"
+                )
+            time.sleep(0.005)
 
 
 def _take_lock(folder: Path) -> int | None:
@@ -248,21 +258,6 @@ def _spawn(folder: Path, lock: int) -> None:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-
-
-def _wait_until_it_answers(folder: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while not _answers(folder):
-        lock = _take_lock(folder)
-        if lock is not None:
-            os.close(lock)
-            raise Unavailable(f"the private Redis server did not start: {_last_words(folder)}")
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                f"the private Redis server (process {_process_id(folder)}) does not answer on "
-                f"{folder / 'redis.sock'}; end it with: kill {_process_id(folder)}"
-            )
-        time.sleep(0.005)
 
 
 def _answers(folder: Path) -> bool:
