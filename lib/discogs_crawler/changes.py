@@ -6,6 +6,7 @@ costs 25 us a record, five times as much as the line feeds, and would make us sl
 """
 
 import collections
+import contextlib
 import fcntl
 import itertools
 import logging
@@ -28,6 +29,12 @@ BLOCK = 1 << 18
 # Objects that a partial clone asks its remote for at once: a request of 400 kB, about 25 MB of
 # answer. One at a time, as Git would by itself, costs a connection each.
 FETCH_AT_ONCE = 10_000
+
+# Git takes twice as long to unpack a record as we to pass it on, so two of them feed us.
+READERS = 2
+
+# Records asked for at once: about as many (1 MB) as the pipe takes while the other one is read.
+GROUP = 200
 
 # A request to `cat-file`: `contents`, an object's name (of a SHA-256 repository), a line feed.
 _REQUEST = 74
@@ -150,22 +157,27 @@ def read_records(
 ) -> Iterator[tuple[Change, bytes | None]]:
     """Each change with what the record now says and a line feed (None: deleted).
 
-    Through one `git cat-file`, which puts the line feed there. Requests run ahead of the answers
-    by two groups, which the pipe has room for: so neither side waits for the other for ever, and
-    Git always has something to do.
+    `git cat-file` puts the line feed there. READERS of them unpack groups of records in turn.
+    Requests run ahead of the answers by two groups for each, which its pipe has room for: so no
+    side waits for the other for ever.
     """
-    with history.running(segment.folder, "cat-file", "--batch-command", "--buffer") as pipes:
-        ahead = max(1, fcntl.fcntl(pipes.stdin, fcntl.F_GETPIPE_SZ) // _REQUEST // 2 - 1)
-        asked: collections.deque[Sequence[Change]] = collections.deque()
-        for group in _groups(changes, ahead):
+    with contextlib.ExitStack() as stack:
+        command = ("cat-file", "--batch-command", "--buffer")
+        readers = [
+            stack.enter_context(history.running(segment.folder, *command)) for _ in range(READERS)
+        ]
+        room = min(fcntl.fcntl(reader.stdin, fcntl.F_GETPIPE_SZ) for reader in readers)
+        size = max(1, min(GROUP, room // _REQUEST // 2 - 1))
+        asked: collections.deque[tuple[Sequence[Change], IO[bytes]]] = collections.deque()
+        for group, reader in zip(_groups(changes, size), itertools.cycle(readers), strict=False):
             requests = (b"contents %b\n" % change.blob for change in group if change.blob)
-            pipes.stdin.write(b"".join(requests) + b"flush\n")
-            pipes.stdin.flush()
-            asked.append(group)
-            if len(asked) == 2:
-                yield from _answers(segment, asked.popleft(), pipes.stdout)
-        for group in asked:
-            yield from _answers(segment, group, pipes.stdout)
+            reader.stdin.write(b"".join(requests) + b"flush\n")
+            reader.stdin.flush()
+            asked.append((group, reader.stdout))
+            if len(asked) == 2 * READERS:
+                yield from _answers(segment, *asked.popleft())
+        for group, stream in asked:
+            yield from _answers(segment, group, stream)
 
 
 def _answers(

@@ -25,24 +25,22 @@ from tests.conftest import ROOT
 from tests.plain_git import git
 
 RUNS = 5
-PRINTABLE = "abcdefghijklmnopqrstuvwxyz"
+TRACKS = 20
+
+_TRACK = {
+    "duration": "3:20",
+    "extraartists": [{"id": 1, "name": "%s", "role": "Producer"}],
+    "position": "A1",
+    "title": "%s",
+}
+_TEMPLATE = json.dumps({"id": "%s", "notes": "%s", "tracklist": [_TRACK] * TRACKS}, indent=2)
 
 
 def record(number: int, version: int) -> bytes:
-    """About 4 kB of indented JSON."""
-    chance = random.Random(number * 2 + version)
-    letters = "".join(chance.choices(PRINTABLE, k=1_000))
-
-    def text(begin: int, size: int) -> str:
-        return letters[begin * 30 : begin * 30 + size]
-
-    tracks = [
-        {"duration": "3:20", "extraartists": [{"id": number, "name": text(track, 12)}]}
-        | {"position": f"A{track}", "role": text(track, 9), "title": text(track, 22)}
-        for track in range(20)
-    ]
-    value = {"id": number, "notes": text(20, 300), "title": text(31, 20), "tracklist": tracks}
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+    """About 4 kB of indented JSON, half of which is like that of any other record."""
+    letters = random.Random(number * 2 + version).randbytes(600).hex()
+    texts = [letters[begin : begin + 20] for begin in range(0, 40 * TRACKS, 20)]
+    return (_TEMPLATE % (number, letters[-300:], *texts)).encode() + b"\n"
 
 
 def commit(folder: Path, numbers: Iterable[int], version: int) -> str:
