@@ -88,7 +88,7 @@ class Boundaries:
         Empty if there is nothing like a usual record here. The window may have moved.
         """
         buffer = self._blocks.buffer
-        if buffer[self._position : self._position + 1] == b"\n":
+        if buffer.startswith(b"\n", self._position, self._blocks.end):
             self._position += 1
         if not buffer.startswith(self._prefix, self._position, self._blocks.end):
             return []
@@ -204,13 +204,14 @@ class Boundaries:
     def _check_rest(self) -> None:
         """Damage if anything stands after the root that may not."""
         while self._skip_space():
-            if self._blocks.buffer.startswith(self._root, self._position):
+            if self._blocks.buffer.startswith(self._root, self._position, self._blocks.end):
                 raise Damage("a second dump follows the end of the first", self.offset)
             if not self._skip_misc(b"<x/>%b"):
                 raise Damage(f"after the end of the root element: {self._shown()}", self.offset)
 
     def _shown(self) -> str:
-        return repr(bytes(self._blocks.buffer[self._position : self._position + 30]))[1:]
+        stop = min(self._position + 30, self._blocks.end)
+        return repr(bytes(self._blocks.buffer[self._position : stop]))[1:]
 
     def _read_start_tag(self) -> bytes:
         while True:

@@ -72,7 +72,8 @@ def parse(record: bytes, kind: str) -> etree._Element:
     try:
         element = etree.fromstring(record, _EXACT_PARSER if _is_odd(record) else _PARSER)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise Malformed(str(error).partition(" (<string>")[0]) from None
+        reason = " ".join(str(error).partition(" (<string>")[0].split())
+        raise Malformed(reason[:200]) from None
     if element.tag != ELEMENTS[kind]:
         raise Malformed(f"it is <{element.tag}>")
     return element

@@ -66,6 +66,7 @@ def _check_well_formed(prolog: bytes, kind: str) -> None:
     try:
         root = etree.fromstring(prolog + b"</%b>" % kind.encode())
     except etree.XMLSyntaxError as error:
-        raise Damage(f"malformed before the first record: {error.msg}") from None
+        reason = " ".join(str(error.msg).split())
+        raise Damage(f"malformed before the first record: {reason}") from None
     if root.nsmap:
         raise Damage("its root element declares an XML namespace, which no dump does")

@@ -108,7 +108,7 @@ class ResultWriter:
         """Merge the stragglers in; Damage if an id is there twice."""
         if self._stragglers is None:
             return
-        log.warning("%d records are out of order; sorting them in", self.out_of_order)
+        log.warning("records out of order: %d; sorting them in", self.out_of_order)
         self._stragglers.seek(0)
         sorted_lines = sort_lines(self._stragglers, key_of, self._folder, SORT_MEMORY)
         with self._stragglers, tempfile.TemporaryFile(dir=self._folder) as merged:
