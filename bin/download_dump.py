@@ -72,7 +72,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     with locks.exclusive(settings.state_dir / "download_dump.lock", "download_dump"):
         paths = download.fetch(settings, kinds, flags.date)
         for kind in kinds:
-            for path in download.remove_old(settings.dump_dir, kind, flags.keep):
+            for path in download.remove_old(settings.dump_dir, kind, flags.keep, paths):
                 log.info("%s: removed", path)
     print(*paths, sep="\n")
     return EXIT_DONE

@@ -204,7 +204,7 @@ def test_a_reissued_file_is_not_pieced_together_from_two(settings, site, fetch):
     other = gzip.compress(b"other" * 50_000)
     site.publish(20261001, {"releases": other})
     fetch()
-    assert in_folder(settings)[RELEASES] == other
+    assert in_folder(settings) == {RELEASES: other}
 
 
 def test_old_dumps_and_what_is_named_after_them_are_removed(settings):
@@ -215,7 +215,7 @@ def test_old_dumps_and_what_is_named_after_them_are_removed(settings):
             (settings.dump_dir / f"discogs_{date}_releases.xml.gz{end}").touch()
     (settings.dump_dir / f".discogs_{dates[0]}_releases.xml.gz.0badc0de.part").touch()
     (settings.dump_dir / f"discogs_{dates[0]}_labels.xml.gz").touch()
-    download.remove_old(settings.dump_dir, "releases", 2)
+    download.remove_old(settings.dump_dir, "releases", 2, [])
     assert sorted(in_folder(settings)) == [
         "discogs_20260801_labels.xml.gz",
         "discogs_20260901_releases.xml.gz",
@@ -254,6 +254,15 @@ def test_the_script_prints_paths_and_nothing_else(run: Run, tmp_path: Path) -> N
     folder = tmp_path / "state" / "dumps"
     assert done.stdout == f"{folder}/discogs_20261001_labels.xml.gz\n{folder}/{RELEASES}\n"
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_an_old_dump_that_was_asked_for_stays(run: Run, tmp_path: Path) -> None:
+    with Site() as site:
+        for date in ("20260801", "20260901", "20261001"):
+            site.publish(int(date), {"releases": CONTENT})
+        for date in ("20261001", "20260901", "20260801"):
+            done = run("download_dump.py", "--dump-site", site.url, "--date", date)
+            assert Path(done.stdout.strip()).exists()
 
 
 def test_bad_arguments_are_refused_in_one_line(run: Run) -> None:

@@ -76,10 +76,10 @@ def fetch(settings: Settings, kinds: list[str], date: int | None) -> list[Path]:
     return paths
 
 
-def remove_old(folder: Path, kind: str, keep: int) -> list[Path]:
-    """Remove all but the newest dumps of the kind, with the files named after them."""
+def remove_old(folder: Path, kind: str, keep: int, spared: list[Path]) -> list[Path]:
+    """Remove all dumps of the kind but the newest and `spared`, and what is named after them."""
     dumps = sorted(folder.glob(f"discogs_[0-9]*_{kind}.xml.gz"), reverse=True)
-    kept = {path.name for path in dumps[:keep]}
+    kept = {path.name for path in (*dumps[:keep], *spared)}
     newest = dumps[0].name if dumps else ""
     removed = []
     for path in sorted(folder.glob(f"*discogs_[0-9]*_{kind}.xml.gz*")):
@@ -184,6 +184,8 @@ def _accept(partial: Path, target: Path, file: Listed) -> Path:
     if file.modified:
         os.utime(partial, (file.modified, file.modified))
     partial.rename(target)
+    for other in target.parent.glob(f".{target.name}.*.part"):
+        other.unlink()  # of a file that has been replaced since
     fsync_folder(target.parent)
     log.info("%s: downloaded and verified", target)
     return target
