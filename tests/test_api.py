@@ -363,3 +363,10 @@ def test_an_address_is_an_address(url: str) -> None:
     with pytest.raises(ConfigurationError, match="DISCOGS_API") as caught:
         client_of(url)
     assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["kzQm XvWp", "kzQm\r\nX-Evil: 1", "kzQmé"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_repeated(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="DISCOGS_TOKEN") as caught:
+        client_of("https://api.discogs.com", DISCOGS_TOKEN=token)
+    assert "kzQm" not in str(caught.value)

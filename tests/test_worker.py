@@ -102,7 +102,13 @@ def stored(environment: dict[str, str]) -> set[int]:
 # Ends --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_commits_what_is_fetched_and_gives_the_rest_back(
     environment: dict[str, str],
     api: Api,
@@ -222,6 +228,7 @@ def test_the_token_is_not_sent_in_the_clear(queue: Queue, ids: list[int], run: R
     assert TOKEN not in done.stderr
 
 
+@pytest.mark.long
 def test_no_redis_is_69(run: Run, tmp_path: Path) -> None:
     url = f"unix://{tmp_path}/nothing.sock"
     done = run("worker.py", "--check", REDIS_URL=url)
@@ -233,13 +240,18 @@ def test_no_redis_is_69(run: Run, tmp_path: Path) -> None:
     "flags",
     [
         ["--segments", "3-1"],
-        ["--segments", "x"],
-        ["--limit", "0"],
-        ["--max-seconds", "soon"],
         ["--branch", "../main"],
-        ["--kind", "songs"],
         ["--threads", "0"],
-        ["--nonsense"],
+        *(
+            pytest.param(flags, marks=pytest.mark.long)
+            for flags in (
+                ["--segments", "x"],
+                ["--limit", "0"],
+                ["--max-seconds", "soon"],
+                ["--kind", "songs"],
+                ["--nonsense"],
+            )
+        ),
     ],
 )
 def test_a_wrong_flag_is_64_and_one_line(run: Run, flags: list[str]) -> None:

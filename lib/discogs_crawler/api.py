@@ -82,6 +82,8 @@ class Client:
         }
         self._token = settings.discogs_token.reveal() if settings.discogs_token else ""
         if self._token:
+            if not re.fullmatch(r"[!-~]+", self._token):
+                raise ConfigurationError("DISCOGS_TOKEN has characters that no token has")
             self._headers["Authorization"] = f"Discogs token={self._token}"
         window_s = settings.rate_window_s
         self._body_s = window_s * BODY_SHARE

@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 import os
+import random
 import socket
 import sqlite3
 import time
@@ -45,6 +46,9 @@ AHEAD_S = 20
 
 # An empty queue is asked again after a pause that grows up to this.
 IDLE_S = 5
+
+# Stored records among which witnesses are chosen, when the API has nothing but 404s to say.
+SAMPLE = 1_000
 
 # How long a commit or Redis is tried again: a reboot, a full disk that is noticed, a remote's
 # maintenance. Nothing is fetched meanwhile but what was claimed.
@@ -125,7 +129,7 @@ class _Crawl:
             self._limiter,
             self._fetchers,
             self._batch,
-            lambda: itertools.islice(self._store.ids(task.kind), 10),
+            self._some_stored,
         )
         self._rate = Rate(settings.rate_window_s)
         self._line = StatusLine()
@@ -197,6 +201,12 @@ class _Crawl:
         if not self._fetchers.under_way:
             # Nobody is left who could vouch for the service.
             self._judge.blame_the_ids()
+
+    def _some_stored(self) -> list[int]:
+        """Ids of records that we have, at random: a few of them may have been deleted since."""
+        found = list(itertools.islice(self._store.ids(self._task.kind), SAMPLE))
+        random.shuffle(found)
+        return found
 
     def _room(self) -> int:
         """How many ids to claim now; a few at a time, for neighbours make small commits."""
