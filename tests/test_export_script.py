@@ -211,7 +211,11 @@ def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None
         (["--format", "ids", "--kind", "all"], 64, "kinds share their numbers"),
         (["--from", "nonsense"], 64, "no revision 'nonsense'"),
         (["--repository", "/dev/null/nowhere"], 64, "no Git repository"),
-        (["--repository", "file:///dev/null/nowhere"], 69, "does not appear to be a git repository"),
+        (
+            ["--repository", "file:///dev/null/nowhere"],
+            69,
+            "does not appear to be a git repository",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
