@@ -1,6 +1,7 @@
 """What seed_queue.py queues and why, told as a user would see it."""
 
 import hashlib
+import io
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from discogs_crawler import clock, seeding
+from discogs_crawler import asking, clock, seeding
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import BadData
 from discogs_crawler.queue import Result
@@ -349,6 +350,16 @@ def test_with_old_only_what_differs_from_it_is_queued(
     assert sorted(world.crawl_all()) == [(5, "changed"), (202, "new")]
     assert world.book.db.execute("SELECT in_dump FROM progress").fetchone() == (101,)
     world.close()
+
+
+def test_ids_come_from_lists_files_and_standard_input(tmp_path: Path) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("7\n8, 9\n\n")
+    words = ["1", "2,3", str(path), "-"]
+    assert list(asking.parse_ids(words, io.StringIO("10\n11\n"))) == [1, 2, 3, 7, 8, 9, 10, 11]
+    path.write_text("7\n8x\n")
+    with pytest.raises(BadData, match=r"ids.txt, line 2: not an id between .*: '8x'"):
+        list(asking.parse_ids([str(path)], io.StringIO()))
 
 
 def test_a_dry_run_prints_the_same_numbers_and_changes_nothing(world: World) -> None:
