@@ -131,7 +131,8 @@ class Ledger:
         try:
             yield
         finally:
-            self.db.conn.execute("ROLLBACK")
+            if self.db.conn.in_transaction:
+                self.db.conn.execute("ROLLBACK")
 
     @property
     def rehearsing(self) -> bool:
