@@ -1,5 +1,6 @@
 """A snapshot for a terminal of 80 columns."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,7 +28,7 @@ def render(snapshot: Snapshot) -> str:
         parts += [*_kind(kind), ""]
     parts += _consumers(snapshot)
     parts += _runs(snapshot)
-    lines = "\n".join(parts).rstrip("\n").split("\n")
+    lines = re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n").split("\n")
     return "\n".join(_cut(line.rstrip()) for line in lines) + "\n"
 
 
