@@ -6,10 +6,11 @@ and the record is wanted again.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from discogs_crawler import importing
+from discogs_crawler.git import EMPTY_TREE, Repository
 from discogs_crawler.importing import Entry, Refused
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import parse_record_path
@@ -25,6 +26,13 @@ class Merged(NamedTuple):
     """those that had something new"""
     conflicts: list[tuple[str, int]]
     """kind and id of the records that both sides had changed"""
+
+
+class _Change(NamedTuple):
+    path: str
+    before: str
+    """blob, "" for none"""
+    after: str
 
 
 def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
@@ -78,16 +86,34 @@ def _catch_up(part: Store, name: str, main: str | None) -> None:
 
 
 def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tuple[str, int]], str]:
-    """Commit the merge of `tip` on `base`; where both differ, `base` wins."""
-    command = ("merge-tree", "--write-tree", "-z", "--name-only", "--no-messages", base, tip)
-    tree, *paths = part.repository.run(*command, accept=(0, 1)).decode().rstrip("\0").split("\0")
-    paths = sorted(set(filter(None, paths)))
-    ours = importing.stored(part.repository, base, paths)
-    entries = [Entry("", None, tree, "040000")]
-    entries += [Entry(path, None, ours[path].hex() if path in ours else "") for path in paths]
-    message = importing.describe(f"merge branch {name}", {"Conflicts": str(len(paths) or "")})
+    """Commit the merge of `tip` on `base`; where both have changed a file, `base` wins.
+
+    File by file, for `git merge-tree` takes two records that resemble each other for one that was
+    renamed, and cannot be told not to before Git 2.48.
+    """
+    repository = part.repository
+    found = repository.call("merge-base", base, tip).stdout.decode().split()
+    changed = list(_changes(repository, found[0] if found else EMPTY_TREE, tip))
+    ours = importing.stored(repository, base, [change.path for change in changed])
+    entries, lost = [], []
+    for change in changed:
+        mine = ours[change.path].hex() if change.path in ours else ""
+        if mine == change.before:
+            entries.append(Entry(change.path, None, change.after))
+        elif mine != change.after:
+            lost.append(change.path)
+    message = importing.describe(f"merge branch {name}", {"Conflicts": str(len(lost) or "")})
     made = part.publish(base, entries, message, parents=[tip])
-    places = [place for path in paths if (place := parse_record_path(part.prefix + path))]
+    places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
     for kind, record_id in places:
         log.warning("%s %d: changed on two branches; it is to be fetched again", kind, record_id)
     return places, made
+
+
+def _changes(repository: Repository, old: str, new: str) -> Iterator[_Change]:
+    command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
+    fields = repository.lines(*command)
+    for header in fields:
+        _, _, before, after, _ = header.decode().split()
+        path = next(fields).decode("utf-8", "replace")
+        yield _Change(path, before.strip("0") and before, after.strip("0") and after)

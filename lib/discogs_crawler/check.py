@@ -38,9 +38,12 @@ def records(store: AnyStore, revision: str | None, since: str | None = None) -> 
     if revision is None:
         return
     for repository, prefix, old, new in _spans(store, revision, since):
-        files = _changed(repository, prefix, old, new)
-        while block := list(itertools.islice(files, BLOCK)):
-            yield from _judge_block(repository, block)
+        try:
+            files = _changed(repository, prefix, old, new)
+            while block := list(itertools.islice(files, BLOCK)):
+                yield from _judge_block(repository, block)
+        except CrawlerError as error:
+            yield str(error)
 
 
 def _spans(

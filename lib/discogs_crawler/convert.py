@@ -65,8 +65,7 @@ def _build(
 ) -> dict[str, str]:
     """Make the new repositories; the new name of each old revision."""
     author = Author(settings.git_author_name, settings.git_author_email)
-    superproject = git.create(building / "discogs.git", settings.store_branch)
-    superproject.configure({"crawler.layout": "submodules"})
+    superproject = git.create(building / "discogs.git", settings.store_branch, "submodules")
     store = SubmoduleStore(superproject, settings.store_branch, settings.store_branch, author)
     main = Store(source, settings.store_branch, settings.store_branch, author)
     tip = main.tip()
@@ -75,7 +74,7 @@ def _build(
         tips = {}
         for path, tree in _segments(source, revision):
             snapshot = _snapshot(source, path, tree, author)
-            part = git.create(building / f"{path}.git", settings.store_branch)
+            part = git.create(building / f"{path}.git", settings.store_branch, "segment")
             branch = f"refs/heads/{settings.store_branch}"
             fetch = ("fetch", "--quiet", "--no-tags", str(source.path))
             part.run(*fetch, f"{snapshot}:{branch}")

@@ -20,6 +20,7 @@ from typing import IO, NamedTuple, cast
 from git import Repo, SymbolicReference
 from git.exc import GitError
 
+from discogs_crawler import locks
 from discogs_crawler.errors import (
     EXIT_UNAVAILABLE,
     ConfigurationError,
@@ -49,9 +50,6 @@ CONFIGURATION = {
     "receive.unpackLimit": "1",
     "uploadpack.allowFilter": "true",
     "uploadpack.allowAnySHA1InWant": "true",
-    # Two records that resemble each other are not one that was renamed.
-    "merge.renames": "false",
-    "merge.directoryRenames": "false",
 }
 
 # What `git rev-parse --local-env-vars` lists: variables that point Git at another repository.
@@ -101,6 +99,17 @@ class Repository:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._inode = self._find_inode()
+
+    def replaced(self) -> bool:
+        """Whether another repository lies at our path by now."""
+        return self._inode != self._find_inode()
+
+    def _find_inode(self) -> int:
+        try:
+            return self.path.stat().st_ino
+        except OSError:
+            return 0
 
     def __repr__(self) -> str:
         return f"Repository({str(self.path)!r})"
@@ -120,7 +129,11 @@ class Repository:
 
     def configure(self, values: Mapping[str, str]) -> None:
         """Set `section.option` or `section.sub.option` in the repository's own configuration."""
-        with self._explained(), Repo(self.path) as repo, repo.config_writer() as writer:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._explained())
+            lock = self.path / "configuration.flock"
+            stack.enter_context(locks.exclusive(lock, "configuring", wait=True))
+            writer = stack.enter_context(stack.enter_context(Repo(self.path)).config_writer())
             for name, value in values.items():
                 section, option = name.rsplit(".", 1)
                 head, _, sub = section.partition(".")
@@ -132,25 +145,11 @@ class Repository:
             return str(repo.config_reader("repository").get_value(section, option, ""))
 
     def run(
-        self,
-        *arguments: str,
-        stdin: bytes = b"",
-        extra: Mapping[str, str] | None = None,
-        network: bool = False,
-        timeout_s: float | None = None,
-        accept: Sequence[int] = (0,),
-        pass_fds: Sequence[int] = (),
+        self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str] | None = None
     ) -> bytes:
-        """What `git ARGUMENTS` prints. Raises what `failure` makes of another exit status."""
-        done = self.call(
-            *arguments,
-            stdin=stdin,
-            extra=extra,
-            network=network,
-            timeout_s=timeout_s,
-            pass_fds=pass_fds,
-        )
-        if done.returncode not in accept:
+        """What `git ARGUMENTS` prints. Raises what `failure` makes of an exit status but 0."""
+        done = self.call(*arguments, stdin=stdin, extra=extra)
+        if done.returncode:
             raise self.failure(arguments[0], done.returncode, done.stderr)
         return done.stdout
 
@@ -248,10 +247,11 @@ def split_stream(stream: IO[bytes], end: bytes, block: int = 1 << 18) -> Iterato
         yield rest
 
 
-def create(path: Path, branch: str) -> Repository:
+def create(path: Path, branch: str, layout: str) -> Repository:
     """The repository at `path`, made with our CONFIGURATION if there is none.
 
-    It is made under another name and renamed, so that one that is there is whole.
+    It is made under another name and renamed, so that one that is there is whole. `layout` tells
+    what it is: `single`, `submodules` for the superproject, `segment` for one of its parts.
     """
     check_version()
     if (path / "HEAD").exists():
@@ -262,7 +262,7 @@ def create(path: Path, branch: str) -> Repository:
         command = ["git", "init", "--quiet", "--bare", "--template="]
         command += [f"--initial-branch={branch}", str(made)]
         subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-        Repository(made).configure(CONFIGURATION)
+        Repository(made).configure(CONFIGURATION | {"crawler.layout": layout})
         made.rename(path)
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(made, ignore_errors=True)

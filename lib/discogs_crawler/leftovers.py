@@ -46,17 +46,16 @@ _OURS = "crawler.lock"
 def writing(repository: Repository, *, alone: bool = False) -> Iterator[int]:
     """Hold the writers' lock during the block, shared or `alone`; the open file, to hand on.
 
-    ConfigurationError if the repository cannot be written, or was replaced while we waited.
+    ConfigurationError if the repository cannot be written, or was replaced since we opened it.
     """
     path = repository.path / _OURS
     handle = _open(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        if not path.exists() or not os.path.sameopenfile(handle, other := _open(path)):
+        if repository.replaced():
             raise ConfigurationError(
                 f"{repository.path}: it was converted meanwhile; set STORE_LAYOUT and start again"
             )
-        os.close(other)
         yield handle
     finally:
         os.close(handle)

@@ -291,8 +291,10 @@ class Store:
         if self.prefix:
             folders = [""] if self.prefix.startswith(f"{kind}/") else []
         else:
-            listing = self.repository.run("ls-tree", "--name-only", tip, f"{kind}/").decode()
-            folders = sorted(listing.split(), key=lambda path: int(path.rpartition("/")[2]))
+            listing = self.repository.run("ls-tree", "-d", "--name-only", tip, f"{kind}/")
+            paths = listing.decode().splitlines()
+            numbers = {int(path.rpartition("/")[2]): path for path in paths if path[-2:].isdigit()}
+            folders = [path for _, path in sorted(numbers.items())]
         for folder in folders:
             yield from self._ids_below(tip, folder)
 

@@ -28,7 +28,7 @@ def open_store(settings: Settings, *, create: bool = True, branch: str | None = 
     path = repository_path(settings)
     git.check_version()
     if create:
-        repository = git.create(path, settings.store_branch)
+        repository = git.create(path, settings.store_branch, settings.store_layout)
     elif (path / "HEAD").exists():
         repository = Repository(path)
     else:
@@ -48,17 +48,15 @@ def open_store(settings: Settings, *, create: bool = True, branch: str | None = 
 
 
 def _check_layout(repository: Repository, settings: Settings) -> None:
-    """Refuse to mix the layouts; mark a repository that is new."""
+    """Refuse to mix the layouts."""
     wanted = settings.store_layout
     if wanted == "submodules" and settings.store_remote:
         raise ConfigurationError(
             "STORE_LAYOUT=submodules works without STORE_REMOTE only: "
             "mirror its repositories with git, e.g. git push --mirror"
         )
-    found = repository.configured("crawler", "layout")
-    if not found:
-        repository.configure({"crawler.layout": wanted})
-    elif found != wanted:
+    found = repository.configured("crawler", "layout") or "single"
+    if found != wanted:
         raise ConfigurationError(
             f"{repository.path}: its layout is {found}; set STORE_LAYOUT={found}"
             + (", or convert it: maintain_store.py --to-submodules" if found == "single" else "")

@@ -95,7 +95,9 @@ class SubmoduleStore:
         done = Committed("", frozenset(), frozenset(), 0, 0, 0)
         for segment in sorted({segment_of(change.id) for change in changes}):
             part = self._part(kind, segment)
-            git.create(part.repository.path, self._main)
+            if not part.repository.path.exists():
+                git.create(part.repository.path, self._main, "segment")
+                part = self._part(kind, segment)
             mine = [change for change in changes if segment_of(change.id) == segment]
             more = part.commit(kind, mine, still_ours, trailers)
             done = Committed(

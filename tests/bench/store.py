@@ -96,7 +96,7 @@ def median_ms(work: Callable[[list[Change]], object], rounds: Iterable[list[Chan
 
 def commit_times(folder: Path, records: int, rounds: int) -> list[list[object]]:
     """A row for each batch size and order; store and baseline work on copies, in turn."""
-    ours = Store(git.create(folder / "ours.git", "main"), "main", "main", AUTHOR)
+    ours = Store(git.create(folder / "ours.git", "main", "single"), "main", "main", AUTHOR)
     fill(ours, records)
     rows: list[list[object]] = []
     for sequential in (True, False):

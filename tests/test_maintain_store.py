@@ -1,0 +1,534 @@
+"""`maintain_store.py`: merging, upkeep, checks, changed rules, the other layout, the README."""
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import redis
+
+from discogs_crawler import (
+    branches,
+    clean,
+    config,
+    convert,
+    exact_json,
+    importing,
+    ledger,
+    locks,
+    maintenance,
+    reclean,
+    store,
+)
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.importing import Entry, Refused
+from discogs_crawler.ledger import Row
+from discogs_crawler.queue import Queue
+from discogs_crawler.records import KINDS, record_path
+from discogs_crawler.store import Change, Store
+from tests.conftest import ROOT, Run
+from tests.test_store import everything, fsck, put, record
+
+
+def opened(settings: Settings, branch: str | None = None) -> Store:
+    found = store.open_store(settings, branch=branch)
+    assert isinstance(found, Store)
+    return found
+
+
+def plain_file(target: Store, path: str, data: bytes, mode: str = "100644") -> str:
+    """Commit a file behind the crawler's back."""
+    return target.publish(target.tip(), [Entry(path, data, "", mode)], "by hand\n")
+
+
+def know(settings: Settings, ids: Iterable[int]) -> None:
+    """Let the ledger say that these releases are stored."""
+    with ledger.open(settings.database) as book, book.transaction():
+        book.save("releases", [Row(i, alive=1, crawled=1, status=200) for i in ids])
+
+
+# Branches -----------------------------------------------------------------------------------------
+
+
+def queue_of(client: redis.Redis, settings: Settings) -> Queue:
+    return Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
+
+
+def test_branches_are_merged_and_brought_up_to_date(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    main = opened(settings)
+    first = put(main, [1]).revision
+    queue = queue_of(redis_client, settings)
+    queue.push("new", [1_000_001, 2_000_001])
+    for name in ("one", "two"):
+        (lease,) = queue.claim(name, 1, branch=name)
+        put(opened(settings, name), [lease.id])
+        queue.give_back([lease])
+    second = put(main, [3]).revision
+    assert set(queue.branches().values()) == {"one", "two"}
+    done = run("maintain_store.py", "--merge")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(main.ids("releases")) == [1, 3, 1_000_001, 2_000_001]
+    assert queue.branches() == {}, "their segments are anybody's again"
+    parents = main.repository.run("rev-list", "--first-parent", "refs/heads/main").decode().split()
+    assert {first, second} <= set(parents), "a consumer's revision was orphaned"
+    again = main.tip()
+    run("maintain_store.py", "--merge")
+    assert main.tip() == again
+    fsck(main)
+
+
+def test_a_conflict_takes_one_side_and_wants_the_id_again(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Ownership was lost with Redis: both sides changed two records and removed a third."""
+    main = opened(settings)
+    put(main, [1, 2, 3, 4])
+    know(settings, [1, 2, 3, 4])
+    other = opened(settings, "one")
+    ids = [1, 2, 3, 4]
+    other.commit(
+        "releases", [*(Change(i, record(i, "b")) for i in ids[:3]), Change(4, None)], everything, {}
+    )
+    main.commit(
+        "releases",
+        [Change(1, record(1, "m")), Change(2, None), Change(4, record(4, "m"))],
+        everything,
+        {},
+    )
+    done = run("maintain_store.py", "--merge")
+    assert done.returncode == 0, done.stderr
+    assert main.read("releases", ids) == {
+        1: record(1, "m"),
+        3: record(3, "b"),
+        4: record(4, "m"),
+    }
+    with ledger.open(settings.database) as book:
+        wanted = {row.id for row in book.select("releases", "due IS NOT NULL")}
+    assert wanted == {1, 2, 4}
+    assert other.tip() == main.tip()
+
+
+def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Settings) -> None:
+    main = opened(settings)
+    text = "a long text that both have " * 50
+    put(main, [1], text)
+    other = opened(settings, "one")
+    other.commit("releases", [Change(1, record(1, text + "!"))], everything, {})
+    main.commit("releases", [Change(1, None), Change(2, record(2, text))], everything, {})
+    merged = branches.merge(main.parts(), [])
+    assert merged.conflicts == [("releases", 1)]
+    assert main.read("releases", [1, 2]) == {2: record(2, text)}
+
+
+def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = opened(settings)
+    put(main, [1])
+    for name in ("gone", "back"):
+        put(opened(settings, name), [2 if name == "gone" else 3])
+    put(main, [4])
+    git = main.repository.run
+    publish = Store.publish
+
+    def meanwhile(self: Store, *args: object, **more: object) -> str:
+        for name in ("gone", "back"):
+            ref = f"refs/heads/crawl/{name}"
+            tip = self.repository.tip(ref)
+            if name == "gone" and tip:
+                git("update-ref", "-d", ref)
+            elif tip:
+                git("update-ref", ref, f"{tip}~1")
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "publish", meanwhile)
+    branches.merge(main.parts(), [])
+    monkeypatch.undo()
+    branches.merge(main.parts(), [])
+    assert {1, 4} <= set(main.ids("releases"))
+    assert "gone" not in main.branches()
+    fsck(main)
+
+
+# Upkeep -------------------------------------------------------------------------------------------
+
+
+def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    for number in range(1, 12):
+        put(main, [number * 100])
+    know(settings, [number * 100 for number in range(1, 12)])
+    done = run("maintain_store.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    packs = list((main.repository.path / "objects" / "pack").glob("*.pack"))
+    assert len(packs) <= 3
+    assert (main.repository.path / "objects" / "pack" / "multi-pack-index").exists()
+    (copy,) = (settings.state_dir / "backups").iterdir()
+    with sqlite3.connect(copy) as backup:
+        assert backup.execute("SELECT count(*) FROM releases").fetchone() == (11,)
+    fsck(main)
+    tip = main.tip()
+    run("maintain_store.py")
+    assert main.tip() == tip, "a second run without news makes no commit"
+
+
+def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(settings, [1])
+    for day in range(4):
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", day * 86_400)
+        maintenance.back_up(settings)
+    kept = sorted(path.name for path in (settings.state_dir / "backups").iterdir())
+    assert len(kept) == 2
+    shutil.copy(settings.state_dir / "backups" / kept[-1], settings.database)
+    with ledger.open(settings.database) as book:
+        assert next(book.select("releases", "id = 1")).alive == 1
+
+
+def test_leftovers_of_dead_processes_go_and_young_files_stay(settings: Settings) -> None:
+    main = opened(settings)
+    put(main, [1])
+    folder = main.repository.path
+    old = [folder / "fast_import_crash_7", folder / "objects/pack/tmp_pack_x", folder / "HEAD.lock"]
+    young = folder / "objects/pack/tmp_pack_y"
+    for path in (*old, young):
+        path.touch()
+    for path in old:
+        os.utime(path, (1, 1))
+    maintenance.tidy(main.repository)
+    assert [path for path in old if path.exists()] == []
+    assert young.exists()
+
+
+def test_workers_commit_while_maintenance_runs(settings: Settings) -> None:
+    main = opened(settings)
+    stored: list[int] = []
+    waits: list[float] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            number = len(stored) + 1
+            started = time.monotonic()
+            put(main, [number])
+            waits.append(time.monotonic() - started)
+            stored.append(number)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    deadline = time.monotonic() + 30
+    try:
+        for _ in range(6):
+            before = len(stored)
+            while len(stored) < before + 3 and worker.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            maintenance.tidy(main.repository)
+    finally:
+        stop.set()
+        worker.join()
+    assert list(main.ids("releases")) == stored
+    assert max(waits) < 5
+    fsck(main)
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_maintenance_can_be_killed_anywhere(
+    settings: Settings, environment: dict[str, str], rounds: int
+) -> None:
+    main = opened(settings)
+    know(settings, [])
+    for number in range(rounds):
+        for turn in range(4):
+            put(main, [1 + number * 10 + turn])
+        program = [sys.executable, str(ROOT / "bin" / "maintain_store.py")]
+        process = subprocess.Popen(program, env=environment, start_new_session=True)
+        time.sleep(0.3 + 0.37 * (number % 5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        fsck(main)
+        for lock in main.repository.path.rglob("*.lock"):
+            os.utime(lock, (1, 1))
+    process = subprocess.Popen(program, env=environment)
+    assert process.wait(60) == 0
+    assert len(list(main.ids("releases"))) == 4 * rounds
+
+
+def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None:
+    opened(settings)
+    with locks.exclusive(settings.state_dir / "maintain_store.lock", "maintain_store.py"):
+        done = run("maintain_store.py")
+    assert done.returncode == 75
+    assert f"already running as process {os.getpid()}" in done.stderr
+
+
+def test_without_a_store_there_is_one_line(run: Run) -> None:
+    done = run("maintain_store.py")
+    assert done.returncode == 78
+    assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
+
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def test_every_damage_is_named(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, range(1, 9))
+    know(settings, [*range(1, 9), 11])
+    assert run("maintain_store.py", "--check").stdout.splitlines() == [
+        "releases/00/00/00/11.json: missing, the ledger says that it is stored"
+    ]
+    plain_file(main, record_path("releases", 2), b'{"id": 2}\n')
+    plain_file(main, record_path("releases", 3), record(4))
+    plain_file(main, record_path("releases", 4), b"{")
+    plain_file(main, "releases/05.json", record(5))
+    plain_file(main, "notes.txt", b"x")
+    plain_file(main, record_path("releases", 6), record(6), "100755")
+    plain_file(main, record_path("releases", 20), record(20))
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert sorted(done.stdout.splitlines()) == [
+        "notes.txt: not a record, and not ours",
+        "releases/00/00/00/11.json: missing, the ledger says that it is stored",
+        "releases/00/00/00/2.json: not in canonical form "
+        "(keys sorted, indent 2, a line feed at the end)",
+        "releases/00/00/00/20.json: stored, the ledger does not know it",
+        "releases/00/00/00/3.json: it holds another record's id",
+        "releases/00/00/00/4.json: not JSON at character 1 of 1",
+        "releases/00/00/00/6.json: not a plain file, its mode is 100755",
+        "releases/05.json: not in its place, which is releases/00/00/00/5.json",
+    ]
+
+
+def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, range(1, 50))
+    (pack,) = (main.repository.path / "objects" / "pack").glob("*.pack")
+    pack.chmod(0o644)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    pack.write_bytes(data)
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert str(main.repository.path) in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_nightly_check_reads_only_what_is_new(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    plain_file(main, record_path("releases", 1), b"old damage")
+    maintenance.mark_checked(main.repository, main.tip() or "")
+    put(main, [2])
+    assert run("maintain_store.py").returncode == 0
+    plain_file(main, record_path("releases", 3), b"new damage")
+    done = run("maintain_store.py")
+    assert done.returncode == 65
+    assert done.stdout.startswith("releases/00/00/00/3.json: not JSON")
+    assert done.stdout.count("\n") == 1
+
+
+# Changed rules ------------------------------------------------------------------------------------
+
+
+def with_notes(number: int) -> bytes:
+    return exact_json.dumps({"id": exact_json.Number(str(number)), "notes": "x"})
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_changed_rules_are_applied_in_technical_commits(
+    run: Run, environment: dict[str, str], layout: str
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    both = store.open_store(config.load(environ=environment))
+    ids = [*range(1, 1_500), 2_000_001]
+    both.commit("releases", [Change(i, with_notes(i)) for i in ids], everything, {})
+    both.settle()
+    done = run("maintain_store.py", "--reclean", REMOVE_FIELDS="notes")
+    assert done.returncode == 0, done.stderr
+    clean_bytes = b'{\n  "id": %d\n}\n'
+    assert both.read("releases", [1, 999, 2_000_001]) == {
+        i: clean_bytes % i for i in (1, 999, 2_000_001)
+    }
+    trailers = "--format=%(trailers:key=Technical,valueonly,separator=%x2C)"
+    log = both.repository.run("log", "--first-parent", trailers, both.settle() or "").decode()
+    assert log.split() == ["reclean"] * (2 if layout == "single" else 3)
+    tip = both.tip()
+    run("maintain_store.py", "--reclean", REMOVE_FIELDS="notes")
+    assert both.settle() == tip
+
+
+def test_recleaning_never_overwrites_a_newer_record(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(1, with_notes(1))], everything, {})
+    rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
+    publish = Store.publish
+    raced: list[str] = []
+
+    def race(self: Store, *args: object, **more: object) -> str:
+        if not raced:
+            raced.append(put(main, [1], "newer").revision)
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "publish", race)
+    of_kind = {kind: clean.rules_for(rules, kind) for kind in KINDS}
+    reclean.reclean(main, of_kind, settings.state_dir / "reclean.json")
+    assert main.read("releases", [1]) == {1: record(1, "newer")}
+
+
+def test_recleaning_goes_on_where_it_was_interrupted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(i, with_notes(i)) for i in range(1, 41)], everything, {})
+    rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
+    of_kind = {kind: clean.rules_for(rules, kind) for kind in KINDS}
+    monkeypatch.setattr(reclean, "BATCH", 10)
+    rewrite = reclean._rewrite
+    seen: list[int] = []
+
+    def stop_at_third(*args: object) -> int:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return rewrite(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reclean, "_rewrite", stop_at_third)
+    place = settings.state_dir / "reclean.json"
+    with pytest.raises(KeyboardInterrupt):
+        reclean.reclean(main, of_kind, place)
+    assert reclean.reclean(main, of_kind, place) == 20
+    assert len(seen) == 3 + 2
+    assert not place.exists()
+
+
+# The other layout ---------------------------------------------------------------------------------
+
+
+def exported(run: Run, layout: str, name: str) -> list[str]:
+    done = run("export_changes.py", "--consumer", name, STORE_LAYOUT=layout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_conversion_keeps_every_consumers_place(
+    run: Run, settings: Settings, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    put(main, [1, 2, 1_000_001])
+    know(settings, [1, 2, 1_000_001])
+    assert len(exported(run, "single", "early")) == 3
+    put(main, [2, 3], "x")
+    assert len(exported(run, "single", "late")) == 4
+    put(main, [1_000_001, 2_000_001], "y")
+    done = run("maintain_store.py", "--to-submodules")
+    assert done.returncode == 0, done.stderr
+    assert run("maintain_store.py").returncode == 78, "the setting is the old one"
+    assert exported(run, "submodules", "early") == [
+        record_path("releases", i) for i in (2, 3, 1_000_001, 2_000_001)
+    ]
+    assert exported(run, "submodules", "late") == [
+        record_path("releases", i) for i in (1_000_001, 2_000_001)
+    ]
+    after = store.open_store(config.load(environ=environment | {"STORE_LAYOUT": "submodules"}))
+    assert list(after.ids("releases")) == [1, 2, 3, 1_000_001, 2_000_001]
+    fsck(after)
+    with pytest.raises(ConfigurationError, match="converted meanwhile"):
+        put(main, [9])
+
+
+def test_an_interrupted_conversion_is_finished_by_the_next(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = opened(settings)
+    revision = put(main, [1]).revision
+    with ledger.open(settings.database) as book:
+        book.db.execute(
+            "INSERT INTO consumers (name, repository, kind, revision) VALUES ('x', '', 'all', ?)",
+            (revision,),
+        )
+
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        for step in ("_put_in_place", "_finish", "_move_consumers"):
+            with monkeypatch.context() as patch:
+                patch.setattr(convert, step, fail)
+                with pytest.raises(KeyboardInterrupt):
+                    convert.to_submodules(settings, book)
+        convert.to_submodules(settings, book)
+        (place,) = book.db.execute("SELECT revision FROM consumers").fetchone()
+    tip = Store(main.repository, "main", "main", main.author).tip()
+    assert place == tip != revision
+
+
+# The README of the repository ---------------------------------------------------------------------
+
+
+def recipes(text: str) -> list[str]:
+    """The commands that the README shows."""
+    lines = re.findall(r"^    (git .*?)(?: +#.*)?$", text, re.MULTILINE)
+    return [line for line in lines if "OLD NEW" not in line]
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_a_stranger_finds_a_record_from_the_readme_alone(
+    run: Run, environment: dict[str, str], tmp_path: Path, layout: str
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    both = store.open_store(config.load(environ=environment))
+    put(both, [1, 13_999_999])
+    assert run("maintain_store.py").returncode == 0
+    text = both.repository.run("show", f"{both.tip()}:README.md").decode()
+    assert "| releases | 2 | none |" in text
+    assert "Data provided by Discogs" in text
+    url = f"file://{both.repository.path}"
+    environ = environment | {"GIT_ALLOW_PROTOCOL": "file", "GIT_CONFIG_GLOBAL": os.devnull}
+    found = 0
+    for number, command in enumerate(recipes(text)):
+        folder = tmp_path / "stranger" / (str(number) if " clone " in command else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        if " clone " in command:
+            where = folder
+        if layout == "submodules" and ":releases/" in command:
+            continue
+        done = subprocess.run(
+            command.replace("URL", url),
+            shell=True,
+            cwd=where,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        found += done.stdout.encode() == record(1)
+        path = where / "discogs" / "releases" / "13" / "99" / "99" / "13999999.json"
+        found += path.exists() and path.read_bytes() == record(13_999_999)
+    assert found >= 2
+
+
+def test_the_readme_is_not_a_record(run: Run, settings: Settings) -> None:
+    put(opened(settings), [1])
+    know(settings, [1])
+    run("maintain_store.py")
+    assert exported(run, "single", "x") == ["releases/00/00/00/1.json"]
+
+
+def test_refused_is_not_a_crash(settings: Settings) -> None:
+    main = opened(settings)
+    first = put(main, [1]).revision
+    put(main, [2])
+    with pytest.raises(Refused):
+        main.publish(first, [Entry("x", b"x")], "late\n")
+    assert importing.contains(main.repository, main.tip(), first)
