@@ -222,11 +222,10 @@ def test_prometheus_reads_the_metrics(crawler: Settings, queue: Queue, run: Run)
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_78(crawler: Settings, run: Run) -> None:
-    done = run("stats.py", "--prometheus", "/nonexistent/discogs.prom")
+    target = crawler.state_dir / "missing" / "discogs.prom"
+    done = run("stats.py", "--prometheus", target)
     assert done.returncode == 78
-    assert done.stderr == "stats.py: /nonexistent/discogs.prom: cannot be written: " + (
-        "No such file or directory\n"
-    )
+    assert done.stderr == f"stats.py: {target}: cannot be written: No such file or directory\n"
 
 
 def test_a_class_waits_for_those_above_it_and_for_what_joins_them() -> None:

@@ -187,7 +187,7 @@ def queue(kind: Kind) -> Any:
         else f"The times assume the measured {count(kind.rate.per_day)} answers a day."
     )
     text = f"The most urgent first; each class waits for those above it. {measured}"
-    heads = ("class", "", "wanted", "not due yet", "pending", "leased", "delayed", "done in")
+    heads = ("class", "", "wanted", "done in", "not due yet", "pending", "leased", "delayed")
     rows = [
         E.tr(
             E.th({"scope": "row"}, row.reason),
@@ -205,9 +205,10 @@ def queue(kind: Kind) -> Any:
 
 
 def _numbers(row: Class) -> list[str]:
-    numbers = (row.wanted, row.later, row.pending, row.leased, row.delayed)
     never = "never at this rate" if row.eta_s is None else duration(row.eta_s)
-    return [*map(count, numbers), never if row.eta_s != 0 else "nothing due"]
+    done = never if row.eta_s != 0 else "nothing due"
+    others = (row.later, row.pending, row.leased, row.delayed)
+    return [count(row.wanted), done, *map(count, others)]
 
 
 def figure(
