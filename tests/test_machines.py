@@ -25,8 +25,8 @@ from tests.discogs.quota import Quota
 from tests.discogs.world import invented
 
 RECORDS = 300
-WINDOW_S = 1.0
-LIMIT = 20
+WINDOW_S = 2.0
+LIMIT = 40
 PATIENCE_S = 90
 
 
@@ -90,6 +90,7 @@ class Host:
             "COMMIT_EVERY": "20",
             "COMMIT_SECONDS": "0.2",
             "LEASE_S": "3",
+            "RETRY_DELAYS": "1s,1s,1s",
             **settings,
         }
 

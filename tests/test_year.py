@@ -40,7 +40,8 @@ class Year:
             "CRAWLER": str(ROOT),
             "DUMP_SITE": site.url,
             "DISCOGS_API": api.url,
-            "RATE_WINDOW_S": "0.5",
+            "RATE_WINDOW_S": "2",
+            "RETRY_DELAYS": "1s,1s,1s",
             "COMMIT_SECONDS": "0",
         }
         self.now = 0.0
@@ -114,7 +115,7 @@ def _json(world: World, record_id: int) -> bytes:
 
 @pytest.fixture
 def year(environment: dict[str, str], redis_client: object) -> Iterator[Year]:
-    quota = Quota(limit_without=400, window_s=0.5)
+    quota = Quota(limit_without=500, window_s=2)
     with Site() as site, Api(invented(RECORDS), quota) as api:
         yield Year(environment, site, api)
 
