@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from binascii import hexlify
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +35,8 @@ class Hashed(NamedTuple):
     offsets: list[int]
     keys: list[bytes]
     contents: list[bytes]
-    damaged: bool = False
+    damaged: Collection[bytes] = ()
+    """Keys of records that the book is not to know."""
 
 
 class ResultWriter:
@@ -75,9 +76,8 @@ class ResultWriter:
         assert self._book is not None
         keys, contents = hashed.keys, hashed.contents
         if hashed.damaged:
-            # The content hash of a damaged record is its raw hash.
-            sound = [(k, c) for k, c in zip(keys, contents, strict=True) if k[4:] != c]
-            keys, contents = [k for k, _ in sound], [c for _, c in sound]
+            pairs = [(k, c) for k, c in zip(keys, contents, strict=True) if k not in hashed.damaged]
+            keys, contents = [k for k, _ in pairs], [c for _, c in pairs]
         self._book.write(keys, contents)
 
     def _count(self, ids: Sequence[int]) -> None:

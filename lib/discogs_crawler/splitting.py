@@ -50,6 +50,7 @@ class Splitter:
         self._batch = _Batch([], [], [], [], [])
         self._unknown_bytes = 0
         self._waiting: deque[tuple[_Batch, Callable[[], list[Outcome]]]] = deque()
+        self._damaged_keys: set[bytes] = set()
         self.parsed = self.damaged = 0
 
     def run(self, result: ResultWriter, progress: Callable[[], None]) -> None:
@@ -124,19 +125,19 @@ class Splitter:
     def _finish_one(self, result: ResultWriter) -> None:
         batch, outcomes_of = self._waiting.popleft()
         outcomes = iter(outcomes_of())
-        damaged = self.damaged
         contents = [
             self._outcome(batch, number, next(outcomes)) if content is None else content
             for number, content in enumerate(batch.contents)
         ]
         self.parsed += len(batch.unknown)
-        result.write(Hashed(batch.ids, batch.offsets, batch.keys, contents, self.damaged > damaged))
+        result.write(Hashed(batch.ids, batch.offsets, batch.keys, contents, self._damaged_keys))
 
     def _outcome(self, batch: _Batch, number: int, outcome: Outcome) -> bytes:
         """The content hash of a parsed record: its raw hash if it is damaged, which is said."""
         if isinstance(outcome, bytes):
             return outcome
         record_id, offset = batch.ids[number], batch.offsets[number]
+        self._damaged_keys.add(batch.keys[number])
         self.damaged += 1
         if self.damaged > MAX_DAMAGED:
             raise Damage(f"more than {MAX_DAMAGED} damaged records: {outcome}", offset, record_id)
