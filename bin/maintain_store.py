@@ -91,7 +91,7 @@ def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
         part.refresh()
     queues = _queues(settings) if any(part.branches() for part in parts) else []
     merged = branches.merge(parts, queues)
-    log.info("merged %d branches", merged.branches)
+    log.info("branches merged: %d", merged.branches)
     if book is not None:
         for kind in KINDS:
             again = [number for where, number in merged.conflicts if where == kind]
@@ -113,7 +113,7 @@ def nightly(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
     with progress.bar("pack", len(repositories), "repositories/s") as advance:
         for repository in repositories:
             packs = maintenance.tidy(repository)
-            log.info("%s: %d packs", repository.path, packs)
+            log.info("%s: packs: %d", repository.path, packs)
             advance(1)
     copy = maintenance.back_up(settings)
     if copy:
@@ -150,7 +150,7 @@ def _report(findings: "check.Iterator[str]") -> int:
 def reclean_everything(opened: AnyStore, settings: Settings) -> int:
     rules = {kind: clean.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
-    log.info("%d records rewritten", number)
+    log.info("records rewritten: %d", number)
     return EXIT_DONE
 
 

@@ -111,6 +111,20 @@ def test_a_machine_of_workers_has_neither_records_nor_history(tmp_path: Path, ba
     assert not (whole.repository.path / "shallow").exists()
 
 
+def test_a_machine_that_gets_the_ledger_gets_history_and_records(
+    tmp_path: Path, bare: Path
+) -> None:
+    first = opened(machine(tmp_path, "a", f"file://{bare}"))
+    for number in range(1, 4):
+        put(first, [number])
+    put(opened(machine(tmp_path, "b", f"file://{bare}")), [4])
+    whole = opened(machine(tmp_path, "b", f"file://{bare}", ledger=True))
+    whole.settle()
+    bare.rename(tmp_path / "away.git")
+    assert whole.read("releases", range(1, 9)).keys() == {1, 2, 3, 4}
+    assert whole.repository.run("rev-list", "--count", whole.tip() or "") == b"4\n"
+
+
 def test_a_remote_that_is_down_completes_nothing(tmp_path: Path, bare: Path) -> None:
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])

@@ -23,6 +23,10 @@ FETCH_S = 6 * 3_600
 
 TRACKING = "refs/remotes/origin/"
 
+# A clone that has begun without records stays one that may lack some, for Git; this is all of them.
+_NO_RECORDS = "--filter=blob:none"
+_ALL_RECORDS = "blob:limit=1g"
+
 _HELPER = (
     '!f() { test "$1" = get && '
     'printf "username=%s\\npassword=%s\\n" "$STORE_REMOTE_USER" "$STORE_REMOTE_PASSWORD"; }; f'
@@ -90,13 +94,26 @@ class Remote:
         A machine without the ledger has workers only, which need the newest trees but neither
         records nor history: 24 MB instead of 1.3 GB for a million records.
         """
-        arguments = ["fetch", "--quiet", "--prune", "--no-tags"]
-        first = not self._repository.refs(TRACKING)
-        shallow = (self._repository.path / "shallow").exists()
-        if first and not self._whole:
-            arguments += ["--depth=1", "--filter=blob:none"]
-        elif shallow and self._whole:
-            arguments += ["--unshallow", "--refetch", "--filter=blob:limit=1g"]
+        if self._whole:
+            self._complete()
+            self._fetch()
+        elif self._repository.refs(TRACKING):
+            self._fetch()
+        else:
+            self._fetch("--depth=1", _NO_RECORDS)
+
+    def _complete(self) -> None:
+        """Get the history and the records that a clone for workers has left out."""
+        filtered = self._repository.configured('remote "origin"', "partialclonefilter")
+        if f"--filter={filtered}" != _NO_RECORDS:
+            return
+        if (self._repository.path / "shallow").exists():
+            self._fetch("--unshallow")
+        self._fetch("--refetch", f"--filter={_ALL_RECORDS}")
+        self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
+
+    def _fetch(self, *options: str) -> None:
+        arguments = ["fetch", "--quiet", "--prune", "--no-tags", *options]
         self._talk(arguments, "origin", timeout_s=FETCH_S)
 
     def push(self, commit: str, branch: str) -> None:
