@@ -123,7 +123,7 @@ class Queue:
         return sum(int(self._call("push", reason, *block)) for block in _blocks(ids))
 
     def unknown(self, ids: Iterable[int]) -> int:
-        """How many of `ids` a push would queue: those that are not in the queue in whatever place."""
+        """How many of `ids` a push would queue: those that are nowhere in the queue yet."""
         return sum(int(self._call("unknown", *block)) for block in _blocks(ids))
 
     def promote(self, ids: Iterable[int]) -> int:

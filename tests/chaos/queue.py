@@ -169,8 +169,7 @@ class Chaos:
             "ids whose push was confirmed": len(pushed),
             "lost": len(lost),
             "duplicated in the ledger": sum(times > 1 for times in done.values()),
-            "left by the dead, recovered": len(held.leased),
-            "fetched again after a kill, a delay or a return": sum(n > 1 for n in fetched.values()),
+            "recovered: fetched again by another": sum(n > 1 for n in fetched.values()),
             "done": len(done),
         }
 
