@@ -61,7 +61,7 @@ _POINTERS = re.compile(
 
 _ISOLATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large")
+_FULL = re.compile(r"No space left on device|Out of diskspace|Disk quota exceeded|File too large")
 _DENIED = re.compile(r"Permission denied|Read-only file system|Operation not permitted")
 
 

@@ -206,6 +206,10 @@ def _packs_and_bytes(repository: Repository) -> tuple[int, int]:
     return sum(path.suffix == ".pack" for path in files), sum(p.stat().st_size for p in files)
 
 
+def show(rows: list[list[object]], headers: list[str], numbers: str) -> None:
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=numbers or "g"), "\n", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,20 +219,16 @@ def main() -> int:
     parser.add_argument("--commits", type=int, default=300, help="before maintenance")
     flags = parser.parse_args()
     sizes = [size for size in (10_000, 100_000) if size < flags.records] + [flags.records]
-    rows, trees = [], []
+    headers = ["records", "ids", "in a commit", "ms", "by hand, ms", "ratio"]
+    indexed = ["records", "with an index, ms", *(f"{size} in a commit" for size in BATCHES)]
     for records in sizes:
         with tempfile.TemporaryDirectory(prefix="bench-store-") as name:
             folder = Path(name)
-            rows += commit_times(folder, records, flags.rounds)
-            if records == sizes[-1]:
-                figures = upkeep(folder, records, flags.commits)
+            show(commit_times(folder, records, flags.rounds), headers, ".2f")
             if records <= LARGEST_WORK_TREE:
-                trees += work_tree_times(folder, records, flags.rounds)
-    headers = ["records", "ids", "in a commit", "ms", "by hand, ms", "ratio"]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"), "\n")
-    headers = ["records", "with an index, ms", *(f"{size} in a commit" for size in BATCHES)]
-    print(tabulate(trees, headers, tablefmt="github", floatfmt=".0f"), "\n")
-    print(tabulate(figures, ["upkeep", ""], tablefmt="github"))
+                show(work_tree_times(folder, records, flags.rounds), indexed, ".0f")
+            if records == sizes[-1]:
+                show(upkeep(folder, records, flags.commits), ["upkeep", ""], "")
     return 0
 
 
