@@ -244,3 +244,17 @@ def test_a_dead_mans_switch_that_is_dead_itself_is_only_a_warning(run: Run, site
         assert done.returncode == 0
         assert done.stderr.count("HEALTHCHECK_URL could not be pinged") == 2
         assert "secret-key" not in done.stderr
+
+
+def test_a_dump_is_split_again_only_if_it_or_its_hashes_have_changed(run: Run, tmp_path) -> None:
+    target, result = tmp_path / "discogs_20261001_releases.xml.gz", tmp_path / "hashes"
+    arguments = ("discogs_xml_split.py", "-v", "-d", target, "-r", result)
+    skipped = "was split before, into this very file"
+    dump.write(target, invented(5), "releases")
+    assert skipped not in run(*arguments).stderr
+    assert skipped in run(*arguments).stderr
+    result.write_bytes(result.read_bytes()[:100])
+    assert skipped not in run(*arguments).stderr
+    dump.write(target, invented(6), "releases")
+    assert skipped not in run(*arguments).stderr
+    assert result.read_bytes().count(b"\n") == 6
