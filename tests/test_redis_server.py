@@ -41,6 +41,12 @@ def process_of(settings: Settings) -> int:
     return int((settings.state_dir / "redis" / "redis.pid").read_text())
 
 
+def append_only_file(settings: Settings) -> Path:
+    """`appendonly.aof`; since Redis 7 `appendonlydir/appendonly.aof.1.incr.aof`."""
+    [file] = (settings.state_dir / "redis").rglob("*.aof")
+    return file
+
+
 def queue_of(client: redis.Redis) -> Queue:
     return Queue(client, "releases", prefix="discogs", lease_s=600)
 
@@ -61,13 +67,11 @@ def test_scripts_that_start_at_the_same_instant_share_one_server(private: Settin
         "client = redis_server.connect(config.load())\n"
         "print(client.info('server')['run_id'])"
     )
-    environment = {"ENV_FILE": os.devnull, "STATE_DIR": str(private.state_dir), "PATH": ""}
+    environment = os.environ | {"ENV_FILE": os.devnull, "STATE_DIR": str(private.state_dir)}
 
     def start(_: int) -> str:
         command = [sys.executable, "-c", script]
-        return subprocess.run(
-            command, env=environment | {"PATH": os.environ["PATH"]}, capture_output=True, text=True
-        ).stdout
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
     with ThreadPoolExecutor(6) as pool:
         servers = list(pool.map(start, range(6)))
@@ -126,7 +130,7 @@ def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: S
     queue = queue_of(redis_server.connect(private))
     queue.push("new", range(1, 20))
     redis_server.stop(private)
-    file = private.state_dir / "redis" / "appendonly.aof"
+    file = append_only_file(private)
     pushed = file.stat().st_size
     queue.claim("me", 10)
     redis_server.stop(private)
@@ -142,7 +146,7 @@ def test_a_damaged_file_is_named(private: Settings) -> None:
     queue = queue_of(redis_server.connect(private))
     queue.push("new", range(1, 2_000, 3))
     redis_server.stop(private)
-    file = private.state_dir / "redis" / "appendonly.aof"
+    file = append_only_file(private)
     data = bytearray(file.read_bytes())
     data[10:20] = b"\0" * 10
     file.write_bytes(data)

@@ -132,9 +132,8 @@ def main() -> None:
         rows = [row("**bitmaps** (pending and known)", total, total, used(client) - before, took)]
         path = client.connection_pool.connection_kwargs["path"]
         speeds = [rates(path, workers, n) for workers in (1, WORKERS) for n in (1, 100)]
-        aof = Path(path).with_name("appendonly.aof")
-        if aof.exists():
-            print(f"Append-only file at the end: {aof.stat().st_size / 1e6:,.0f} MB.\n")
+        aof_bytes = sum(file.stat().st_size for file in Path(path).parent.rglob("*.aof"))
+        print(f"Append-only file at the end: {aof_bytes / 1e6:,.0f} MB.\n")
     rows += load_baselines(total)
     headers = ["structure", "ids loaded", "bytes an id", f"{total:,} ids", "loading a million"]
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), "\n")
