@@ -375,6 +375,16 @@ def test_only_the_wanted_segments_are_touched(
     assert sum(queue.depths().values()) == 3
 
 
+def test_a_branch_gets_the_commits_and_its_segment(
+    settings: Settings, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:5])
+    assert work(Task("releases", branch="a", until_empty=True)).empty
+    refs = open_store(settings).repository.refs("refs/heads/")
+    assert list(refs) == ["refs/heads/crawl/a"]
+    assert queue.branches() == {0: "a"}
+
+
 def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: Work) -> None:
     queue.push("new", ids)
     outcome = work(Task("releases", limit=7))

@@ -43,9 +43,8 @@ def check(settings: Settings, kind: str) -> Iterator[Finding]:
 
 def _settings(settings: Settings, kind: str) -> str:
     source = settings.env_file or "no .env"
-    return (
-        f"{source}, state in {settings.state_dir}, cleaning {clean.rules_for(settings, kind).name}"
-    )
+    rules = clean.rules_for(settings, kind).name
+    return f"{source}, state in {settings.state_dir}, cleaning rules {rules}"
 
 
 def _ledger(settings: Settings, kind: str) -> str:
