@@ -18,7 +18,7 @@ from discogs_crawler.clean import Rules
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.fetching import Fetched, Fetchers
 from discogs_crawler.leases import Leases
-from discogs_crawler.limiter import Limiter
+from discogs_crawler.limiter import Limiter, Reason
 from discogs_crawler.queue import Lease, Result
 from discogs_crawler.store import Change
 
@@ -162,8 +162,8 @@ class Judge:
         self._pause("outage", None, why)
         self.excuse_the_ids()
 
-    def _pause(self, why: str, least_s: float | None, reason: str) -> None:
-        seconds = self._limiter.pause("quota" if why == "quota" else "outage", least_s or 0)
+    def _pause(self, why: Reason, least_s: float | None, reason: str) -> None:
+        seconds = self._limiter.pause(why, least_s or 0)
         log.warning("no requests for %.0f s: %s", seconds, reason)
         if why == "outage":
             self._paused_until = time.monotonic() + seconds

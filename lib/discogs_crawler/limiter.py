@@ -27,6 +27,7 @@ USABLE_SHARE = 1 / 12
 SLACK_S = 0.0005
 
 Sense = Literal["good", "poor", "bad"]
+Reason = Literal["quota", "outage"]
 
 
 class Permit(NamedTuple):
@@ -119,7 +120,7 @@ class Limiter:
         """No request was sent."""
         self._call("unused", permit.name)
 
-    def pause(self, why: Literal["quota", "outage"], seconds: float = 0) -> float:
+    def pause(self, why: Reason, seconds: float = 0) -> float:
         """Let nobody of this identity send until it is over, then one alone; how many seconds.
 
         Each pause is twice as long as the one before, until a probe passes: from 1/6 window to 1
