@@ -134,6 +134,15 @@ def test_a_segment_belongs_to_one_branch_until_it_is_merged(queue: Queue) -> Non
     assert queue.claim("a", 1, branch="east") == []
 
 
+def test_a_segment_whose_merge_failed_stays_with_its_branch(queue: Queue) -> None:
+    queue.push("new", range(1, 4))
+    queue.complete(answers(queue.claim("a", 1, branch="east")))
+    queue.freeze_segments("east")
+    assert queue.release_segments("east", merged=False) == {0}
+    assert queue.claim("b", 1) == []
+    assert ids(queue.claim("a", 1, branch="east")) == [2]
+
+
 def test_pushes_at_once_while_workers_claim_lose_and_double_nothing(
     redis_client: redis.Redis, redis_socket: Path
 ) -> None:

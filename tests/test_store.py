@@ -279,6 +279,13 @@ def test_a_lock_of_a_dead_process_stops_nobody(plain: Settings, name: str) -> No
     assert not lock.exists()
 
 
+def test_a_lock_of_the_configuration_stops_nobody(plain: Settings) -> None:
+    repository = store.open_store(plain).repository
+    (repository.path / "config.lock").touch()
+    repository.configure({"crawler.test": "here"})
+    assert repository.configured("crawler", "test") == "here"
+
+
 def test_a_young_lock_is_respected(plain: Settings) -> None:
     opened = store.open_store(plain)
     put(opened, [1])

@@ -45,11 +45,13 @@ def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
     for name in sorted(names):
         for queue in queues:
             queue.freeze_segments(name)
+        done = False
         try:
             news = [_merge_one(part, name) for part in repositories]
+            done = True
         finally:
             for queue in queues:
-                queue.release_segments(name)
+                queue.release_segments(name, merged=done)
         merged += any(found is not None for found in news)
         conflicts += [place for found in news for place in found or []]
     return Merged(merged, conflicts)

@@ -133,6 +133,8 @@ class Repository:
             stack.enter_context(self._explained())
             lock = self.path / "configuration.flock"
             stack.enter_context(locks.exclusive(lock, "configuring", wait=True))
+            # Git's own lock on the file can then only be that of a process that was killed.
+            (self.path / "config.lock").unlink(missing_ok=True)
             writer = stack.enter_context(stack.enter_context(Repo(self.path)).config_writer())
             for name, value in values.items():
                 section, option = name.rsplit(".", 1)

@@ -344,13 +344,15 @@ function commands.freeze(branch)
     return mine
 end
 
--- BRANCH: give up its frozen segments; those.
-function commands.release(branch)
+-- BRANCH, '1' if it is merged: thaw its frozen segments, and give them up if it is; those.
+function commands.release(branch, merged)
     local mine = {}
     for _, seg in ipairs(call('SMEMBERS', frozen)) do
         if call('HGET', branches, seg) == branch then
             call('SREM', frozen, seg)
-            call('HDEL', branches, seg)
+            if merged == '1' then
+                call('HDEL', branches, seg)
+            end
             mine[#mine + 1] = seg
         end
     end

@@ -223,9 +223,12 @@ class Queue:
         """
         return {int(segment) for segment in self._call("freeze", branch)}
 
-    def release_segments(self, branch: str) -> set[int]:
-        """Let everybody claim again in the frozen segments of `branch`; which those are."""
-        return {int(segment) for segment in self._call("release", branch)}
+    def release_segments(self, branch: str, *, merged: bool = True) -> set[int]:
+        """Let everybody claim again in the frozen segments of `branch`; which those are.
+
+        If it could not be merged they stay the branch's own.
+        """
+        return {int(segment) for segment in self._call("release", branch, int(merged))}
 
     def branches(self) -> dict[int, str]:
         """The branch that owns a segment, of those that are owned."""

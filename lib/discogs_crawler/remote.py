@@ -76,9 +76,11 @@ def parse_address(text: str) -> Address:
 class Remote:
     """A repository's remote `origin`."""
 
-    def __init__(self, repository: Repository, address: str, *, whole: bool) -> None:
+    def __init__(self, repository: Repository, address: str, main: str, *, whole: bool) -> None:
+        """`main` is the branch that HEAD names: it shows people what the remote has."""
         self._repository = repository
         self._address = parse_address(address)
+        self._main = main
         self._whole = whole
         if repository.configured('remote "origin"', "url") != self._address.url:
             repository.configure(
@@ -101,6 +103,13 @@ class Remote:
             self._fetch()
         else:
             self._fetch("--depth=1", _NO_RECORDS)
+        self._show_main()
+
+    def _show_main(self) -> None:
+        """Let plain `git log` in the repository show what counts; nothing depends on it."""
+        tip = self._repository.tip(TRACKING + self._main)
+        if tip and tip != self._repository.tip(f"refs/heads/{self._main}"):
+            self._repository.call("update-ref", f"refs/heads/{self._main}", tip)
 
     def _complete(self) -> None:
         """Get the history and the records that a clone for workers has left out."""
@@ -122,6 +131,7 @@ class Remote:
         tracking = TRACKING + branch.removeprefix("refs/heads/")
         if self._repository.tip(tracking) is None:
             self._repository.run("update-ref", tracking, commit)
+        self._show_main()
 
     def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> bytes:
         done = self._repository.call(

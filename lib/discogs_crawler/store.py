@@ -6,7 +6,7 @@ from discogs_crawler import git
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.git import Author, Repository
-from discogs_crawler.remote import TRACKING, Remote
+from discogs_crawler.remote import Remote
 from discogs_crawler.repository_store import CRAWL, Change, Committed, Store
 from discogs_crawler.submodules import SubmoduleStore
 
@@ -42,8 +42,8 @@ def open_store(settings: Settings, *, create: bool = True, branch: str | None = 
     if settings.store_remote:
         # Whoever has the ledger exports and checks, which takes history; others only commit.
         whole = settings.database.exists()
-        remote = Remote(repository, settings.store_remote.reveal(), whole=whole)
-        repository.run("symbolic-ref", "HEAD", TRACKING + settings.store_branch)
+        address = settings.store_remote.reveal()
+        remote = Remote(repository, address, settings.store_branch, whole=whole)
     return Store(repository, name, settings.store_branch, author, remote=remote)
 
 
