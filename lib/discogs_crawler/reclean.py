@@ -52,18 +52,13 @@ def _read_place(place: Path, names: dict[str, str]) -> dict[str, str]:
 
 
 def _batches(part: Store, after: str) -> Iterator[list[str]]:
-    """The paths of the records after one of them, in Git's order, up to BATCH at once."""
+    """The paths of the records after one of them, up to BATCH at once; Git sorts them as text."""
     tip = part.refresh()
     if tip is None:
         return
     names = part.repository.lines("ls-tree", "-r", "--name-only", "-z", tip)
     paths = (name.decode("utf-8", "replace") for name in names)
-    records = (path for path in paths if parse_record_path(part.prefix + path))
-    rest = (
-        itertools.islice(itertools.dropwhile(lambda path: path != after, records), 1, None)
-        if after
-        else records
-    )
+    rest = (path for path in paths if path > after and parse_record_path(part.prefix + path))
     while batch := list(itertools.islice(rest, BATCH)):
         yield batch
 
