@@ -475,9 +475,10 @@ def test_only_what_the_remote_has_is_exported(
     assert export().stdout == paths(1, 2)
     folder = tmp_path / "state" / "store" / "discogs.git"
     git(folder, "update-ref", "refs/heads/main", "refs/remotes/origin/main")
+    git(folder, "update-ref", "refs/heads/mine", "refs/remotes/origin/main")
     here = SingleStore.__new__(SingleStore)
-    here.folder, here.branch = folder, "main"
+    here.folder, here.branch = folder, "mine"
     here.commit({("releases", 3): record(3)})
     assert export().stdout == "", "it was not pushed"
-    git(folder, "push", "-q", "origin", "main:main")
+    git(folder, "push", "-q", "origin", "mine:main")
     assert export().stdout == paths(3)

@@ -50,6 +50,7 @@ class History(RuleBasedStateMachine):
         self.world = World(Path(self._folder.name), self.client)
         self.world.upstream = {n: f"record {n}" for n in (1, 2, 3, 5, 6)}
         self.edits = 0
+        self.deleted: dict[int, str] = {}
         self.answered: dict[int, int] = {}
         self.unread: dict[int, int] = {}
         self.causes: dict[int, int] = {}
@@ -79,12 +80,19 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.upstream) > 3)
     @rule(record_id=IDS)
     def delete(self, record_id: int) -> None:
-        self.world.upstream.pop(record_id, None)
+        if record_id in self.world.upstream:
+            self.deleted[record_id] = self.world.upstream.pop(record_id)
         self.world.pass_time(7)
 
     @rule(record_id=IDS)
-    def revert(self, record_id: int) -> None:
-        self.world.upstream[record_id] = f"record {record_id}"
+    def revive(self, record_id: int) -> None:
+        """A deleted record comes back as it was.
+
+        An edit that is fetched and undone before the next dump is not in the model: both dumps
+        have the same hash, so only a refresh can tell.
+        """
+        if record_id not in self.world.upstream:
+            self.world.upstream[record_id] = self.deleted.get(record_id, f"record {record_id}")
         self.world.pass_time(7)
 
     @rule(hours=st.sampled_from([1, 13, 30, 24 * 8]))
