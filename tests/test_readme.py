@@ -1,0 +1,123 @@
+"""The README and --help cannot lie: every name in them is one the code knows, and the reverse."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from discogs_crawler import errors, ledger
+from discogs_crawler.config import SETTINGS
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+SCRIPTS = sorted(path.name for path in (ROOT / "bin").glob("*.py"))
+COMMON = {
+    "--help",
+    "--version",
+    "--verbose",
+    "--quiet",
+    "--env-file",
+    "--state-dir",
+    "--log-format",
+}
+
+
+def section(title: str) -> str:
+    """The text below the heading that has `title` in it, up to the next of its level or higher."""
+    match = re.search(rf"^(#+) [^\n]*{re.escape(title)}[^\n]*\n", README, re.MULTILINE)
+    assert match is not None, f"README has no section {title}"
+    rest = README[match.end() :]
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bin" / script), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "100", "ENV_FILE": "/dev/null"},
+    )
+    return done.stdout
+
+
+def options_of(script: str) -> list[set[str]]:
+    """The spellings of each option that the script takes, without those that all scripts take."""
+    lines = re.findall(r"^  (-[^ ].*?)(?:  |$)", help_of(script), re.MULTILINE)
+    spellings = [set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)) for line in lines]
+    return [names for names in spellings if not names & COMMON]
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-z](?:[a-z-]*[a-z])?(?![\w-])", text))
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", section("Settings"), re.MULTILINE)
+    shown = {name: default.strip().strip("`") for name, default in rows}
+    assert shown == {setting.name: setting.default for setting in SETTINGS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_of_a_script_is_in_its_section(script: str) -> None:
+    settings = {setting.flag for setting in SETTINGS}
+    described = flags_in(section(script))
+    missing = [o for o in options_of(script) if not o & described and not o & settings]
+    assert missing == []
+
+
+def test_every_option_in_the_section_of_a_script_is_one_of_some_script() -> None:
+    offered = set().union(*(names for script in SCRIPTS for names in options_of(script)))
+    for script in SCRIPTS:
+        described = {flag for flag in flags_in(section(script)) if flag.startswith("--")}
+        others = {"--name-only", "--no-renames"}  # of git diff
+        assert described - offered - COMMON - others == set(), script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_of_a_script_has_an_example_and_its_exit_codes(script: str) -> None:
+    text = help_of(script)
+    assert re.search(r"^ *(Examples?:|dump=)|^  " + re.escape(script) + " ", text, re.MULTILINE)
+    assert script in text.split("options:")[0]
+    for code in re.findall(r"\b(?:6[459]|70|75|78)\b", text.split("options:")[0]):
+        assert f"| {code} |" in section("Exit codes")
+
+
+def test_every_file_named_in_the_readme_is_there() -> None:
+    named = set(re.findall(r"`((?:bin|lib|tests)/[\w./-]+)`", README))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_table_of_views_is_that_of_the_ledger(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        views = set(book.db.view_names())
+        queries = re.findall(r"^\| [^|]* \| `(SELECT [^`]*)`", README, re.MULTILINE)
+        for query in queries:
+            book.db.execute(query)
+    named = set(re.findall(r"FROM (\w+)", " ".join(queries))) | set(
+        re.findall(r"`(stale_\w+)`", README)
+    )
+    assert named == views
+
+
+def test_every_exit_code_of_the_code_is_in_the_table() -> None:
+    codes = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert set(re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)) == codes
+
+
+def test_the_project_has_only_what_it_was_asked_to_have_at_the_top() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    tops = {Path(name).parts[0] for name in tracked}
+    plain = {name for name in tops if not name.startswith(".")}
+    assert plain == {
+        *("bin", "lib", "tests", "crontab.example", "README.md"),
+        *("setup.cfg", "pyproject.toml", "LICENSE"),
+    }
