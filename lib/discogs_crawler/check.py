@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from discogs_crawler import exact_json, git
+from discogs_crawler import exact_json, git, progress
 from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.git import EMPTY_TREE, Repository
 from discogs_crawler.importing import blob_id
@@ -37,13 +37,15 @@ def records(store: AnyStore, revision: str | None, since: str | None = None) -> 
     """What is wrong with the records of `revision`, or with those that differ from `since`."""
     if revision is None:
         return
-    for repository, prefix, old, new in _spans(store, revision, since):
-        try:
-            files = _changed(repository, prefix, old, new)
-            while block := list(itertools.islice(files, BLOCK)):
-                yield from _judge_block(repository, block)
-        except CrawlerError as error:
-            yield str(error)
+    with progress.count("check", "records") as advance:
+        for repository, prefix, old, new in _spans(store, revision, since):
+            try:
+                files = _changed(repository, prefix, old, new)
+                while block := list(itertools.islice(files, BLOCK)):
+                    yield from _judge_block(repository, block)
+                    advance(len(block))
+            except CrawlerError as error:
+                yield str(error)
 
 
 def _spans(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from discogs_crawler import changes, consumers, history, locks, mirror
+from discogs_crawler import changes, consumers, history, locks, mirror, progress
 from discogs_crawler.config import Settings
 from discogs_crawler.consumers import Consumer
 from discogs_crawler.errors import BadData, TryLater, UsageError
@@ -168,11 +168,12 @@ def write(plan: Plan, form: Form, write: Write) -> int:
     kinds = KINDS if plan.consumer.kind == ALL else (plan.consumer.kind,)
     end = b"\0" if form.nul else b"\n"
     total = 0
-    for stretch in history.stretches(
-        folder, plan.old, plan.new, skip_technical=form.skip_technical
-    ):
-        for segment in history.segments(folder, stretch, kinds):
-            for block, count in changes.blocks(form.format, segment, stretch.new, end=end):
-                write(block)
-                total += count
+    stretches = history.stretches(folder, plan.old, plan.new, skip_technical=form.skip_technical)
+    with progress.count("export", "changes") as advance:
+        for stretch in stretches:
+            for segment in history.segments(folder, stretch, kinds):
+                for block, count in changes.blocks(form.format, segment, stretch.new, end=end):
+                    write(block)
+                    advance(count)
+                    total += count
     return total

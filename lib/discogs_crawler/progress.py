@@ -1,11 +1,12 @@
-"""Progress bars on stderr: on a terminal rate, ETA and share done; elsewhere nothing."""
+"""Progress on stderr: on a terminal rate, share done and ETA; elsewhere nothing."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 
-import click
+# Seconds between two looks of a count.
+LOOK_S = 0.2
 
 
 @contextlib.contextmanager
@@ -17,6 +18,9 @@ def bar(label: str, total: int, unit: str, scale: float = 1) -> Iterator[Callabl
     if not sys.stderr.isatty():
         yield lambda done: None
         return
+    # Only a terminal waits for it: scripts that cron starts need not.
+    import click
+
     started = time.monotonic()
     finished = 0
     with click.progressbar(
@@ -34,3 +38,32 @@ def bar(label: str, total: int, unit: str, scale: float = 1) -> Iterator[Callabl
             shown.update(done, f"{rate:,.0f} {unit}")
 
         yield advance
+
+
+@contextlib.contextmanager
+def count(label: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how much is done where nobody knows of how much; as `bar` otherwise.
+
+    Nothing is shown where stdout is a terminal too: the answer that appears there tells enough.
+    """
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield lambda done: None
+        return
+    started = shown = time.monotonic()
+    finished = 0
+
+    def advance(done: int) -> None:
+        nonlocal finished, shown
+        finished += done
+        now = time.monotonic()
+        if now - shown > LOOK_S:
+            shown = now
+            rate = finished / (now - started)
+            line = f"{label}  {finished:,} {unit}  {rate:,.0f} {unit}/s"
+            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if shown != started:
+            print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)

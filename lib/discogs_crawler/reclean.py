@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from discogs_crawler import clean, exact_json, files, git, history, importing
+from discogs_crawler import clean, exact_json, files, git, history, importing, progress
 from discogs_crawler.clean import Rules
 from discogs_crawler.errors import BadData
 from discogs_crawler.importing import Entry, Refused
@@ -30,14 +30,15 @@ def reclean(store: AnyStore, rules: dict[str, Rules], place: Path) -> int:
     rewritten = 0
     names = {kind: rules[kind].name for kind in KINDS}
     done = _read_place(place, names)
-    for part in store.parts():
-        key = part.prefix or "all"
-        after = done.get(key, "")
-        for paths in _batches(part, after):
-            rewritten += _rewrite(store, part, paths, rules)
-            done[key] = paths[-1]
-            with files.atomic_write(place) as file:
-                file.write(json.dumps({"rules": names, "done": done}).encode())
+    with progress.count("reclean", "records") as advance:
+        for part in store.parts():
+            key = part.prefix or "all"
+            for paths in _batches(part, done.get(key, "")):
+                rewritten += _rewrite(store, part, paths, rules)
+                done[key] = paths[-1]
+                with files.atomic_write(place) as file:
+                    file.write(json.dumps({"rules": names, "done": done}).encode())
+                advance(len(paths))
     place.unlink(missing_ok=True)
     return rewritten
 
