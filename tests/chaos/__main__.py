@@ -2,8 +2,8 @@
 
     python -m tests.chaos [--rounds 1000] [--seed 1] [--remote]
 
-Prints a Markdown table; exits 1 if anything was lost, stale, left behind or came twice. A folder
-with a `bugN` file for each traceback is kept in that case.
+Prints a Markdown table; exits 1 if anything was lost, stale, left behind or stuck. Its folder stays
+in that case, with a file `bugN` or `stuckN` of what each script concerned has said.
 """
 
 import argparse

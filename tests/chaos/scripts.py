@@ -1,8 +1,10 @@
 """Run a script of `bin/` in a forked child: as a process of its own, without the start-up time."""
 
+import faulthandler
 import functools
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,6 +13,9 @@ from types import ModuleType
 
 from discogs_crawler import clock, command
 from tests.conftest import ROOT
+
+# A child that gets this signal writes to stderr where each of its threads is.
+TELL = signal.SIGUSR1
 
 
 @functools.cache
@@ -72,6 +77,7 @@ def _become(environment: Mapping[str, str], output: Path) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    faulthandler.register(TELL, sys.stderr, all_threads=True)
 
 
 def wait(pid: int) -> int:

@@ -220,8 +220,11 @@ class System:
         deadline = time.monotonic() + STOP_S
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
+                self._signal(pid, scripts.TELL)
+                time.sleep(0.5)
                 self._signal(pid, signal.SIGKILL)
                 self.table["did not stop"] += 1
+                self._keep(f"stuck{self.table['did not stop']}", number, script)
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(ended[1])
         self.note(code, number, script)
@@ -231,12 +234,17 @@ class System:
         errors = self.output(number).with_name(f"output{number}.err").read_text()
         if "Traceback" in errors or code == 70:
             self.table["bugs"] += 1
-            (self.folder / f"bug{self.table['bugs']}").write_text(f"{script} {code}\n{errors}")
+            self._keep(f"bug{self.table['bugs']}", number, f"{script} {code}")
         if script == "export_changes.py" and code == 0:
             for line in self.output(number).read_text().splitlines():
                 change = json.loads(line)
                 path = record_path(change["kind"], change["id"])
                 self.consumed[path] = json.dumps(change["data"]) if change["data"] else None
+
+    def _keep(self, name: str, number: int, what: str) -> None:
+        """Keep what a child has said on stderr, for people to look at."""
+        errors = self.output(number).with_name(f"output{number}.err").read_text()
+        (self.folder / name).write_text(f"{what}\n{errors}")
 
     def until_done(self, script: str, *arguments: Any) -> None:
         """Run a script again and again, as cron does, until it exits 0."""
