@@ -92,9 +92,7 @@ def test_the_book_of_hashes_changes_nothing(xml: bytes, block_size: int) -> None
     expected, book, first = our_split(xml)
     again, book_again, second = our_split(xml, block_size, book)
     assert (again, book_again) == (expected, book)
-    assert (
-        second.parsed == first.parsed - len(book) // 44 or expected.count(b"\n") > len(book) // 44
-    )
+    assert second.parsed <= first.parsed
 
 
 @given(dumps(), dumps())

@@ -67,8 +67,9 @@ class Boundaries:
             + rb"([1-9][0-9]{0,8})"
             + (rb'"(?: [a-z_]+="[^<>"]*")*>' if self._by_attribute else rb"</id>")
         )
+        # Within a record: what may hide its end, or may be one.
+        self._doubtful = re.compile(rb"<(?:[!?]|/?%b[ \t\r\n/>])" % name)
         self._start = re.compile(rb"<%b[ \t\r\n/>]" % name)
-        self._end = re.compile(rb"</%b[ \t\r\n]*>" % name)
         self._start_tag = re.compile(rb"<%b(?:[ \t\r\n]%b)?/?>" % (name, _INSIDE_TAG))
         self._token = re.compile(
             rb"<!--|<!\[CDATA\[|<\?|</%b[ \t\r\n]*>|<%b(?=[ \t\r\n/>])" % (name, name)
@@ -119,13 +120,8 @@ class Boundaries:
         buffer = self._blocks.buffer
         if not self._plain_start.match(buffer, start):
             return False
-        plain = (
-            buffer.find(b"<!", start, stop) < 0
-            and buffer.find(b"<?", start, stop) < 0
-            and not self._start.search(buffer, start + 1, stop)
-            and not self._end.search(buffer, start, stop - len(self._end_tag))
-        )
-        return plain or self._find_end(start) == stop
+        doubtful = self._doubtful.search(buffer, start + 1, stop - len(self._end_tag))
+        return doubtful is None or self._find_end(start) == stop
 
     def go_on(self, stop: int) -> None:
         """The record that stops there was taken."""
