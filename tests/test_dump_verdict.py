@@ -143,12 +143,12 @@ def test_a_damaged_dump_gives_one_line_and_no_result(
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(GOOD)[:-1],
-        gzip.compress(GOOD)[:-8] + bytes(4) + gzip.compress(GOOD)[-4:],
-        gzip.compress(GOOD)[:300],
-        gzip.compress(GOOD) + b"garbage",
-        gzip.compress(GOOD) + gzip.compress(GOOD),
-        gzip.compress(b""),
+        gzip.compress(GOOD, mtime=0)[:-1],
+        gzip.compress(GOOD, mtime=0)[:-8] + bytes(4) + gzip.compress(GOOD, mtime=0)[-4:],
+        gzip.compress(GOOD, mtime=0)[:300],
+        gzip.compress(GOOD, mtime=0) + b"garbage",
+        gzip.compress(GOOD, mtime=0) + gzip.compress(GOOD, mtime=0),
+        gzip.compress(b"", mtime=0),
     ],
 )
 def test_damaged_gzip_is_damage(content: bytes, tmp_path: Path) -> None:
