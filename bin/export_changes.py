@@ -134,7 +134,9 @@ def table(db: sqlite3.Connection, source: Source) -> str:
         for known in consumers.everyone(db)
     ]
     head = ("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
-    return tabulate(rows, head, tablefmt="plain", disable_numparse=[0, 2]) + "\n"
+    # tabulate takes no list of columns for a table without rows.
+    as_text = [0, 2] if rows else True
+    return tabulate(rows, head, tablefmt="plain", disable_numparse=as_text) + "\n"
 
 
 def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:

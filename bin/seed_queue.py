@@ -39,7 +39,8 @@ from discogs_crawler import (
     store,
 )
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, ConfigurationError, UsageError
+from discogs_crawler.ledger import Ledger
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import KINDS
 from discogs_crawler.seed import Report, Request
@@ -110,6 +111,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         locks.exclusive(settings.state_dir / "seed_queue.lock", "seed_queue"),
         ledger.open(settings.database) as book,
     ):
+        if not flags.rebuild_ledger:
+            _refuse_to_forget(book, settings)
         client = redis_server.connect(settings)
 
         def queue_of(kind: str) -> Queue:
@@ -121,6 +124,18 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
 def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
     return store.open_store(settings, create=False).ids
+
+
+def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
+    """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
+    if book.knows_something() or not (settings.store / "discogs.git").is_dir():
+        return
+    if store.open_store(settings, create=False).tip() is not None:
+        raise ConfigurationError(
+            f"{settings.database}: the ledger knows nothing, but there are records in "
+            f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
+            "or run seed_queue.py --rebuild-ledger -n HASHES"
+        )
 
 
 def _check_usage(flags: argparse.Namespace) -> None:

@@ -96,6 +96,16 @@ def test_each_answer_has_its_meaning_and_the_next_is_not_harmed_by_it(
     assert client.fetch("releases", record_id).verdict == "record"
 
 
+def test_any_number_of_useless_bodies_leaves_connections_for_the_next(
+    api: Api, client: Client
+) -> None:
+    record_id = first(api)
+    api.faults.plan("releases", record_id, *["flood"] * 5)
+    for _ in range(5):
+        assert client.fetch("releases", record_id).verdict == "transient"
+    assert client.fetch("releases", record_id).verdict == "record"
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"), [("hang", "no answer in time"), ("reset", "no connection: ")]
 )

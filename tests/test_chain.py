@@ -190,3 +190,31 @@ def test_the_real_captures_pass_through_the_same_chain(
     for record_id, data in stored.items():
         answer = json.loads((samples / "releases" / f"{record_id}.json").read_text())
         assert json.loads(data)["title"] == answer["title"]
+
+
+def test_a_lost_ledger_is_not_replaced_in_silence(
+    run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    upstream = Upstream(invented(30), tmp_path)
+    try:
+        seed(run, upstream)
+        crawl(environment, upstream, workers=1)
+        succeed(run("maintain_store.py", **upstream.settings))
+        state = Path(environment["STATE_DIR"])
+        [copy] = (state / "backups").glob("*.db")
+        kept = copy.read_bytes()
+        for path in state.glob("crawler.db*"):
+            path.rename(tmp_path / path.name)
+        refused = run("seed_queue.py", **upstream.settings)
+        assert refused.returncode == 78
+        assert "--rebuild-ledger" in refused.stderr
+        succeed(run("maintain_store.py", **upstream.settings))
+        assert copy.read_bytes() == kept, "an empty ledger takes no good copy's place"
+        assert run("export_changes.py", "--list", **upstream.settings).returncode == 0
+        [hashes] = tmp_path.glob("discogs_*.txt")
+        rebuild = ("--rebuild-ledger", "--adopt", "-n", hashes, "--dump-date", "20261101")
+        succeed(run("seed_queue.py", *rebuild, **upstream.settings))
+        [row] = sqlite_utils.Database(state / "crawler.db").query("SELECT stored FROM progress")
+        assert row["stored"] == 30
+    finally:
+        upstream.api.close()

@@ -90,7 +90,6 @@ class Client:
         self._pool = urllib3.connection_from_url(
             settings.discogs_api,
             maxsize=connections,
-            block=True,
             retries=False,
             timeout=urllib3.Timeout(connect=window_s * CONNECT_SHARE, read=window_s * READ_SHARE),
         )
@@ -131,7 +130,8 @@ class Client:
             # What is left in the connection would be taken for the next answer.
             response.close()
             raise
-        response.release_conn()
+        finally:
+            response.release_conn()
         return response, body
 
     def _read_body(self, response: urllib3.BaseHTTPResponse) -> bytes:

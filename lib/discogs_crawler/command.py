@@ -66,7 +66,8 @@ def run(
         for warning in settings.warnings:
             log.warning("%s", warning)
         code = ping.watch(settings, script, lambda: command(flags, settings))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
         return code
     except CrawlerError as error:
         log.error("%s", error)

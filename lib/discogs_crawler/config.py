@@ -123,7 +123,7 @@ SETTINGS = (
     Setting(
         "STORE_BRANCH",
         "main",
-        _matching(r"[A-Za-z0-9][\w./-]*", "not a branch"),
+        _matching(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9][\w./-]*(?<![./])", "not a branch"),
         "the branch that consumers read",
     ),
     Setting("REDIS_URL", "", Secret, "redis://, rediss:// or unix:// URL [a private server]"),

@@ -230,6 +230,10 @@ class Ledger:
         ).fetchone()
         return None if row is None else row[0]
 
+    def knows_something(self) -> bool:
+        """Whether any id was ever in it."""
+        return self.db.execute("SELECT 1 FROM counts LIMIT 1").fetchone() is not None
+
     def last_accepted(self, kind: str) -> DumpRow | None:
         """The dump whose hashes the ledger has."""
         return self._dump(

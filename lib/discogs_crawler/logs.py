@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from discogs_crawler import clock
 
+# Blacking out a shorter text would say what it is, and spoil every other word.
+SHORTEST_SECRET = 4
+
 
 class _Formatter(logging.Formatter):
     """`SCRIPT: message` for cron mail and terminals, one JSON object a line for collectors."""
@@ -15,7 +18,7 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._script = script
         self._json = log_format == "json"
-        self._secrets = [secret for secret in secrets if secret]
+        self._secrets = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()

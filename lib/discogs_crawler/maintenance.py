@@ -10,7 +10,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from discogs_crawler import clock, files, leftovers
+from discogs_crawler import clock, files, ledger, leftovers
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.git import Repository
@@ -64,9 +64,15 @@ def mark_checked(repository: Repository, revision: str) -> None:
 
 
 def back_up(settings: Settings) -> Path | None:
-    """Copy the ledger, whole and consistent, beside two earlier days' at most; where to."""
+    """Copy the ledger, whole and consistent, beside two earlier days' at most; where to.
+
+    None if there is none, or one that knows nothing: that must not take the place of a good copy.
+    """
     if not settings.database.exists():
         return None
+    with ledger.open(settings.database) as book:
+        if not book.knows_something():
+            return None
     folder = settings.state_dir / "backups"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for old in folder.glob("*.tmp"):
