@@ -144,6 +144,7 @@ def count(remote: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False).stdout.count(b"\n")
 
 
+@pytest.mark.long
 def test_three_machines_lose_nothing_when_one_is_cut_off_and_one_dies(
     tmp_path: Path, api: Api, remote: Path, redis_socket: Path, redis_client: object
 ) -> None:
