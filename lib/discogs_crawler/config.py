@@ -19,6 +19,10 @@ from discogs_crawler.errors import ConfigurationError, UsageError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
+# Nobody means more; and beyond it there are dates that no calendar has.
+_LARGEST_NUMBER = 1_000_000
+_LONGEST_S = 10 * 366 * 86_400
+
 
 class Secret:
     """A text that shows itself only to those who ask: `reveal()`."""
@@ -62,9 +66,11 @@ class Setting(NamedTuple):
 
 def _number(minimum: float, kind: type = int) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
+        if "_" in text or not text.isascii():
+            raise ValueError("it must be a number in plain digits")
         value = kind(text)
-        if not minimum <= value < float("inf"):
-            raise ValueError(f"it must be at least {minimum:g}")
+        if not minimum <= value <= _LARGEST_NUMBER:
+            raise ValueError(f"it must be at least {minimum:g} and at most {_LARGEST_NUMBER}")
         return value
 
     return parse
@@ -89,10 +95,20 @@ def _matching(pattern: str, meaning: str) -> Callable[[str], str]:
 
 
 def _path(text: str) -> Path:
-    path = Path(text).expanduser()
+    path = _expand(text)
     if not path.is_absolute():
         raise ValueError("it must be an absolute path, for cron starts scripts anywhere")
     return path
+
+
+def _expand(text: str) -> Path:
+    """The path, `~` and `~user` replaced; ValueError if there is none such."""
+    if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", text):
+        raise ValueError("a path has no line feeds or other control characters")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("it begins with ~, and there is no such user's home") from None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -104,14 +120,17 @@ def parse_duration(text: str) -> int:
     match = re.fullmatch(r"([0-9]+)([smhd]?)", text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"not a duration such as 90s, 5m, 3h or 2d: {text!r}")
-    return int(match[1]) * _UNITS_S[match[2] or "s"]
+    seconds = int(match[1]) * _UNITS_S[match[2] or "s"]
+    if seconds > _LONGEST_S:
+        raise ValueError(f"longer than ten years: {text!r}")
+    return seconds
 
 
 def _durations(text: str) -> tuple[int, ...]:
     return tuple(parse_duration(word) for word in _words(text))
 
 
-_URL = _matching(r"https?://[^\s/?#]+[^\s]*", "it must be an http:// or https:// URL")
+_URL = _matching(r"https?://(?![/?#])[!-~]+", "it must be an http:// or https:// URL")
 _NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "it may hold letters, digits and . _ - only")
 
 SETTINGS = (
@@ -252,7 +271,10 @@ def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
     """The `.env` in use: the one that was named, else the checkout's, else the user's."""
     named = flag or environ.get("ENV_FILE")
     if named:
-        path = Path(named).expanduser().absolute()
+        try:
+            path = _expand(named).absolute()
+        except ValueError as error:
+            raise ConfigurationError(f"ENV_FILE is {named[:80]!r}: {error}") from None
         if not path.exists():
             raise ConfigurationError(f"{path}: there is no such file of settings")
         return path
@@ -300,17 +322,16 @@ def _lookup(
             return source[setting.name]
         if setting.secret and source.get(setting.name + "_FILE"):
             base = env_file.parent if env_file and source is from_file else Path.cwd()
-            return _read_secret(
-                setting.name, base / Path(source[setting.name + "_FILE"]).expanduser()
-            )
+            return _read_secret(setting.name, base, source[setting.name + "_FILE"])
     return setting.default
 
 
-def _read_secret(name: str, path: Path) -> str:
+def _read_secret(name: str, base: Path, text: str) -> str:
     try:
+        path = base / _expand(text)
         lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{name}_FILE: {path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{name}_FILE: {text!r} cannot be read: {error}") from error
     if not lines or not lines[0].strip():
         raise ConfigurationError(f"{name}_FILE: {path} is empty")
     return lines[0].strip()
