@@ -178,6 +178,7 @@ def told(speak: Speak, said: bytes, kind: str = "releases", record_id: int = 5) 
         (b'{"id": 5.0, "title": "t"}', "the id 5.0, not 5"),
         (b'{"title": "t"}', "the id None, not 5"),
         (b'{"id": 5, "name": "n"}', "an object that has no title: not one of the releases"),
+        (b'{"id": "a\\nb\\ud800\\u001b", "title": "t"}', "the id a b\ufffd\ufffd, not 5"),
         (b'[{"id": 5}]', "JSON that is not an object"),
         (b'{"id": 5, "title": "t", "id": 5}', "a key occurs twice"),
         (b"[" * 50_000, "nested too deeply"),
@@ -207,6 +208,7 @@ def test_a_label_is_not_taken_for_an_artist(speak: Speak) -> None:
         ("/masters/7", 0),
         ("/login", 0),
         ("/releases/99999999999", 0),
+        ("http://[", 0),
         ("", 0),
     ],
 )

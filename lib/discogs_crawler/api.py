@@ -116,9 +116,8 @@ class Client:
             answer = _with_quota(Answer("transient", error.status, str(error)), error.headers)
         except HTTPError as error:
             answer = Answer("transient", reason=_in_one_line(error), arrived=False)
-        if self._token and self._token in answer.reason:
-            return answer._replace(reason=answer.reason.replace(self._token, "***"))
-        return answer
+        reason = answer.reason.replace(self._token, "***") if self._token else answer.reason
+        return answer._replace(reason=_printable(reason))
 
     def _get(self, path: str) -> tuple[urllib3.BaseHTTPResponse, bytes]:
         response = self._pool.request(
@@ -161,6 +160,7 @@ class _Unusable(Exception):
 def check_address(settings: Settings) -> str:
     """The path part of DISCOGS_API; ConfigurationError if the token would travel in the clear."""
     try:
+        urllib3.util.parse_url(settings.discogs_api)
         parts = urlsplit(settings.discogs_api)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
@@ -221,14 +221,18 @@ def _what_is_wrong(document: Any, kind: str, record_id: int) -> str:
     if not isinstance(document.get(_REQUIRED[kind]), str):
         return f"an object that has no {_REQUIRED[kind]}: not one of the {kind}"
     # Artists and labels look alike; their addresses do not.
-    place = re.search(r"/(releases|artists|labels|masters)/", str(document.get("resource_url")))
+    address = document.get("resource_url")
+    place = isinstance(address, str) and re.search(r"/(releases|artists|labels|masters)/", address)
     if place and place[1] != kind:
         return f"one of the {place[1]}, not of the {kind}"
     return ""
 
 
 def _read_redirect(status: int, location: str, kind: str, record_id: int) -> Answer:
-    path = urlsplit(location).path
+    try:
+        path = urlsplit(location).path
+    except ValueError:
+        path = ""
     match = re.search(rf"/(?:{kind}|{ELEMENTS[kind]})/([1-9][0-9]{{0,8}})(?:-[^/]*)?/?$", path)
     if match and int(match[1]) != record_id and int(match[1]) <= MAX_ID:
         return Answer("merged", status, f"merged into {match[1]}", successor=int(match[1]))
@@ -284,6 +288,14 @@ def _with_quota(answer: Answer, headers: Mapping[str, str]) -> Answer:
 
 def _count(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,5}", text.strip(), re.ASCII) else None
+
+
+def _printable(text: str) -> str:
+    """One line that neither a terminal nor UTF-8 chokes on, whatever a server wrote into it."""
+    line = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+    )
 
 
 def _in_one_line(error: BaseException) -> str:
