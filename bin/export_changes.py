@@ -3,8 +3,8 @@
 
 A consumer is a name. Its first export begins at the start of history (or at --from), each later
 one where the last ended. What is printed goes up to the tip as it was at the beginning, and only
-when every byte of it has been taken, or the command of --exec has ended with 0, does the
-consumer's place move. An export that was cut short is repeated as a whole by the next.
+when every byte of it has been taken does the consumer's place move. An export that was cut short
+is repeated as a whole by the next.
 
 Formats, one line a change, in the order of paths:
 
@@ -15,8 +15,14 @@ Formats, one line a change, in the order of paths:
            data is the record, or null if it was deleted
 
 --exec gives all that to the standard input of a shell command, which is not started if there is
-nothing. It finds EXPORT_CONSUMER, EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and EXPORT_TO in its
-environment; the last two are revisions that `git --git-dir "$EXPORT_REPOSITORY" diff` knows.
+nothing. The place moves when it has read all of it and ended with 0; what it has no use for it
+gives to `cat > /dev/null`. (What it has read and thrown away, as `head -1` does with the rest of a
+block, nobody can know.) It finds EXPORT_CONSUMER, EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and
+EXPORT_TO in its environment; the last two are revisions that
+`git --git-dir "$EXPORT_REPOSITORY" diff` knows.
+
+--from may stay in a crontab: it is where a new consumer begins. For one that is known, a revision
+other than the one it began at is refused; --reset moves it, which may repeat changes or skip them.
 
 Without --repository it reads the crawler's own store, and the places of its consumers are in the
 ledger. With it no crawler is needed: of a URL it keeps a copy without records in the state folder
@@ -37,6 +43,7 @@ consumer is running, or nothing is stored yet; 78 configuration.
 """
 
 import argparse
+import contextlib
 import logging
 import sqlite3
 import sys
@@ -48,6 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from discogs_crawler import clock, command, consumers, export, history, output
 from discogs_crawler.changes import FORMATS
 from discogs_crawler.config import Settings
+from discogs_crawler.consumers import Consumer
 from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.export import Form, Plan
 from discogs_crawler.history import Source
@@ -68,7 +76,6 @@ def arguments() -> argparse.ArgumentParser:
         "--from",
         dest="start",
         metavar="REV",
-        default="start",
         help="where a new consumer begins: start (default), now or a revision",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="export at most N commits")
@@ -90,7 +97,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
-    check(flags)
+    check_usage(flags)
     source = export.find_source(flags.repository, settings)
     database = export.find_database(flags.repository, source, settings)
     if flags.repository and flags.database:
@@ -99,7 +106,14 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         if flags.list:
             print(table(db, source), end="")
             return EXIT_DONE
-        with export.alone(database, flags.consumer) as lock:
+        # What is refused is refused here, without a lock, whose file would be left behind.
+        if flags.reset:
+            consumers.get(db, flags.consumer)
+            export.resolve(source, flags.reset)
+        else:
+            enrol(db, source, flags, keep=False)
+        only_look = contextlib.nullcontext(-1)
+        with only_look if flags.dry_run else export.alone(database, flags.consumer) as lock:
             if flags.reset:
                 reset(db, source, flags)
             else:
@@ -107,7 +121,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     return EXIT_DONE
 
 
-def check(flags: argparse.Namespace) -> None:
+def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
     if flags.limit is not None and flags.limit < 1:
@@ -148,13 +162,20 @@ def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> 
     log.info("%s: from %s to %s", consumer.name, consumer.revision or "start", revision or "start")
 
 
-def export_changes(
-    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
-) -> None:
-    keep = not flags.dry_run
+def enrol(
+    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, *, keep: bool
+) -> Consumer:
+    """The consumer of the command line; a new one is remembered if `keep`."""
     consumer = export.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
     if flags.format == "ids" and consumer.kind == export.ALL:
         raise UsageError(f"--format ids: {consumer.name} gets all kinds, which share their numbers")
+    return consumer
+
+
+def export_changes(
+    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
+) -> None:
+    consumer = enrol(db, source, flags, keep=not flags.dry_run)
     plan = export.plan(consumer, source, flags.limit)
     if plan is None:
         log.info("%s: nothing new", consumer.name)

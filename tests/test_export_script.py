@@ -94,8 +94,27 @@ def test_a_consumer_that_begins_at_a_revision_still_does_after_a_failure(
         paths(3) + "export_changes.py: the command of --exec ended with code 3; not exported,"
         " run it again\n"
     )
+    assert export("--from", "main~1").stdout == paths(3)
     store.commit({("releases", 4): record(4)})
-    assert export("--from", "main~1").stdout == paths(3, 4)
+    assert export().stdout == paths(4)
+
+
+def test_a_known_consumer_does_not_begin_elsewhere(store: SingleStore, export: Run) -> None:
+    first, second = (store.commit({("releases", n): record(n)}) for n in (1, 2))
+    crontab = ("--from", first[:12])
+    assert export(*crontab).stdout == paths(2)
+    store.commit({("releases", 3): record(3)})
+    for elsewhere in (second, "start", "main"):
+        refused = export("--from", elsewhere)
+        assert (refused.returncode, refused.stdout) == (64, "")
+        assert refused.stderr == (
+            f"export_changes.py: --from {elsewhere}: consumer test is not new, it is at"
+            f" {second[:12]}: leave --from off to go on there, or move it with --reset"
+            f" {elsewhere}\n"
+        )
+    assert export("--from", "nonsense").returncode == 64
+    assert export(*crontab).stdout == paths(3)
+    assert export("--from", "now").returncode == 0, "a crontab says it every time"
 
 
 def test_the_command_gets_the_changes_and_the_revisions(
@@ -120,12 +139,31 @@ def test_the_command_gets_the_changes_and_the_revisions(
     assert not Path("started").exists(), "there was nothing to export"
 
 
-def test_a_command_may_read_as_much_as_it_likes(
-    store: SingleStore, export: Run, environment: dict[str, str]
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("head -c 10 > /dev/null", "has not read all of its input"),
+        ("true", "has not read all of its input"),
+        ("exec <&-; sleep 0.1; exit 7", "ended with code 7"),
+    ],
+)
+@pytest.mark.parametrize("records", [1, 3_000])
+def test_a_command_that_has_not_read_everything_has_not_got_it(
+    store: SingleStore,
+    export: Run,
+    environment: dict[str, str],
+    line: str,
+    said: str,
+    records: int,
 ) -> None:
-    store.commit({("releases", n): record(n) for n in range(1, 3_000)})
-    assert export("--format", "jsonl", "--exec", "head -c 10 > /dev/null").returncode == 0
-    assert place(environment) == store.tip()
+    store.commit({("releases", n): record(n) for n in range(1, records + 1)})
+    done = export("--format", "jsonl", "--exec", line)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert said in done.stderr
+    assert place(environment) is None
+    if not line.startswith("exec"):
+        assert export("--format", "jsonl", "--exec", f"{line}; cat > /dev/null").returncode == 0
+        assert place(environment) == store.tip()
 
 
 @pytest.mark.parametrize("records", [3, 3_000])
@@ -194,6 +232,10 @@ def test_a_consumer_can_be_sent_back(store: SingleStore, export: Run) -> None:
     nowhere = export("--reset", "nonsense")
     assert nowhere.returncode == 64
     assert "there is no revision 'nonsense'" in nowhere.stderr
+    assert export("--consumer", "new", "--from", "nonsense").returncode == 64
+    assert export("--consumer", "new", "--dry-run").stdout == paths(1, 2, 3)
+    locks = [path.name for path in store.folder.parents[1].glob("*.lock")]
+    assert locks == ["crawler.db.test.lock"], "no trace of what was refused"
 
 
 def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None:

@@ -145,6 +145,16 @@ def get(connection: sqlite3.Connection, name: str) -> Consumer:
     return consumer
 
 
+def beginning(connection: sqlite3.Connection, name: str) -> str | None:
+    """The revision at which the consumer of that name began; None: the start."""
+    row = connection.execute(
+        "SELECT revision FROM consumers_history WHERE consumer = ? AND event = 'new'"
+        " ORDER BY id DESC",
+        (name,),
+    ).fetchone()
+    return row[0] if row else None
+
+
 def add(connection: sqlite3.Connection, consumer: Consumer) -> None:
     """Remember a new consumer and where it begins."""
     marks = ", ".join("?" * len(consumer))

@@ -102,25 +102,48 @@ def alone(database: Path, name: str) -> Iterator[int]:
 
 
 def enrol(
-    db: sqlite3.Connection, source: Source, name: str, kind: str | None, start: str, *, keep: bool
+    db: sqlite3.Connection,
+    source: Source,
+    name: str,
+    kind: str | None,
+    start: str | None,
+    *,
+    keep: bool,
 ) -> Consumer:
     """The consumer `name`; a new one begins at `start`, which is written down first (`keep`).
 
     So that `HEAD~3`, or `now`, means the same when an export that was cut short is repeated.
-    UsageError if the consumer is known and gets another kind.
+    UsageError if the consumer is known and gets another kind or began elsewhere.
     """
     consumer = consumers.find(db, name)
     if consumer is None:
-        revision = resolve(source, start)
+        revision = resolve(source, start or "start")
         consumer = Consumer(name, source.name, kind or DEFAULT_KIND, revision)
         if keep:
             consumers.add(db, consumer)
-    elif kind not in (None, consumer.kind):
+        return consumer
+    if kind not in (None, consumer.kind):
         raise UsageError(
             f"--kind {kind}: consumer {name} gets {consumer.kind}, and would miss changes;"
             " use another name for another kind"
         )
+    # `now` is another revision each time: a crontab says it always, and means the first time.
+    if start not in (None, "now"):
+        _check_start(db, source, consumer, start)
     return consumer._replace(repository=source.name)
+
+
+def _check_start(db: sqlite3.Connection, source: Source, consumer: Consumer, start: str) -> None:
+    """UsageError if a known consumer did not begin there, but somebody thinks that it will."""
+    began = consumers.beginning(db, consumer.name)
+    if began is not None and len(start) >= 7 and began.startswith(start):
+        return  # Also when the store was converted, and does not know that revision any more.
+    if resolve(source, start) != began:
+        raise UsageError(
+            f"--from {start[:80]}: consumer {consumer.name} is not new, it is at"
+            f" {(consumer.revision or 'the start')[:12]}: leave --from off to go on there,"
+            f" or move it with --reset {start[:80]}"
+        )
 
 
 def resolve(source: Source, revision: str) -> str | None:

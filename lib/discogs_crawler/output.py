@@ -16,6 +16,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from discogs_crawler.errors import PartlyDone, Unavailable
 
@@ -36,13 +37,8 @@ def to_stdout(handle: int = 1) -> Iterator[Write]:
     BrokenPipeError if the reader of a pipe went before it had read everything.
     """
 
-    def write(block: bytes) -> None:
-        view = memoryview(block)
-        while view:
-            view = view[os.write(handle, view) :]
-
     try:
-        yield write
+        yield lambda block: _write_all(handle, block)
         _arrive(handle)
     except BrokenPipeError:
         raise
@@ -50,6 +46,12 @@ def to_stdout(handle: int = 1) -> Iterator[Write]:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
             raise
         raise Unavailable(f"standard output: {error.strerror}; not exported") from error
+
+
+def _write_all(handle: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(handle, view) :]
 
 
 def _arrive(handle: int) -> None:
@@ -64,22 +66,24 @@ def _wait_for_reader(handle: int) -> None:
     gone = select.poll()
     gone.register(handle, 0)
     deadline = time.monotonic() + UNREAD_S
-    unread = array.array("i", [0])
     while time.monotonic() < deadline:
-        fcntl.ioctl(handle, termios.FIONREAD, unread)
-        if unread[0] == 0:
+        if _unread(handle) == 0:
             return
         if gone.poll(2):
             raise BrokenPipeError(errno.EPIPE, "the reader has gone")
+
+
+class _CutShort(Exception):
+    """The command has closed its standard input."""
 
 
 @contextlib.contextmanager
 def to_command(line: str, variables: Mapping[str, str], lock: int) -> Iterator[Write]:
     """Give what is written to the standard input of a shell command, begun at the first byte.
 
-    PartlyDone if it ends with anything but 0. How much it reads is its own affair. If the block
-    fails, the command is told to end (SIGTERM) before it could take the part for the whole. It
-    inherits the open file `lock`.
+    PartlyDone if it ends with anything but 0, or has not read everything; what it does with what
+    it reads is its own affair. If the block fails, the command is told to end (SIGTERM) before it
+    could take the part for the whole. It inherits the open file `lock`.
     """
     process: subprocess.Popen[bytes] | None = None
 
@@ -89,31 +93,65 @@ def to_command(line: str, variables: Mapping[str, str], lock: int) -> Iterator[W
             process = subprocess.Popen(
                 ["/bin/sh", "-c", line],
                 stdin=subprocess.PIPE,
+                bufsize=0,
                 env=os.environ | variables,
                 process_group=0,
                 pass_fds=[lock],
             )
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(block)
+        try:
+            _write_all(process.stdin.fileno(), block)
+        except BrokenPipeError:
+            raise _CutShort from None
 
     try:
-        yield write
-        code = _finish(process) if process is not None else 0
+        try:
+            yield write
+            cut_short = False
+        except _CutShort:
+            cut_short = True
+        if process is not None:
+            cut_short |= _close_and_wait(process) > 0
     except BaseException:
         if process is not None:
             _end(process)
         raise
+    if process is not None:
+        _judge(process.returncode, cut_short=cut_short)
+
+
+def _close_and_wait(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for the command to end; the bytes that it has left in its pipe."""
+    assert process.stdin is not None
+    with contextlib.ExitStack() as stack:
+        spare = None
+        # Without a /proc what fits into the pipe counts as read.
+        with contextlib.suppress(OSError):
+            # A second reader, which is there when the command has gone. Not earlier: we would wait
+            # for it when the pipe is full.
+            pipe = Path(f"/proc/self/fd/{process.stdin.fileno()}")
+            spare = stack.enter_context(pipe.open("rb", buffering=0))
+        process.stdin.close()
+        process.wait()
+        return 0 if spare is None else _unread(spare.fileno())
+
+
+def _judge(code: int, *, cut_short: bool) -> None:
     if code:
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise PartlyDone(f"the command of --exec {ended}; not exported, run it again")
+    if cut_short:
+        raise PartlyDone(
+            "the command of --exec has not read all of its input; not exported"
+            " (what it has no use for it can give to `cat > /dev/null`)"
+        )
 
 
-def _finish(process: "subprocess.Popen[bytes]") -> int:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    return process.wait()
+def _unread(handle: int) -> int:
+    """Bytes in a pipe."""
+    found = array.array("i", [0])
+    fcntl.ioctl(handle, termios.FIONREAD, found)
+    return found[0]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -124,5 +162,4 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait(END_S)
             break
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+    process.stdin.close()
