@@ -18,16 +18,16 @@ from discogs_crawler.config import Settings
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "discogs" / "samples"
 
-hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the long form of the tests")
+    parser.addoption("--examples", type=int, help="how many for each property [50; --long: 2000]")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("long" if config.getoption("--long") else "suite")
+    examples = config.getoption("--examples") or (2_000 if config.getoption("--long") else 50)
+    hypothesis.settings.register_profile("suite", deadline=None, max_examples=examples)
+    hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

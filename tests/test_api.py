@@ -1,6 +1,7 @@
 """What each answer of the API means, row by row, against a server that gives it."""
 
 import contextlib
+import logging
 import socket
 import subprocess
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from discogs_crawler import config
+from discogs_crawler import config, logs
 from discogs_crawler.api import Answer, Client
 from discogs_crawler.errors import ConfigurationError
 from tests.discogs.api import Api
@@ -257,6 +258,21 @@ def test_what_is_not_http_is_a_failure_like_any_other(speak: Speak, said: bytes)
     answer = told(speak, said)
     assert answer.verdict == "transient"
     assert len(answer.reason) < 200
+
+
+def test_malformed_headers_are_no_news_for_the_terminal(
+    speak: Speak, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        logs.configure("worker.py")
+        answer = told(speak, b"HTTP/1.1 404 X\r\nBro\x00ken\r\nContent-Length: 2\r\n\r\n{}")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert answer.status == 404
+    assert capsys.readouterr().err == ""
 
 
 def test_a_server_that_repeats_the_token_does_not_get_it_into_our_logs(speak: Speak) -> None:

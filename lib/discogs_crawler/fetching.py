@@ -20,7 +20,7 @@ LOOK_S = 0.2
 # Pause before Redis is asked again: its client has already waited for its return.
 REDIS_PAUSE_S = 5
 
-_SENSE: dict[str, Sense] = {
+SENSE: dict[str, Sense] = {
     "record": "good",
     "gone": "good",
     "merged": "good",
@@ -148,7 +148,7 @@ class Fetchers:
         log.debug("%s %d: %s", self._kind, record_id, answer.reason or "200")
         try:
             if answer.arrived:
-                sense = _SENSE[answer.verdict]
+                sense = SENSE[answer.verdict]
                 self._limiter.answered(permit, answer.limit, answer.remaining, sense)
             else:
                 self._limiter.lost(permit)

@@ -49,4 +49,6 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
+    # Of an answer with malformed headers it logs a traceback; what came of it we say ourselves.
+    logging.getLogger("urllib3.connection").setLevel(logging.CRITICAL)
     logging.getLogger("discogs_crawler").setLevel(levels.get(verbosity, logging.DEBUG))

@@ -19,13 +19,8 @@ LINES = [
 SEEDS = (b"".join(LINES), LINES[0], b"".join(LINES[::-1]), b"")
 TOKENS = (
     *LINES,
-    LINES[1][:-1],
-    LINES[1].upper(),
-    b"1000000000",
-    b"a",
-    b"\t\n",
-    b"\x1f\x8b",
-    b"<r>",
+    *(LINES[1][:-1], LINES[1].upper(), b"0" + LINES[2]),
+    *(b"1000000000", b"a", b"\t\n", b"\x1f\x8b", b"<r>"),
 )
 
 

@@ -30,17 +30,8 @@ INDEX_SEEDS = (
     b"<html><h1>503 Service Unavailable</h1></html>",
 )
 INDEX_TOKENS = (
-    *(
-        b'href="',
-        b"?download=",
-        b"&download=",
-        b"%2F",
-        b"%00",
-        b"%ff",
-        b"%0a",
-        b"/../",
-        b"discogs_",
-    ),
+    *(b'href="', b"?download=", b"&download=", b"/../", b"discogs_"),
+    *(b"%2F", b"%00", b"%ff", b"%0a"),
     *(b"20261131", b"00000000", b"99999999", b"CHECKSUM", b"artists", b"</a>", b"<!--", b"-->"),
     *(b"0000-00-00 00:00:00", b"9999999.9 TB", b"1e9 GB", b"2026-02-30 25:61:61", b'href="' * 500),
 )
@@ -56,6 +47,7 @@ CHECKSUM_SEEDS = (
 )
 CHECKSUM_TOKENS = (
     *(line.encode() for line in CHECKSUMS.values()),
+    *(f"\n{DIGESTS[1]}  {name}\n".encode() for name in CHECKSUMS),
     *(b"*", b"  ", b"a", b"g", b"# ", b"\xa0", DIGESTS[1].encode(), b" discogs_20261001_x.xml.gz"),
 )
 

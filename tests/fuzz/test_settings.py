@@ -26,7 +26,8 @@ SEEDS = (
 )
 TOKENS = (
     *(f"{setting.name}=".encode() for setting in SETTINGS),
-    *(f"{setting.name}_FILE=".encode() for setting in SETTINGS),
+    *(f"{setting.name}_FILE=".encode() for setting in SETTINGS if setting.secret),
+    *(b"\nSTORE=~nobody-has-this-name/x\n", b"\nDISCOGS_TOKEN_FILE=~nobody-has-this-name\n"),
     *(b"=", b"= ", b"#", b" #", b'"', b"'", b"\\n", b'"/a\\nb"', b"export ", b"${HOME}", b"$(x)"),
     *(
         b"~",
