@@ -76,8 +76,8 @@ def test_headers_mean_no_more_than_they_say(tell: Tell, headers: bytes, status: 
         assert {answer.limit, answer.remaining} <= counts
     if answer.retry_after_s is not None:
         assert b"%d" % answer.retry_after_s in headers
-    clean = headers in SEEDS
-    if clean and headers.startswith(b"X-Discogs"):
+    # A connection that is being closed just now may be used once more, in vain.
+    if answer.arrived and headers in SEEDS and headers.startswith(b"X-Discogs"):
         assert answer.limit is not None
 
 
