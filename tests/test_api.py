@@ -232,6 +232,7 @@ def test_only_a_redirect_to_another_record_of_the_kind_is_a_merger(
         ({"X_Discogs_Ratelimit": "0", "X_Discogs_Ratelimit_Remaining": "0"}, (None, None)),
         ({"X_Discogs_Ratelimit": "60", "X_Discogs_Ratelimit_Remaining": "61"}, (None, None)),
         ({"X_Discogs_Ratelimit": "-1", "X_Discogs_Ratelimit_Remaining": "x"}, (None, None)),
+        ({"X_Discogs_Ratelimit": "60", "X_Discogs_Ratelimit_Remaining": "\x1c 5"}, (None, None)),
         ({"X_Discogs_Ratelimit": "9" * 50, "X_Discogs_Ratelimit_Remaining": "1"}, (None, None)),
     ],
 )
@@ -244,7 +245,8 @@ def test_the_quota_is_believed_only_in_plain_numbers(
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("120", 120.0), ("soon", None), ("-5", None), ("", None)]
+    ("text", "seconds"),
+    [("120", 120.0), ("soon", None), ("-5", None), ("\x1c 5", None), ("", None)],
 )
 def test_retry_after_is_read_where_it_is_a_number(
     speak: Speak, text: str, seconds: float | None

@@ -273,8 +273,8 @@ def _looks_like(body: bytes) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    text = headers.get("Retry-After", "").strip()
-    return float(text) if re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) else None
+    digits = re.fullmatch(r"[ \t]*([0-9]{1,6})[ \t]*", headers.get("Retry-After", ""), re.ASCII)
+    return float(digits[1]) if digits else None
 
 
 def _with_quota(answer: Answer, headers: Mapping[str, str]) -> Answer:
@@ -287,7 +287,8 @@ def _with_quota(answer: Answer, headers: Mapping[str, str]) -> Answer:
 
 
 def _count(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"[0-9]{1,5}", text.strip(), re.ASCII) else None
+    digits = re.fullmatch(r"[ \t]*([0-9]{1,5})[ \t]*", text or "", re.ASCII)
+    return int(digits[1]) if digits else None
 
 
 def _printable(text: str) -> str:
