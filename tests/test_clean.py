@@ -120,7 +120,56 @@ def test_what_is_not_a_path_is_refused_by_name(setting: str, path: str) -> None:
 def test_a_record_cannot_lose_its_id(path: str) -> None:
     with pytest.raises(ConfigurationError, match="must leave the id"):
         rules(REMOVE_FIELDS=path)
-    assert cleaned(RELEASE, REMOVE_FIELDS=path, KEEP_FIELDS="id")["id"] == RELEASE["id"]
+    if path != "id":
+        assert cleaned(RELEASE, REMOVE_FIELDS=path, KEEP_FIELDS="id")["id"] == RELEASE["id"]
+
+
+@pytest.mark.parametrize(
+    ("remove", "keep", "named"),
+    [
+        ("notes", "notes", ("notes", "notes")),
+        ("title,images[].type", "videos,images.type", ("images[].type", "images.type")),
+        ("community.status", "community", ("community.status", "community")),
+        ("notes", "n*", ("notes", "n*")),
+    ],
+)
+def test_a_field_to_remove_and_to_keep_is_refused(
+    remove: str, keep: str, named: tuple[str, str]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        rules(REMOVE_FIELDS=remove, KEEP_FIELDS=keep)
+    assert str(caught.value) == (
+        f"REMOVE_FIELDS has {named[0]} and KEEP_FIELDS has {named[1]}, which keeps it:"
+        " take one of them out"
+    )
+
+
+def test_a_part_of_what_is_removed_may_be_kept() -> None:
+    assert cleaned(RELEASE, REMOVE_FIELDS="community", KEEP_FIELDS="community.status")[
+        "community"
+    ] == {"status": "Accepted"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "fields"),
+    [
+        ({"REMOVE_FIELDS": "notes,images"}, {}, ["images", "notes"]),
+        ({"REMOVE_FIELDS": "notes"}, {"REMOVE_FIELDS": "n*,images"}, []),
+        ({"REMOVE_FIELDS": "**.role"}, {"REMOVE_FIELDS": "artists.role"}, ["**.role"]),
+        ({}, {"KEEP_FIELDS": "videos[].uri,title"}, ["videos[].uri"]),
+        ({"KEEP_FIELDS": "videos"}, {"REMOVE_FIELDS": "notes"}, []),
+        (
+            {"CLEAN_PRESET": "public", "KEEP_FIELDS": "images"},
+            {},
+            ["community.contributors", "community.submitter"],
+        ),
+        ({"CLEAN_PRESET": "public"}, {"CLEAN_PRESET": "public"}, []),
+    ],
+)
+def test_fields_that_earlier_rules_removed_are_known_from_the_name_of_those_rules(
+    before: dict[str, str], now: dict[str, str], fields: list[str]
+) -> None:
+    assert clean.brought_back(rules(**before).name, rules(**now), "releases") == fields
 
 
 def test_a_commit_can_say_which_rules_made_it() -> None:

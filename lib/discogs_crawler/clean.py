@@ -60,19 +60,64 @@ class Rules(NamedTuple):
 
 def rules_for(settings: Settings, kind: str) -> Rules:
     """The rules for records of a kind; ConfigurationError names a path that cannot be one."""
-    paths = [*VOLATILE, *VOLATILE_OF_KIND.get(kind, ()), *settings.remove_fields]
-    if settings.clean_preset == "public":
-        paths += RESTRICTED
-    remove = _patterns("REMOVE_FIELDS", paths)
-    keep = _patterns("KEEP_FIELDS", settings.keep_fields)
-    if () in _step(remove, "id") and () not in _step(keep, "id"):
+    remove, keep = settings.remove_fields, settings.keep_fields
+    rules = _rules(kind, settings.clean_preset, remove, keep)
+    if () in _step(rules.remove, "id") and () not in _step(rules.keep, "id"):
         raise ConfigurationError("REMOVE_FIELDS must leave the id: a record cannot do without")
+    _refuse_contradictions(remove, keep)
+    return rules
+
+
+def _rules(kind: str, preset: str, remove: Iterable[str], keep: Iterable[str]) -> Rules:
+    paths = [*VOLATILE, *VOLATILE_OF_KIND.get(kind, ()), *remove]
+    if preset == "public":
+        paths += RESTRICTED
     name = [str(CLEANER_VERSION)]
-    if settings.clean_preset != "default":
-        name.append(settings.clean_preset)
-    name += [f"-{path}" for path in sorted(settings.remove_fields)]
-    name += [f"+{path}" for path in sorted(settings.keep_fields)]
-    return Rules(remove, keep, " ".join(name))
+    if preset != "default":
+        name.append(preset)
+    name += [f"-{path}" for path in sorted(remove)]
+    name += [f"+{path}" for path in sorted(keep)]
+    return Rules(_patterns("REMOVE_FIELDS", paths), _patterns("KEEP_FIELDS", keep), " ".join(name))
+
+
+def _refuse_contradictions(remove: Iterable[str], keep: Iterable[str]) -> None:
+    """ConfigurationError names a path to remove of which nothing would go, and what keeps it."""
+    for path in remove:
+        for other in keep:
+            if not _removes(path, _patterns("", [path]), _patterns("", [other])):
+                raise ConfigurationError(
+                    f"REMOVE_FIELDS has {path} and KEEP_FIELDS has {other}, which keeps it:"
+                    " take one of them out"
+                )
+
+
+def brought_back(name: str, rules: Rules, kind: str) -> list[str]:
+    """The fields that the rules of that name removed from records of a kind and `rules` keep."""
+    words = name.split()[1:]
+    removed, kept = ([word[1:] for word in words if word[0] == sign] for sign in "-+")
+    before = _rules(kind, "public" if "public" in words else "default", removed, kept)
+    fields = {*removed, *(word[1:] for word in rules.name.split() if word[0] == "+")}
+    fields |= {*VOLATILE, *VOLATILE_OF_KIND.get(kind, ()), *RESTRICTED}
+    return sorted(
+        path
+        for path in fields
+        if _removes(path, before.remove, before.keep)
+        and not _removes(path, rules.remove, rules.keep)
+    )
+
+
+def _removes(path: str, remove: Patterns, keep: Patterns) -> bool:
+    """Whether the field at a path goes; a wildcard in the path is taken for a name."""
+    names = path.replace("[]", "").split(".")
+    left: Any = None
+    for name in reversed(names):
+        left = {name: left}
+    left = _prune(left, remove, keep)
+    for name in names:
+        if name not in left:
+            return True
+        left = left[name]
+    return False
 
 
 def clean(document: dict[str, Any], rules: Rules) -> bytes:
