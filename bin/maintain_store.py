@@ -14,7 +14,7 @@ Examples:
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
     maintain_store.py --to-submodules    # one repository for each kind and million, for good
 
-What a check finds goes to stdout, one line each.
+A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
 
 Exit codes: 0 done, 65 a check found damage, 69 Redis, the remote or the disk failed, 75 it runs
 already, 78 a setting or a permission is wrong or there is no store yet.
@@ -79,7 +79,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         if flags.check:
             return check_everything(opened, book, settings)
         if flags.reclean:
-            return reclean_everything(opened, settings)
+            return reclean_everything(opened, book, settings)
         merge(opened, book, settings)
         return EXIT_DONE if flags.merge else nightly(opened, book, settings)
 
@@ -147,11 +147,28 @@ def _report(findings: "check.Iterator[str]") -> int:
     return number
 
 
-def reclean_everything(opened: AnyStore, settings: Settings) -> int:
+def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
     rules = {kind: clean.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)
+    for kind, fields in reclean.lost(opened, rules).items():
+        tell_what_is_lost(kind, fields, book)
     return EXIT_DONE
+
+
+def tell_what_is_lost(kind: str, fields: dict[str, int], book: Ledger | None) -> None:
+    """One line if records lack fields that earlier rules removed and today's keep."""
+    number = "N"
+    if book is not None:
+        counts = {field: reclean.count_lost(book, kind, fields[field]) for field in fields}
+        fields = {field: until for field, until in fields.items() if counts[field]}
+        number = str(max(counts.values()))
+    if fields:
+        log.warning(
+            "%s: earlier rules removed %s from %s records; only fetching them again brings it "
+            "back: seed_queue.py --kind %s --refresh %s --cooldown-days 0 (or --ids for some)",
+            *(kind, ", ".join(sorted(fields)), number, kind, number),
+        )
 
 
 def to_submodules(settings: Settings, book: Ledger | None) -> int:

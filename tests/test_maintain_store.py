@@ -412,6 +412,44 @@ def test_recleaning_goes_on_where_it_was_interrupted(
     assert not place.exists()
 
 
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_fields_that_only_fetching_brings_back_are_named(
+    run: Run, environment: dict[str, str], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    both = store.open_store(config.load(environ=environment))
+
+    def fetched(number: int, rules: str) -> None:
+        both.commit("releases", [Change(number, record(number))], everything, {"Cleaner": rules})
+
+    monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -100)
+    fetched(1, "1 -notes -images")
+    both.settle()
+
+    def said(**rules: str) -> str:
+        done = run("maintain_store.py", "--reclean", **rules)
+        assert (done.returncode, done.stdout) == (0, "")
+        return done.stderr
+
+    assert said(REMOVE_FIELDS="n*,images,tracklist") == "", "they only remove more"
+    assert said(REMOVE_FIELDS="images") == (
+        "maintain_store.py: releases: earlier rules removed notes from N records; only fetching "
+        "them again brings it back: seed_queue.py --kind releases --refresh N --cooldown-days 0 "
+        "(or --ids for some)\n"
+    )
+    know(config.load(environ=environment), [1, 2, 3])
+    assert "removed images, notes from 3 records" in said()
+    assert "--refresh 3 " in said()
+    monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -50)
+    fetched(4, "1")
+    with ledger.open(config.load(environ=environment).database) as book, book.transaction():
+        book.db.execute("UPDATE releases SET crawled = unixepoch() WHERE id < 3")
+    assert "removed images, notes from 1 records" in said()
+    with ledger.open(config.load(environ=environment).database) as book, book.transaction():
+        book.db.execute("UPDATE releases SET crawled = unixepoch()")
+    assert said() == "", "everything was fetched again"
+
+
 # The other layout ---------------------------------------------------------------------------------
 
 

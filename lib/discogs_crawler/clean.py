@@ -91,16 +91,17 @@ def _refuse_contradictions(remove: Iterable[str], keep: Iterable[str]) -> None:
                 )
 
 
-def brought_back(name: str, rules: Rules, kind: str) -> list[str]:
+@functools.lru_cache(maxsize=1_000)
+def brought_back(name: str, rules: Rules, kind: str) -> tuple[str, ...]:
     """The fields that the rules of that name removed from records of a kind and `rules` keep."""
     words = name.split()[1:]
     removed, kept = ([word[1:] for word in words if word[0] == sign] for sign in "-+")
     before = _rules(kind, "public" if "public" in words else "default", removed, kept)
     fields = {*removed, *(word[1:] for word in rules.name.split() if word[0] == "+")}
     fields |= {*VOLATILE, *VOLATILE_OF_KIND.get(kind, ()), *RESTRICTED}
-    return sorted(
+    return tuple(
         path
-        for path in fields
+        for path in sorted(fields)
         if _removes(path, before.remove, before.keep)
         and not _removes(path, rules.remove, rules.keep)
     )

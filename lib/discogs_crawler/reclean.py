@@ -3,6 +3,8 @@
 A batch is read and written on one and the same tip: should a worker commit meanwhile, it is read
 again, so no newer record is overwritten. The place is kept in a file; a run that was interrupted
 goes on there.
+
+What earlier rules removed is not in the store, so it cannot come back from there: `lost` tells.
 """
 
 import itertools
@@ -11,10 +13,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from discogs_crawler import clean, exact_json, files, git, history, importing, progress
+from discogs_crawler import clean, clock, exact_json, files, git, history, importing, progress
 from discogs_crawler.clean import Rules
 from discogs_crawler.errors import BadData
 from discogs_crawler.importing import Entry, Refused
+from discogs_crawler.ledger import Ledger
 from discogs_crawler.records import KINDS, parse_record_path
 from discogs_crawler.repository_store import Store
 from discogs_crawler.store import AnyStore
@@ -109,3 +112,43 @@ def _cleaned(path: str, data: bytes, rules: Rules) -> bytes | None:
     except BadData as error:
         log.warning("%s: left as it is: %s", path, error)
         return None
+
+
+def lost(store: AnyStore, rules: dict[str, Rules]) -> dict[str, dict[str, int]]:
+    """By kind the fields that `rules` keep and earlier rules removed, and up to when they did.
+
+    The commits name the rules. A fetch that changed nothing made none; so the time (epoch seconds)
+    is that of the first commit by other rules, until when records may lack the field.
+    """
+    found: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+    for part in store.parts():
+        since = dict.fromkeys(KINDS, int(clock.now()))
+        for kind, name, epoch in _fetches(part):
+            fields = clean.brought_back(name, rules[kind], kind)
+            for field in fields:
+                found[kind][field] = max(since[kind], found[kind].get(field, 0))
+            if not fields:
+                since[kind] = min(since[kind], epoch)
+    return {kind: fields for kind, fields in found.items() if fields}
+
+
+def _fetches(part: Store) -> Iterator[tuple[str, str, int]]:
+    """Kind, rules and time of the commits of fetched records, the newest first."""
+    tip = part.tip()
+    if tip is None:
+        return
+    trailers = (
+        f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (history.TECHNICAL, "Cleaner")
+    )
+    layout = "%x09".join(["%ct", "%s", *trailers])
+    for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):
+        epoch, subject, technical, name = line.decode("utf-8", "replace").split("\t", 3)
+        kind = subject.partition(":")[0]
+        if kind in KINDS and name and not technical:
+            yield kind, name, int(epoch)
+
+
+def count_lost(ledger: Ledger, kind: str, until: int) -> int:
+    """How many stored records of a kind were last fetched by then."""
+    query = f"SELECT count(*) FROM {kind} WHERE state = 'stored' AND crawled <= ?"
+    return int(ledger.db.execute(query, (until,)).fetchone()[0])
