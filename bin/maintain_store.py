@@ -36,6 +36,7 @@ from discogs_crawler import (
     clean,
     command,
     convert,
+    handover,
     landing,
     ledger,
     locks,
@@ -43,7 +44,6 @@ from discogs_crawler import (
     progress,
     reclean,
     redis_server,
-    seeding,
     store,
 )
 from discogs_crawler.config import Settings
@@ -133,7 +133,7 @@ def check_everything(opened: AnyStore, book: Ledger | None, settings: Settings) 
     if book is not None:
         queues = _queues(settings)
         for kind, queue in zip(KINDS, queues, strict=True):
-            seeding.drain(book, queue)
+            handover.drain(book, queue)
             found += _report(check.against_ledger(opened, book, kind))
     if tip and not found:
         maintenance.mark_checked(opened.repository, tip)

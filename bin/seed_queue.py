@@ -35,7 +35,7 @@ from discogs_crawler import (
     ledger,
     locks,
     redis_server,
-    seed,
+    seed_run,
     store,
 )
 from discogs_crawler.config import Settings
@@ -43,7 +43,7 @@ from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, ConfigurationError, U
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import KINDS
-from discogs_crawler.seed import Report, Request
+from discogs_crawler.seed_run import Report, Request
 
 log = logging.getLogger("discogs_crawler.seed_queue")
 
@@ -118,7 +118,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         def queue_of(kind: str) -> Queue:
             return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
-        report = seed.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
+        report = seed_run.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
     return tell(report, flags.dry_run)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import redis
 
-from discogs_crawler import clock, ledger, seed
+from discogs_crawler import clock, ledger, seed_run
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dump import DumpFacts
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.queue import Lease, Queue, Result
-from discogs_crawler.seed import Report, Request
+from discogs_crawler.seed_run import Report, Request
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,7 @@ class World:
     def seed(self, new: Path | None = None, **request: object) -> Report:
         """Run seed_queue.py."""
         asked = Request(new=new, **request)  # type: ignore[arg-type]
-        return seed.seed(self.book, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S)
+        return seed_run.seed(self.book, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S)
 
     def claim(self, count: int) -> list[Lease]:
         return queue_of(self.client).claim("test:1", count)

@@ -115,7 +115,7 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
     seeder = [sys.executable, str(ROOT / "bin" / "seed_queue.py")]
     worker = (
         "import sys, time, pathlib, redis\n"
-        "from discogs_crawler import ledger, seeding\n"
+        "from discogs_crawler import handover, ledger\n"
         "from discogs_crawler.queue import Queue, Result\n"
         "client = redis.Redis(unix_socket_path=sys.argv[2])\n"
         "queue = Queue(client, 'releases', prefix='discogs', lease_s=600)\n"
@@ -123,7 +123,7 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
         "while leases := queue.claim(sys.argv[3], 50):\n"
         "    now = int(time.time())\n"
         "    queue.complete([(l, Result(l.id, l.reason, 'stored', 200, now)) for l in leases])\n"
-        "    seeding.drain(book, queue)\n"
+        "    handover.drain(book, queue)\n"
     )
     socket = environment["REDIS_URL"].removeprefix("unix://")
     path = str(world.book.path)

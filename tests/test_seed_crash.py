@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from discogs_crawler import clock, hashfile, intake, ledger, seed, seeding
+from discogs_crawler import clock, handover, hashfile, intake, ledger, seed_run
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.seed import Request
+from discogs_crawler.seed_run import Request
 from tests.seeding_world import COOLDOWN_S, World, queue_of, some_contents
 
 # Kills in the suite; with --long at every step.
@@ -29,7 +29,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(clock, "now", lambda: now + clock.OFFSET_S)
     monkeypatch.setattr(hashfile, "BLOCK_SIZE", 500)
     monkeypatch.setattr(intake, "BATCH", 3)
-    monkeypatch.setattr(seeding, "RESULTS", 5)
+    monkeypatch.setattr(handover, "RESULTS", 5)
     offset = clock.OFFSET_S
     yield
     clock.OFFSET_S = offset
@@ -80,7 +80,7 @@ def _seed(folder: Path, socket: Path, request: Request, step: Callable[..., None
     client.execute_command = counted  # type: ignore[method-assign]
     with ledger.open(folder / "crawler.db") as book:
         book.db.conn.set_trace_callback(step)
-        seed.seed(book, lambda kind: queue_of(client, kind), request, COOLDOWN_S)
+        seed_run.seed(book, lambda kind: queue_of(client, kind), request, COOLDOWN_S)
 
 
 def state(folder: Path, client: redis.Redis) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from discogs_crawler import asking, clock, seeding
+from discogs_crawler import asking, clock, handover
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import BadData
 from discogs_crawler.queue import Result
@@ -253,7 +253,7 @@ def test_results_of_a_new_life_of_redis_are_not_taken_for_read(world: World) -> 
     with world.book.transaction() as connection:
         connection.execute("UPDATE results_cursor SET stream_id = '99999999999999-0'")
     assert len(entries) == 1
-    assert seeding.drain(world.book, queue_of(world.client)) == {"unchanged": 1}
+    assert handover.drain(world.book, queue_of(world.client)) == {"unchanged": 1}
 
 
 @pytest.mark.parametrize(

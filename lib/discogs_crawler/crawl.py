@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from discogs_crawler import clean, ledger, redis_server, seeding, statusline
+from discogs_crawler import clean, handover, ledger, redis_server, statusline
 from discogs_crawler.api import Client
 from discogs_crawler.batch import Batch, Done
 from discogs_crawler.config import Settings
@@ -266,7 +266,7 @@ class _Crawl:
         if self._ledger is None:
             return
         try:
-            seeding.drain(self._ledger, self._queue)
+            handover.drain(self._ledger, self._queue)
         except (CrawlerError, sqlite3.OperationalError) as error:
             log.warning("results stay in Redis until the next commit: %s", error)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from discogs_crawler import asking, identify, intake, rebuild, seeding
+from discogs_crawler import asking, handover, identify, intake, rebuild
 from discogs_crawler.errors import BadData
 from discogs_crawler.hashfile import HashFile
 from discogs_crawler.ledger import DumpRow, Ledger
@@ -66,9 +66,9 @@ def seed(
         counts = stack.enter_context(ledger.run("seed_queue", kind))
         queue = queue_of(kind)
         if not request.dry_run:
-            _note(counts, "read", seeding.drain(ledger, queue, wait=True))
+            _note(counts, "read", handover.drain(ledger, queue, wait=True))
         else:
-            _note(counts, "read", seeding.read_results(ledger, queue, keep=True))
+            _note(counts, "read", handover.read_results(ledger, queue, keep=True))
         if files:
             try:
                 counts |= _compare(ledger, files, request, cooldown_s)
@@ -78,7 +78,7 @@ def seed(
         _note(counts, "wanted", _ask(ledger, kind, request, cooldown_s))
         if not request.dry_run:
             stack.enter_context(ledger.handover())
-        queued, withheld = seeding.push(
+        queued, withheld = handover.push(
             ledger, queue, cooldown_s, force=request.force, dry_run=request.dry_run
         )
         _note(counts, "queued", queued)
