@@ -14,6 +14,7 @@ Examples:
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
     maintain_store.py --to-submodules    # one repository for each kind and million, for good
 
+What a check finds goes to stdout, one line each, the first ten of a sort (-v: all).
 A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
 
 Exit codes: 0 done, 65 a check found damage, 69 Redis, the remote or the disk failed, 75 it runs
@@ -24,6 +25,7 @@ import argparse
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -46,6 +48,7 @@ from discogs_crawler import (
     redis_server,
     store,
 )
+from discogs_crawler.check import Finding
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
 from discogs_crawler.ledger import Ledger
@@ -77,11 +80,13 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             return to_submodules(settings, book)
         opened = store.open_store(settings, create=False)
         if flags.check:
-            return check_everything(opened, book, settings)
+            return check_everything(opened, book, settings, all_of_it=bool(flags.verbose))
         if flags.reclean:
             return reclean_everything(opened, book, settings)
         merge(opened, book, settings)
-        return EXIT_DONE if flags.merge else nightly(opened, book, settings)
+        if flags.merge:
+            return EXIT_DONE
+        return nightly(opened, book, settings, all_of_it=bool(flags.verbose))
 
 
 def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
@@ -106,7 +111,7 @@ def _queues(settings: Settings) -> list[Queue]:
     return [Queue(client, kind, **options) for kind in KINDS]
 
 
-def nightly(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+def nightly(opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of_it: bool) -> int:
     """Everything that keeps the store small and safe; the records that are new are checked."""
     landing.update(opened, book, __version__, settings.store_branch)
     repositories = opened.repositories()
@@ -120,29 +125,67 @@ def nightly(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
         log.info("ledger copied to %s", copy)
     tip = opened.tip()
     since = maintenance.checked(opened.repository)
-    found = _report(check.records(opened, tip, since))
+    found = _report(check.records(opened, tip, since), all_of_it)
     if tip and not found:
         maintenance.mark_checked(opened.repository, tip)
     return EXIT_BAD_DATA if found else EXIT_DONE
 
 
-def check_everything(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+def check_everything(
+    opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of_it: bool
+) -> int:
     """Read every record, and compare Git with the ledger both ways."""
     tip = opened.settle()
-    found = _report(check.repositories(opened)) + _report(check.records(opened, tip))
+    found = _report(check.repositories(opened), all_of_it)
+    found += _report(check.records(opened, tip), all_of_it)
     if book is not None:
         queues = _queues(settings)
         for kind, queue in zip(KINDS, queues, strict=True):
             handover.drain(book, queue)
-            found += _report(check.against_ledger(opened, book, kind))
+            differ = _report(check.against_ledger(opened, book, kind), all_of_it)
+            if differ:
+                tell_how_to_agree(kind, book, settings)
+            found += differ
+    elif tip:
+        log.warning(
+            "%s: there is no ledger, so the store is not compared with it; if it was lost, put "
+            "its copy in %s back, or run seed_queue.py --rebuild-ledger -n HASHES",
+            settings.database,
+            settings.state_dir / "backups",
+        )
     if tip and not found:
         maintenance.mark_checked(opened.repository, tip)
     return EXIT_BAD_DATA if found else EXIT_DONE
 
 
-def _report(findings: "check.Iterator[str]") -> int:
+def tell_how_to_agree(kind: str, book: Ledger, settings: Settings) -> None:
+    """One line: what to do when ledger and Git differ."""
+    if book.last_accepted(kind) is None:
+        log.warning(
+            "%s: the ledger knows no dump of %s: if it was lost, put its copy in %s back, or run "
+            "seed_queue.py --rebuild-ledger -n HASHES",
+            *(settings.database, kind, settings.state_dir / "backups"),
+        )
+    else:
+        log.warning(
+            "%s: ledger and Git agree again on what is fetched again: seed_queue.py --kind %s "
+            "--ids FILE; if very much differs, move %s away and run seed_queue.py "
+            "--rebuild-ledger -n HASHES",
+            *(kind, kind, settings.database),
+        )
+
+
+def _report(findings: Iterator[Finding], all_of_it: bool) -> int:
+    """Print the findings, or some of each sort; how many there were."""
     number = 0
-    for number, line in enumerate(findings, 1):  # noqa: B007
+
+    def counted() -> Iterator[Finding]:
+        nonlocal number
+        for finding in findings:
+            number += 1
+            yield finding
+
+    for line in counted() if all_of_it else check.shortened(counted()):
         print(line)
     return number
 

@@ -309,6 +309,33 @@ def test_every_damage_is_named(run: Run, settings: Settings) -> None:
     ]
 
 
+def test_a_check_beside_a_lost_ledger_can_be_read(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, [*range(1, 24), 2_000_001])
+    alone = run("maintain_store.py", "--check")
+    assert (alone.returncode, alone.stdout) == (0, "")
+    assert f"{settings.database}: there is no ledger" in alone.stderr
+    assert "--rebuild-ledger" in alone.stderr
+    plain_file(main, "notes.txt", b"x")
+    know(settings, [*range(1, 3), *range(31, 43)])
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert done.stdout.splitlines() == [
+        "notes.txt: not a record, and not ours",
+        *(f"{record_path('releases', i)}: stored, the ledger does not know it"
+          for i in range(3, 13)),
+        *(f"{record_path('releases', i)}: missing, the ledger says that it is stored"
+          for i in range(31, 41)),
+        "... and 12 more: stored, the ledger does not know it",
+        "... and 2 more: missing, the ledger says that it is stored",
+    ]  # fmt: skip
+    assert done.stderr.count("\n") == 1
+    assert "run seed_queue.py --rebuild-ledger" in done.stderr
+    everything_found = run("maintain_store.py", "--check", "-v").stdout.splitlines()
+    assert len(everything_found) == 1 + 22 + 12
+    assert not [line for line in everything_found if line.startswith("...")]
+
+
 def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
     main = opened(settings)
     put(main, range(1, 50))

@@ -1,18 +1,19 @@
 """Look for damage: every stored record canonical and in its place, Git sound, the ledger right.
 
-A finding is one line that begins with the record's path or the repository. `since` limits the
-look at the records to what changed after that revision; the rest is for the monthly check.
+`since` limits the look at the records to what changed after that revision; the rest is for the
+monthly check.
 """
 
+import array
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from discogs_crawler import exact_json, git, progress
+from discogs_crawler import exact_json, git, importing, progress
 from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.git import EMPTY_TREE, Repository
-from discogs_crawler.importing import blob_id
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.records import parse_record_path, record_path
 from discogs_crawler.repository_store import Store
@@ -21,10 +22,30 @@ from discogs_crawler.store import AnyStore
 # Records read at once: a megabyte or two.
 BLOCK = 500
 
+# Ids that are looked up once more at once: some hundred directories.
+IDS = 10_000
+
+# Findings of one sort that are shown; a mail with a million of them says no more.
+SHOWN = 10
+
 # Files in the root that are not records.
 OTHERS = {"README.md", ".gitmodules"}
 
 _RAW = re.compile(rb":\d+ (\d+) [0-9a-f]+ ([0-9a-f]+) [A-Z]")
+
+# A word with a digit in it tells two findings of one sort apart: a path, an object, an id.
+_PARTICULAR = re.compile(r"\S*[0-9]\S*")
+
+
+class Finding(NamedTuple):
+    """Something that is wrong."""
+
+    where: str
+    """the path of a record, or a repository"""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
 
 
 class _File(NamedTuple):
@@ -33,7 +54,7 @@ class _File(NamedTuple):
     oid: str
 
 
-def records(store: AnyStore, revision: str | None, since: str | None = None) -> Iterator[str]:
+def records(store: AnyStore, revision: str | None, since: str | None = None) -> Iterator[Finding]:
     """What is wrong with the records of `revision`, or with those that differ from `since`."""
     if revision is None:
         return
@@ -45,7 +66,7 @@ def records(store: AnyStore, revision: str | None, since: str | None = None) -> 
                     yield from _judge_block(repository, block)
                     advance(len(block))
             except CrawlerError as error:
-                yield str(error)
+                yield _failed(repository, error)
 
 
 def _spans(
@@ -72,12 +93,12 @@ def _changed(repository: Repository, prefix: str, old: str, new: str) -> Iterato
             yield _File(path, match[1], match[2].decode())
 
 
-def _judge_block(repository: Repository, files: Sequence[_File]) -> Iterator[str]:
+def _judge_block(repository: Repository, files: Sequence[_File]) -> Iterator[Finding]:
     blobs = git.read_blobs(repository, [file.oid for file in files])
     for file, data in zip(files, blobs, strict=True):
         fault = _fault(file, data)
         if fault:
-            yield f"{file.path}: {fault}"
+            yield Finding(file.path, fault)
 
 
 def _fault(file: _File, data: bytes | None) -> str:
@@ -95,7 +116,7 @@ def _fault(file: _File, data: bytes | None) -> str:
         return f"not a plain file, its mode is {file.mode.decode()}"
     if data is None:
         return f"its content, blob {file.oid}, is missing"
-    if blob_id(data).hex() != file.oid:
+    if importing.blob_id(data).hex() != file.oid:
         return f"its content is not that of blob {file.oid}"
     try:
         document = exact_json.loads(data)
@@ -108,7 +129,7 @@ def _fault(file: _File, data: bytes | None) -> str:
     return ""
 
 
-def repositories(store: AnyStore) -> Iterator[str]:
+def repositories(store: AnyStore) -> Iterator[Finding]:
     """What `git fsck` finds in each repository."""
     for repository in store.repositories():
         done = repository.call("fsck", "--full", "--strict", "--no-dangling", "--no-progress")
@@ -116,31 +137,60 @@ def repositories(store: AnyStore) -> Iterator[str]:
         found = [line for line in lines if line.strip() and not line.startswith("notice:")]
         if done.returncode or found:
             for line in found or [f"git fsck ended with {done.returncode}"]:
-                yield f"{repository.path}: {line}"
+                yield Finding(str(repository.path), line)
 
 
-def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[str]:
+def _failed(repository: Repository, error: CrawlerError) -> Finding:
+    where = str(repository.path)
+    return Finding(where, str(error).removeprefix(f"{where}: "))
+
+
+def shortened(findings: Iterable[Finding]) -> Iterator[str]:
+    """A line for each of the first SHOWN findings of a sort, then one that counts the others."""
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        sort = _PARTICULAR.sub("…", finding.what)
+        counts[sort] += 1
+        if counts[sort] <= SHOWN:
+            yield str(finding)
+    for sort, number in counts.items():
+        if number > SHOWN:
+            yield f"... and {number - SHOWN:,} more: {sort}"
+
+
+def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Finding]:
     """Records that only one of Git and ledger has.
 
     Workers commit before the ledger hears of it, so what differs is looked at once more.
     """
     try:
-        stored = iter(store.ids(kind))
         known = (row.id for row in ledger.select(kind, "state = 'stored' ORDER BY id"))
-        only = list(_differences(stored, known))
+        only = array.array("I", _differences(store.ids(kind), known))
     except CrawlerError as error:
-        yield str(error)
+        yield _failed(store.repository, error)
         return
-    for start in range(0, len(only), BLOCK):
-        block = only[start : start + BLOCK]
-        in_git = store.read(kind, block).keys()
+    for start in range(0, len(only), IDS):
+        block = only[start : start + IDS]
+        in_git = _present(store, kind, block)
         rows = ledger.rows(kind, block)
         for record_id in block:
             path = record_path(kind, record_id)
             if rows[record_id].stored and record_id not in in_git:
-                yield f"{path}: missing, the ledger says that it is stored"
+                yield Finding(path, "missing, the ledger says that it is stored")
             elif record_id in in_git and not rows[record_id].stored:
-                yield f"{path}: stored, the ledger does not know it"
+                yield Finding(path, "stored, the ledger does not know it")
+
+
+def _present(store: AnyStore, kind: str, ids: Collection[int]) -> set[int]:
+    """Those of the ids that Git has, by its directories alone."""
+    paths = {record_path(kind, record_id): record_id for record_id in ids}
+    found = set()
+    for part in store.parts():
+        here = [path for path in paths if path.startswith(part.prefix)]
+        inside = (path.removeprefix(part.prefix) for path in here)
+        stored = importing.stored(part.repository, part.tip(), inside)
+        found |= {paths[part.prefix + path] for path in stored}
+    return found
 
 
 def _differences(left: Iterator[int], right: Iterator[int]) -> Iterator[int]:
