@@ -71,7 +71,7 @@ def check(tell: Tell, said: bytes) -> None:
     assert time.monotonic() - started < PATIENCE_S
     assert_sound(answer)
     if answer.status:
-        assert b" %d" % answer.status in said
+        assert b"%d" % answer.status in said
     if answer.successor:
         assert b"%d" % answer.successor in said
     # A connection that is being closed just now may be used once more, in vain.
