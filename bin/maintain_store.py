@@ -50,7 +50,7 @@ from discogs_crawler import (
 )
 from discogs_crawler.check import Finding
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import KINDS
@@ -90,11 +90,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
 
 def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
-    """Merge the branches; Redis is needed only if there are any."""
+    """Merge the branches, and free the segments of those that are gone."""
     parts = opened.parts()
     for part in parts:
         part.refresh()
-    queues = _queues(settings) if any(part.branches() for part in parts) else []
+    queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
     merged = branches.merge(parts, queues)
     log.info("branches merged: %d", merged.branches)
     if book is not None:
@@ -105,8 +105,22 @@ def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
     opened.settle()
 
 
-def _queues(settings: Settings) -> list[Queue]:
-    client = redis_server.connect(settings)
+def _queues_of_branches(settings: Settings, *, needed: bool) -> list[Queue]:
+    """The queues, in which a branch that was deleted or never committed may own segments.
+
+    Without any branch to merge it is not worth a failure that Redis is not there.
+    """
+    try:
+        return _queues(settings, wait=needed)
+    except CrawlerError as error:
+        if needed:
+            raise
+        log.info("no branches; whether one has left segments is unknown: %s", error)
+        return []
+
+
+def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
+    client = redis_server.connect(settings, wait=wait)
     options = {"prefix": settings.redis_prefix, "lease_s": settings.lease_s}
     return [Queue(client, kind, **options) for kind in KINDS]
 
@@ -216,7 +230,10 @@ def tell_what_is_lost(kind: str, fields: dict[str, int], book: Ledger | None) ->
 
 def to_submodules(settings: Settings, book: Ledger | None) -> int:
     kept = convert.to_submodules(settings, book)
-    print(f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}")
+    if kept:
+        print(f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}")
+    else:
+        print(f"{settings.store} has that layout already; set STORE_LAYOUT=submodules")
     return EXIT_DONE
 
 

@@ -88,6 +88,22 @@ def test_branches_are_merged_and_brought_up_to_date(
     fsck(main)
 
 
+def test_segments_of_a_branch_that_is_gone_are_anybodys_again(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    main = opened(settings)
+    put(main, [1])
+    queue = queue_of(redis_client, settings)
+    queue.push("new", [1_000_001])
+    queue.give_back(queue.claim("somebody", 1, branch="never-committed"))
+    assert queue.claim("another", 1) == []
+    unreachable = run("maintain_store.py", "--merge", REDIS_URL="redis://127.0.0.1:1")
+    assert (unreachable.returncode, unreachable.stderr) == (0, ""), "there is nothing to merge"
+    assert run("maintain_store.py", "--merge").returncode == 0
+    assert queue.branches() == {}
+    assert [lease.id for lease in queue.claim("another", 1)] == [1_000_001]
+
+
 def test_a_conflict_takes_one_side_and_wants_the_id_again(
     run: Run, settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -272,9 +288,10 @@ def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None
 
 
 def test_without_a_store_there_is_one_line(run: Run) -> None:
-    done = run("maintain_store.py")
-    assert done.returncode == 78
-    assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
+    for task in ([], ["--to-submodules"], ["--check"]):
+        done = run("maintain_store.py", *task)
+        assert done.returncode == 78
+        assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
 
 
 # Checks -------------------------------------------------------------------------------------------
@@ -498,6 +515,12 @@ def test_a_conversion_keeps_every_consumers_place(
     put(main, [1_000_001, 2_000_001], "y")
     done = run("maintain_store.py", "--to-submodules")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("converted; set STORE_LAYOUT=submodules; the old repository is ")
+    again = run("maintain_store.py", "--to-submodules")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == (
+        f"{settings.store} has that layout already; set STORE_LAYOUT=submodules\n"
+    )
     assert run("maintain_store.py").returncode == 78, "the setting is the old one"
     assert exported(run, "submodules", "early") == [
         record_path("releases", i) for i in (2, 3, 1_000_001, 2_000_001)

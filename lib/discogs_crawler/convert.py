@@ -12,7 +12,7 @@ from pathlib import Path
 
 from discogs_crawler import clock, files, git, importing, leftovers
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import UsageError
+from discogs_crawler.errors import ConfigurationError, UsageError
 from discogs_crawler.git import Author, Repository
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.records import KINDS
@@ -30,8 +30,11 @@ _NOTE_MOVE = (
 _MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
 
 
-def to_submodules(settings: Settings, ledger: Ledger | None) -> Path:
-    """Convert the store; where the old repository is now. Writers wait, then stop with 78."""
+def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
+    """Convert the store, or end what was interrupted; where the old repository is now.
+
+    None if there was nothing to do. Writers wait, then stop with 78.
+    """
     if settings.store_remote:
         raise UsageError("--to-submodules: unset STORE_REMOTE first, it is for the single layout")
     source = Repository(repository_path(settings))
@@ -39,6 +42,13 @@ def to_submodules(settings: Settings, ledger: Ledger | None) -> Path:
     building = settings.store / "converting"
     if not source.path.exists() and (building / "discogs.git").exists():
         _finish(settings.store, building)
+    elif not source.path.exists():
+        raise ConfigurationError(f"{source.path}: there is no store yet; worker.py makes it")
+    elif (
+        source.configured("crawler", "layout") == "submodules"
+        and not (settings.store / _MOVED).exists()
+    ):
+        return None
     if source.configured("crawler", "layout") != "submodules":
         if kept.exists():
             raise UsageError(f"--to-submodules: {kept} is in the way; move it away first")
