@@ -407,22 +407,25 @@ def test_an_empty_queue_means_that_nothing_is_delayed_either(
 
 def test_what_a_batch_no_longer_owns_is_neither_committed_nor_reported() -> None:
     batch = Batch()
-    for number in (3, 1, 2):
+    for number in (3, 1_000_000, 1, 2):
         lease = Lease(number, "new", 0, "token")
         result = Result(number, "new", "stored")
-        batch.add(Item(lease, result, Change(number, b"{}\n") if number < 3 else None))
+        batch.add(Item(lease, result, Change(number, b"{}\n") if number != 3 else None))
     reported: list[Result] = []
 
     def store(changes: list[Change]) -> Committed:
-        assert [change.id for change in changes] == [1, 2]
-        return Committed("f" * 40, frozenset({2}), frozenset({2}), 1, 0, 0)
+        assert [change.id for change in changes] == [1, 2, 1_000_000]
+        ids = frozenset({2, 1_000_000})
+        return Committed("e" * 40, ids, ids, 1, 0, 0, {0: "f" * 40, 1: "e" * 40})
 
     def report(pairs: Iterable[tuple[Lease, Result]]) -> set[int]:
         reported.extend(result for _, result in pairs)
         return {result.id for result in reported}
 
     done = batch.commit(store, report)
-    assert [(r.id, r.changed, r.commit[:1]) for r in reported] == [(2, True, "f"), (3, False, "")]
+    assert [(r.id, r.changed, r.commit[:1]) for r in reported] == [
+        *((2, True, "f"), (3, False, ""), (1_000_000, True, "e"))
+    ]
     assert [lease.id for lease in done.lost] == [1]
     assert len(batch) == 0
 

@@ -54,7 +54,8 @@ class Batch:
                 pairs.append((item.lease, item.result))
             elif item.lease.id in committed.ids:
                 changed = item.lease.id in committed.changed
-                result = item.result._replace(changed=changed, commit=committed.revision)
+                revision = committed.revision_of(item.lease.id)
+                result = item.result._replace(changed=changed, commit=revision)
                 pairs.append((item.lease, result))
         accepted = report(pairs)
         lost = [item.lease for item in items if item.lease.id not in accepted]

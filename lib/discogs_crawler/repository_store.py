@@ -11,13 +11,14 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from discogs_crawler import clock, git, importing, leftovers
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.git import Author, Repository
 from discogs_crawler.importing import Entry, Locked, Refused
-from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.remote import TRACKING, Remote
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ class Committed(NamedTuple):
     added: int
     updated: int
     removed: int
+    segments: Mapping[int, str] = MappingProxyType({})
+    """where each segment has a repository of its own: the revisions there"""
+
+    def revision_of(self, record_id: int) -> str:
+        """The revision that holds that record of the batch."""
+        return self.segments.get(segment_of(record_id), self.revision)
 
 
 class _Unsure(Exception):

@@ -107,6 +107,7 @@ class SubmoduleStore:
                 done.added + more.added,
                 done.updated + more.updated,
                 done.removed + more.removed,
+                {**done.segments, segment: more.revision},
             )
         return done
 
