@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from discogs_crawler import asking, clock, handover
+from discogs_crawler import asking, clock, handover, hashfile
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import BadData
 from discogs_crawler.queue import Result
@@ -304,7 +304,7 @@ def test_hashes_by_other_rules_are_refused_until_the_last_dump_was_split_by_them
     assert last is not None
     path = write_hashes(tmp_path / "new.txt", {n: f"v2 {t}" for n, t in HUNDRED.items()})
     record_dump(world.book, path, canonical_version=2)
-    with pytest.raises(BadData, match=f"first: discogs_xml_split.py -d {last.file} -r RESULT"):
+    with pytest.raises(BadData, match=f"first split {last.file} by those rules too and seed"):
         world.seed(path)
     again = {n: f"v2 {t}" for n, t in HUNDRED.items()} | {1: "v2 before"}
     same = write_hashes(tmp_path / "again.txt", again)
@@ -313,6 +313,48 @@ def test_hashes_by_other_rules_are_refused_until_the_last_dump_was_split_by_them
     assert world.wanted() == {}
     world.pass_time(2 * DAY_S)
     assert world.seed(path).counts["queued_changed"] == 1
+
+
+def test_hashes_by_older_rules_are_taken_only_if_told_so(world: World, tmp_path: Path) -> None:
+    """Else the ledger would refuse every dump that comes after."""
+    last = world.book.last_accepted("releases")
+    assert last is not None
+    raw = write_hashes(tmp_path / "raw.txt", {n: f"raw {t}" for n, t in HUNDRED.items()})
+    record_dump(world.book, raw, canonical_version=0, sha256=last.sha256, file=last.file)
+    with pytest.raises(BadData, match=r"hashed with --raw.* split .* again without --raw, or --ad"):
+        world.seed(raw)
+    assert world.seed(raw, adopt=True).counts["changed"] == 100
+    assert world.wanted() == {}
+    world.upstream[5] = "edited"
+    path = world.dump()
+    world.pass_time(2 * DAY_S)
+    with pytest.raises(BadData, match=rf"first split {last.file} by those rules too"):
+        world.seed(path)
+    world.seed(path, adopt=True)
+    world.upstream[7] = "edited"
+    assert next_dump(world)["queued_changed"] == 1
+
+
+def test_a_dump_from_standard_input_is_that_of_its_name(world: World, tmp_path: Path) -> None:
+    """Seeded first without a name or only with it, in either order."""
+    world.upstream[5] = "edited"
+    path = world.dump()
+    named = world.book.dump_of_result(hashfile.check(path).sha256)
+    assert named is not None
+    now = int(clock.now()) + 5 * DAY_S
+    nameless = {"file": "-", "not_before": now, "not_after": now}
+    for sha256 in (named.sha256, hashlib.sha256(b"unpacked").digest()):
+        record_dump(world.book, path, sha256=sha256, **nameless)
+        assert world.book.dump_of_result(hashfile.check(path).sha256) == named
+    world.pass_time(6 * DAY_S)
+    world.upstream[7] = "edited"
+    other = write_hashes(tmp_path / "other.txt", world.upstream)
+    record_dump(world.book, other, **nameless)
+    assert world.seed(other).counts["changed"] == 2
+    record_dump(world.book, other, sha256=b"2" * 32, not_before=named.not_after)
+    assert world.seed(other).counts["changed"] == 0
+    accepted = world.book.last_accepted("releases")
+    assert accepted is not None and accepted.file == "other.xml.gz"
 
 
 def test_without_the_last_file_the_ledger_itself_is_compared_with(world: World) -> None:

@@ -21,7 +21,7 @@ from discogs_crawler import clock, hashfile, progress, wants
 from discogs_crawler.errors import BadData
 from discogs_crawler.files import atomic_write
 from discogs_crawler.hashfile import Difference, HashFile
-from discogs_crawler.ledger import BATCH, DumpRow, Ledger, Row
+from discogs_crawler.ledger import BATCH, NAMELESS, DumpRow, Ledger, Row
 from discogs_crawler.records import SEGMENT_SIZE
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,9 @@ def take_in(
         _keep(ledger, new, dump.kind)
         return {}
     else:
+        if not adopt:
+            _refuse_other_rules(last, dump)
         adopt = adopt or _same_dump(last, dump)
-        _refuse_other_rules(last, dump)
         accepted = _accepted_file(ledger, last, dump)
         with _baseline(ledger, dump.kind, accepted) as old:
             comparison = _compare(old, new)
@@ -113,13 +114,27 @@ def _same_dump(last: DumpRow, dump: DumpRow) -> bool:
 
 
 def _refuse_other_rules(last: DumpRow, dump: DumpRow) -> None:
-    if last.canonical_version == dump.canonical_version or _same_dump(last, dump):
+    """BadData if the hashes cannot be compared; only the same dump leads on to newer rules."""
+    ours, theirs = last.canonical_version, dump.canonical_version
+    if ours == theirs or (_same_dump(last, dump) and ours < theirs):
         return
+    if theirs < ours:
+        way_out = f"split {_name(dump)} again{'' if theirs else ' without --raw'}"
+    else:
+        way_out = f"first split {_name(last)} by those rules too and seed with that"
     raise BadData(
-        f"{dump.file} was hashed by rules {dump.canonical_version}, the ledger has {last.file} by "
-        f"rules {last.canonical_version}, so every hash differs; first: discogs_xml_split.py "
-        f"-d {last.file} -r RESULT, and seed_queue.py -n RESULT"
+        f"{_name(dump)} was hashed {_rules(theirs)}, but {_name(last)}, which the ledger has, "
+        f"{_rules(ours)}, so all hashes differ; nothing was changed; {way_out}, or --adopt takes "
+        "the hashes and asks only for added and retired records"
     )
+
+
+def _name(dump: DumpRow) -> str:
+    return "the dump from standard input" if dump.file == NAMELESS else dump.file
+
+
+def _rules(version: int) -> str:
+    return f"by rules {version}" if version else "with --raw"
 
 
 def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None:
@@ -127,7 +142,7 @@ def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None
     problem = ""
     way_out = "--force believes it all the same"
     common = found.after - found.added
-    if dump.not_before < last.not_before:
+    if dump.not_before < last.not_before and dump.result_sha256 != last.result_sha256:
         problem = "it is older than that"
     elif found.after < FEWEST_SHARE * found.before:
         problem = f"it has {found.after:,} records instead of {found.before:,}"

@@ -37,6 +37,9 @@ _DISK_FAILS = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY}
 # Pages kept in memory: the differences of a month are applied in id order and need few.
 CACHE_KIB = 65_536
 
+# The name of a dump that came from standard input: when it was taken is not known.
+NAMELESS = "-"
+
 # Rows written in one transaction: a fifth of a second, so that nobody waits long for us.
 BATCH = 20_000
 
@@ -182,7 +185,10 @@ class Ledger:
                 )
 
     def record_dump(self, facts: "DumpFacts") -> None:
-        """Remember a dump that was split; splitting it again replaces what was said of it."""
+        """Remember a dump that was split; splitting it again replaces what was said of it.
+
+        But from standard input it has no name and no date: those that are known stay.
+        """
         values = {
             "kind": facts.kind,
             "file": facts.file,
@@ -202,19 +208,23 @@ class Ledger:
         }
         with self.transaction() as connection:
             found = connection.execute(
-                "SELECT id FROM dumps WHERE kind = ? AND sha256 IS ? AND result_sha256 IS ?",
+                "SELECT id, file FROM dumps WHERE kind = ? AND sha256 IS ? AND result_sha256 IS ?",
                 (facts.kind, facts.sha256, facts.result_sha256),
             ).fetchone()
             if found is None:
                 self.db.table("dumps").insert(values)
-            else:
-                self.db.table("dumps").update(found[0], values)
+                return
+            if facts.file == NAMELESS and found[1] != NAMELESS:
+                for name in ("file", "not_before", "not_after"):
+                    del values[name]
+            self.db.table("dumps").update(found[0], values)
 
     def dump_of_result(self, sha256: bytes, kind: str | None = None) -> DumpRow | None:
-        """The dump whose file of hashes has this SHA-256, the latest if several have."""
+        """The dump whose file of hashes has this SHA-256; of several the latest with a name."""
         return self._dump(
-            "result_sha256 = ? AND kind = ifnull(?, kind) ORDER BY not_before DESC, id DESC",
-            (sha256, kind),
+            "result_sha256 = ? AND kind = ifnull(?, kind) "
+            "ORDER BY file = ?, not_before DESC, id DESC",
+            (sha256, kind, NAMELESS),
         )
 
     def dump_of_file(self, sha256: bytes) -> DumpRow | None:
