@@ -192,6 +192,35 @@ def test_the_real_captures_pass_through_the_same_chain(
         assert json.loads(data)["title"] == answer["title"]
 
 
+def restore_a_damaged_ledger(run: Run, upstream: Upstream, ledger: Path, copy: Path) -> None:
+    """Whatever meets the damage says the same; what it says helps."""
+    (dump,) = upstream.folder.glob("*.xml.gz")
+    damaged = ledger.read_bytes()[: ledger.stat().st_size // 2 + 100]
+    ledger.write_bytes(damaged)
+    for command in (
+        ["seed_queue.py"],
+        ["discogs_xml_split.py", "-d", dump, "-r", upstream.folder / "again.txt"],
+        ["worker.py", "--check"],
+        ["worker.py", "--until-empty"],
+        ["stats.py"],
+        ["export_changes.py", "--list"],
+        ["maintain_store.py"],
+    ):
+        refused = run(*command, **upstream.settings)
+        told = [
+            line for line in (refused.stdout + refused.stderr).splitlines() if "damaged" in line
+        ]
+        assert refused.returncode == 65, command
+        assert len(told) == 1, command
+        for help_ in (f"{ledger}: the ledger is damaged", str(copy.parent), "--rebuild-ledger"):
+            assert help_ in told[0], command
+        assert ledger.read_bytes() == damaged
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{ledger}{suffix}").unlink(missing_ok=True)
+    ledger.write_bytes(copy.read_bytes())
+    succeed(run("seed_queue.py", **upstream.settings))
+
+
 def test_a_lost_ledger_is_not_replaced_in_silence(
     run: Run, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -203,6 +232,7 @@ def test_a_lost_ledger_is_not_replaced_in_silence(
         state = Path(environment["STATE_DIR"])
         [copy] = (state / "backups").glob("*.db")
         kept = copy.read_bytes()
+        restore_a_damaged_ledger(run, upstream, state / "crawler.db", copy)
         for path in state.glob("crawler.db*"):
             path.rename(tmp_path / path.name)
         refused = run("seed_queue.py", **upstream.settings)

@@ -9,7 +9,7 @@ import sqlite_utils
 
 from discogs_crawler import consumers
 from discogs_crawler.consumers import Consumer
-from discogs_crawler.errors import TryLater, Unavailable, UsageError
+from discogs_crawler.errors import BadData, TryLater, Unavailable, UsageError
 
 ONE, TWO, THREE = ("1" * 40, "2" * 40, "3" * 40)
 
@@ -81,10 +81,11 @@ def test_a_name_that_could_be_something_else_is_refused(name: str) -> None:
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "places.db").write_bytes(b"not a database, but long enough" * 100)
-    with pytest.raises(Unavailable, match=r"places\.db: file is not a database"):
-        with consumers.opened(tmp_path / "places.db"):
-            pass
+    for name, way_out in (("crawler.db", "seed_queue.py --rebuild"), ("c.consumers.db", "anew")):
+        (tmp_path / name).write_bytes(b"not a database, but long enough" * 100)
+        with pytest.raises(BadData, match=rf"{name}: .*file is not a database.*{way_out}"):
+            with consumers.opened(tmp_path / name):
+                pass
 
 
 def _open(path: Path) -> int:

@@ -60,8 +60,12 @@ def test_what_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no ledger yet"):
         ledger.open(path, read_only=True)
     path.write_bytes(b"id,title\n" * 200)
-    with pytest.raises(ConfigurationError, match="file is not a database"):
+    damaged = r"crawler.db: the ledger is damaged \(file is not a database\).* backups.*--rebuild-"
+    with pytest.raises(BadData, match=damaged):
         ledger.open(path)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="it is empty; seed_queue"):
+        ledger.open(path, read_only=True)
     with pytest.raises(ConfigurationError, match="cannot be used as the ledger"):
         ledger.open(tmp_path / "crawler.db" / "below")
 

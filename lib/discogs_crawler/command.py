@@ -10,25 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from discogs_crawler import __version__, config, logs, ping
+from discogs_crawler import __version__, config, logs, ping, sqlite_errors
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import (
     EXIT_BUG,
     EXIT_PARTLY,
     EXIT_USAGE,
-    BadData,
     CrawlerError,
     Unavailable,
 )
 
 log = logging.getLogger(__name__)
-
-# What SQLite says of a file, and of a disk or a lock; its other errors are ours.
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_CIRCUMSTANCES = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
-}
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -60,6 +52,7 @@ def run(
     logs.configure(script)
     flags = arguments.parse_args(argv)
     verbosity = -1 if flags.quiet else flags.verbose
+    settings: Settings | None = None
     try:
         settings = config.load(flags)
         logs.configure(script, verbosity, settings.log_format, settings.secrets())
@@ -80,7 +73,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PARTLY
     except Exception as error:
-        meaning = _meaning(error)
+        meaning = _meaning(error, settings)
         if meaning is not None:
             log.error("%s", meaning)
             return meaning.exit_code
@@ -88,14 +81,10 @@ def run(
         return EXIT_BUG
 
 
-def _meaning(error: Exception) -> CrawlerError | None:
+def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None:
     """What the machine's refusal of something means for the user; None for a bug."""
-    if isinstance(error, sqlite3.DatabaseError):
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in _DAMAGE:
-            return BadData(f"the ledger is damaged: {error}; restore it from its backup")
-        if code in _CIRCUMSTANCES:
-            return Unavailable(f"the ledger cannot be used now: {error}")
+    if isinstance(error, sqlite3.DatabaseError) and settings is not None:
+        return sqlite_errors.meaning(error, settings.database)
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return Unavailable(f"{where}{error.strerror}")

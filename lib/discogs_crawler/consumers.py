@@ -15,14 +15,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from discogs_crawler import clock
-from discogs_crawler.errors import TryLater, Unavailable, UsageError
+from discogs_crawler import clock, sqlite_errors
+from discogs_crawler.errors import BadData, CrawlerError, TryLater, Unavailable, UsageError
 
 if TYPE_CHECKING:
     import sqlite_utils
 
 # How long to wait for another process's transaction; ours take milliseconds.
 BUSY_S = 30
+
+# How the name of a file of consumers ends that is not the ledger.
+BESIDE_A_CLONE = ".consumers.db"
 
 TABLES = (
     """
@@ -80,7 +83,10 @@ def check_name(name: str) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database of consumers at `path`, with its tables; Unavailable for what SQLite reports."""
+    """The database of consumers at `path`, with its tables.
+
+    BadData if it is damaged, Unavailable for what else SQLite reports.
+    """
     with _reported(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
@@ -104,11 +110,19 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if sqlite_errors.is_damage(error):
+            raise _damaged(path, error) from error
         raise Unavailable(f"{path}: {error}; no consumer's place was changed") from error
     except OSError as error:
         if error.filename is None:
             raise
         raise Unavailable(f"{error.filename}: {error.strerror}") from error
+
+
+def _damaged(path: Path, error: sqlite3.Error) -> CrawlerError:
+    if not path.name.endswith(BESIDE_A_CLONE):
+        return sqlite_errors.meaning(error, path) or BadData(f"{path}: {error}")
+    return BadData(f"{path}: it is damaged ({error}): move it away and its consumers begin anew")
 
 
 @contextlib.contextmanager

@@ -84,9 +84,9 @@ def find_database(repository: str | None, source: Source, settings: Settings) ->
     if repository is None:
         return settings.database
     if mirror.is_url(repository):
-        return source.folder.with_suffix(".consumers.db")
+        return source.folder.with_suffix(consumers.BESIDE_A_CLONE)
     folder = Path(source.name)
-    return folder.with_name(folder.name + ".consumers.db")
+    return folder.with_name(folder.name + consumers.BESIDE_A_CLONE)
 
 
 @contextlib.contextmanager

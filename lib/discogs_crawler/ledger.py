@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import sqlite_utils
 
-from discogs_crawler import clock, locks
+from discogs_crawler import clock, locks, sqlite_errors
 from discogs_crawler.errors import (
     EXIT_BUG,
     EXIT_DONE,
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # How long to wait for another writer; the longest transaction takes a second or two.
 BUSY_S = 120
-
-# What passes by itself or when room is made; any other refusal to open needs the user.
-_DISK_FAILS = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY}
 
 # Pages kept in memory: the differences of a month are applied in id order and need few.
 CACHE_KIB = 65_536
@@ -123,7 +120,7 @@ class Ledger:
         except BaseException as error:
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
-            if _disk_fails(error):
+            if sqlite_errors.disk_fails(error):
                 raise Unavailable(f"{self.path}: nothing was written: {error}") from error
             raise
 
@@ -285,8 +282,9 @@ class Ledger:
 def open(path: Path, *, read_only: bool = False) -> Ledger:
     """Open the ledger, made or brought up to date if need be.
 
-    ConfigurationError if it is not a ledger, cannot be written, or is of a newer version; or, with
-    `read_only`, if it is not there or of an older version. Unavailable if the disk fails.
+    BadData if it is damaged or not a ledger. ConfigurationError if it cannot be written or is of a
+    newer version; or, with `read_only`, if it is not there or of an older version. Unavailable if
+    the disk fails.
     """
     if read_only and not path.exists():
         raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
@@ -296,14 +294,10 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
         ledger = Ledger(path, _connect(path, read_only))
         _migrate(ledger, read_only)
     except (sqlite3.DatabaseError, OSError) as error:
-        if _disk_fails(error):
-            raise Unavailable(f"{path}: the ledger cannot be used now: {error}") from error
+        if sqlite_errors.is_damage(error) or sqlite_errors.disk_fails(error):
+            raise sqlite_errors.meaning(error, path) or error from error
         raise ConfigurationError(f"{path}: cannot be used as the ledger: {error}") from error
     return ledger
-
-
-def _disk_fails(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_FAILS
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
@@ -325,6 +319,8 @@ def _migrate(ledger: Ledger, read_only: bool) -> None:
         )
     if not MIGRATIONS.pending(ledger.db):
         return
+    if read_only and not names:
+        raise ConfigurationError(f"{ledger.path}: it is empty; seed_queue.py makes a ledger of it")
     if read_only:
         raise ConfigurationError(
             f"{ledger.path}: it is of an older version; run seed_queue.py once to upgrade it"

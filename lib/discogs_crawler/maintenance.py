@@ -10,7 +10,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from discogs_crawler import clock, files, ledger, leftovers
+from discogs_crawler import clock, files, ledger, leftovers, sqlite_errors
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.git import Repository
@@ -88,6 +88,8 @@ def back_up(settings: Settings) -> Path | None:
         files.fsync_folder(folder)
     except (sqlite3.Error, OSError) as error:
         copy.unlink(missing_ok=True)
+        if sqlite_errors.is_damage(error):
+            raise
         raise Unavailable(f"{settings.database}: no backup in {folder}: {error}") from error
     for old in sorted(folder.glob(f"{settings.database.stem}-*.db"))[:-BACKUPS]:
         old.unlink()
