@@ -18,7 +18,8 @@ Examples:
     curl -s URL | discogs_xml_split.py -d - -r - | wc -l
 
 Exit codes: 0 done, 64 the files cannot be opened, 65 the dump is damaged (nothing is written),
-69 the disk is full, 75 a dump of the same kind is being split, 78 a setting is wrong.
+69 the disk is full, 75 a dump of the same kind is being split, 78 a setting or a permission is
+wrong.
 """
 
 import argparse
@@ -53,6 +54,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     if flags.check == (flags.result is not None):
         raise UsageError("give either -r RESULT or --check")
+    if "" in (flags.dump, flags.result):
+        raise UsageError("the name of a file is empty")
     source = None if flags.dump == dump.STDIN else Path(flags.dump)
     if source and not flags.check and source.resolve() == Path(flags.result).resolve():
         raise UsageError("RESULT would overwrite the dump")

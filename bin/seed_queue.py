@@ -9,7 +9,7 @@ Interrupted anywhere, run it again.
   seed_queue.py -n new.txt -o old.txt      what differs from old.txt, or from the last dump
   seed_queue.py                            daily: what has become due since
   seed_queue.py --discover 20000           also numbers that are newer than the dump
-  seed_queue.py --ids 249504,1             these, before all others
+  seed_queue.py --ids 249504 5000-5010     these, before all others
   seed_queue.py --dead --kind artists      list what could not be fetched
   seed_queue.py --rebuild-ledger           all of the store again, unless --adopt trusts it
 
@@ -57,7 +57,7 @@ def arguments() -> argparse.ArgumentParser:
         "--dump-date", metavar="YYYYMMDD", help="of a dump that was split elsewhere"
     )
     parser.add_argument(
-        "--ids", nargs="+", metavar="ID", help="fetch these first: numbers, a file of them, or -"
+        "--ids", nargs="+", metavar="ID", help="fetch these first: numbers, ranges, a file, or -"
     )
     parser.add_argument(
         "--discover", type=_positive, metavar="N", help="ask for the N numbers above the highest"

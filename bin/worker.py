@@ -37,7 +37,7 @@ from discogs_crawler import command, config, crawl, preflight
 from discogs_crawler.config import Settings
 from discogs_crawler.crawl import Task
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
-from discogs_crawler.records import KINDS, MAX_ID, SEGMENT_SIZE
+from discogs_crawler.records import KINDS
 from discogs_crawler.stop import Stop
 
 
@@ -82,10 +82,12 @@ def segments(text: str) -> frozenset[int]:
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", part.strip(), re.ASCII)
         if match is None:
-            raise ValueError(text)
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r} is no segment; a list is written as 0-9,13"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last <= MAX_ID // SEGMENT_SIZE:
-            raise ValueError(text)
+        if last < first:
+            raise argparse.ArgumentTypeError(f"{part.strip()}: a range goes upwards")
         found.update(range(first, last + 1))
     return frozenset(found)
 

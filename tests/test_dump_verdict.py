@@ -300,9 +300,12 @@ def test_wrong_arguments_are_said(run: Run, tmp_path: Path) -> None:
         ["-d", tmp_path / NAME, "-r", tmp_path / "no" / "result"],
         ["-d", tmp_path / "nothing.xml", "-r", tmp_path / "result"],
         ["-d", tmp_path, "-r", tmp_path / "result"],
+        ["-d", tmp_path / NAME, "-r", tmp_path],
+        ["-d", tmp_path / NAME, "-r", ""],
     ):
         done = run("discogs_xml_split.py", *arguments)
         assert (done.returncode, done.stderr.count("\n")) == (64, 1), done.stderr
+        assert "Errno" not in done.stderr
 
 
 def test_real_dumps_of_all_eras_and_kinds_are_split_as_lxml_would(samples: Path) -> None:

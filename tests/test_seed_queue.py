@@ -397,8 +397,9 @@ def test_with_old_only_what_differs_from_it_is_queued(
 def test_ids_come_from_lists_files_and_standard_input(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("7\n8, 9\n\n")
-    words = ["1", "2,3", str(path), "-"]
-    assert list(asking.parse_ids(words, io.StringIO("10\n11\n"))) == [1, 2, 3, 7, 8, 9, 10, 11]
+    words = ["1-1", "2,3-4", str(path), "-"]
+    found = list(asking.parse_ids(words, io.StringIO("10-11,12\n13\n")))
+    assert found == [1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13]
     path.write_text("7\n8x\n")
     with pytest.raises(BadData, match=r"ids.txt, line 2: not an id between .*: '8x'"):
         list(asking.parse_ids([str(path)], io.StringIO()))
@@ -438,6 +439,9 @@ def test_the_script_is_silent_and_says_what_it_would_do(run: Run, tmp_path: Path
         (["-n", "nowhere.txt"], 64, "nowhere.txt: cannot be read: No such file"),
         (["-o", "old.txt"], 64, "-o OLD is compared with -n NEW: give both"),
         (["--ids", "0"], 65, "not an id between 1 and 999999999: '0'"),
+        (["--ids", "5010-5000"], 65, "a range goes upwards: 5000-5010, not 5010-5000"),
+        (["--ids", "1-1000001"], 65, "1-1000001: a range has 1,000,000 ids at most"),
+        (["--ids", "5-10-20"], 65, "not an id between 1 and 999999999: '10-20'"),
         (["--ids", "nowhere.txt"], 64, "neither ids nor a readable file"),
         (["--discover", "-3"], 64, "argument --discover: it must be at least 1"),
         (["--dump-date", "yesterday", "-n", "x"], 64, "not a date such as 20261101"),

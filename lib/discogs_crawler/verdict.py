@@ -1,6 +1,7 @@
 """One dump file as a whole: split or check it, and say whether it is whole."""
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from discogs_crawler.book import BookWriter, new_book, open_book
 from discogs_crawler.boundaries import Boundaries
 from discogs_crawler.canonical import CANONICAL_VERSION
 from discogs_crawler.dump import WHOLE, Damage, DumpFacts
-from discogs_crawler.errors import Unavailable, UsageError
+from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
 from discogs_crawler.hashing import Hasher
 from discogs_crawler.result import ResultWriter
 from discogs_crawler.splitting import Splitter
@@ -136,8 +137,8 @@ class _Run:
 def examine(task: Task) -> Report:
     """Do it. The verdict is in the report's facts; RESULT and book are there only if it is good.
 
-    UsageError if a file cannot be opened, Unavailable if the disk is full, TryLater if the same
-    kind is being split.
+    UsageError if the dump cannot be read or RESULT cannot be a file, ConfigurationError if it may
+    not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
     """
     started = time.monotonic()
     with Source(task.path) as source:
@@ -153,7 +154,7 @@ def examine(task: Task) -> Report:
             except BrokenPipeError:
                 raise
             except OSError as error:
-                raise Unavailable(f"{error}: nothing was written") from error
+                raise _not_written(error) from error
     return Report(
         facts=run.facts(verdict),
         parsed=run.splitter.parsed if run.splitter else 0,
@@ -161,6 +162,12 @@ def examine(task: Task) -> Report:
         xml_size=run.boundaries.offset if run.boundaries else 0,
         seconds=time.monotonic() - started,
     )
+
+
+def _not_written(error: OSError) -> CrawlerError:
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    meaning = ConfigurationError if isinstance(error, PermissionError) else Unavailable
+    return meaning(f"{where}{error.strerror or error}; nothing was written")
 
 
 @contextlib.contextmanager
@@ -172,6 +179,8 @@ def _no_bar() -> Iterator[Callable[[int], None]]:
 def _open_result(task: Task) -> Iterator[BinaryIO]:
     """RESULT, whole or not at all; for a pipe or a check a temporary file."""
     path = task.result
+    if path is not None and path.is_dir():
+        raise UsageError(f"RESULT is a folder, {path}: give the name of a file")
     if path is not None and str(path) != dump.STDIN and (path.is_file() or not path.exists()):
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}")
