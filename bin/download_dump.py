@@ -14,14 +14,15 @@ Examples:
     dump=$(download_dump.py) && discogs_xml_split.py -d "$dump" -r "$dump.hashes" &&
         seed_queue.py -n "$dump.hashes"           the monthly job, which may run every day
 
-Exit codes: 0 done, or nothing new; 64 usage; 65 the file does not match its checksum; 69 the site
-does not answer or the disk is full; 75 already running, not published yet, or the site wants to be
-left alone until later; 78 configuration.
+Exit codes: 0 done, or nothing new; 64 usage, or no dump has that date; 65 the file does not match
+its checksum; 69 the site does not answer or the disk is full; 75 already running, not published
+yet, or the site wants to be left alone until later; 78 configuration.
 """
 
 import argparse
 import logging
 import sys
+from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -32,6 +33,9 @@ from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.records import KINDS
 
 log = logging.getLogger("discogs_crawler.download_dump")
+
+# Of the first dumps.
+FIRST_YEAR = 2008
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -51,8 +55,14 @@ def arguments() -> argparse.ArgumentParser:
 def _date(text: str) -> int | None:
     if text == "latest":
         return None
-    if len(text) != 8 or not text.isdecimal():
+    try:
+        day = datetime.strptime(text, "%Y%m%d")
+    except ValueError:
+        day = None
+    if day is None or len(text) != 8:
         raise argparse.ArgumentTypeError(f"not a date as YYYYMMDD: {text!r}")
+    if day.year < FIRST_YEAR:
+        raise argparse.ArgumentTypeError(f"there are no dumps before {FIRST_YEAR}: {text!r}")
     return int(text)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from discogs_crawler import clock, download
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, TryLater, Unavailable
+from discogs_crawler.errors import BadData, TryLater, Unavailable, UsageError
 from tests.conftest import ROOT, Run
 from tests.discogs.site import Site
 
@@ -111,8 +111,19 @@ def test_a_dump_that_the_site_has_lost_is_not_replaced_by_an_older_one(settings,
 def test_nothing_published_yet_is_a_reason_to_try_later(site, fetch):
     with pytest.raises(TryLater, match="not published yet"):
         fetch()
-    with pytest.raises(TryLater, match="20261201 is not published yet"):
-        fetch(date=20261201)
+    for day in (20261201, 20260901):
+        with pytest.raises(TryLater, match=f"{day} is not published yet"):
+            fetch(date=day)
+
+
+def test_a_date_that_has_no_dump_is_a_mistake(site, fetch):
+    for day in (20260301, 20260201, 20251201):
+        site.publish(day, {"releases": CONTENT})
+    others = "no dump of releases of 20260302; of that year it has 20260201, 20260301"
+    with pytest.raises(UsageError, match=others):
+        fetch(date=20260302)
+    with pytest.raises(UsageError, match="of that year it has none"):
+        fetch(date=20080309)
 
 
 @pytest.mark.parametrize("fault", ["short", "cut"])
@@ -266,10 +277,16 @@ def test_an_old_dump_that_was_asked_for_stays(run: Run, tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_refused_in_one_line(run: Run) -> None:
-    for arguments in (["vinyl"], ["--date", "soon"], ["--keep", "0"]):
+    for arguments in (
+        ["vinyl"],
+        ["--date", "soon"],
+        ["--date", "20261332"],
+        ["--date", "19991201"],
+    ):
         done = run("download_dump.py", *arguments)
         assert done.returncode == 64
         assert done.stderr.count("\n") == 1
+        assert arguments[-1] in done.stderr
 
 
 def test_a_second_run_says_that_the_first_is_running(run: Run, environment, tmp_path) -> None:

@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from discogs_crawler import clock, listing, progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, CrawlerError, TryLater, Unavailable
+from discogs_crawler.errors import BadData, CrawlerError, TryLater, Unavailable, UsageError
 from discogs_crawler.files import atomic_write, fsync_folder
 from discogs_crawler.listing import CHECKSUM, Listed
 
@@ -42,6 +42,9 @@ SILENCE_S = 60
 # ignores Range sends all 11 GB again, so there are not many.
 RETRY_WAITS_S = (5, 60)
 
+# A dump that is not there so long after its date does not come any more: one came a month late.
+LATE_S = 45 * clock.DAY_S
+
 # Until when the site does not want to be asked, in the dump folder.
 _PAUSE = ".not-before"
 
@@ -54,8 +57,9 @@ def fetch(settings: Settings, kinds: list[str], date: int | None) -> list[Path]:
     """Download the newest complete dump of each kind, or that of `date` (YYYYMMDD).
 
     Returns their paths, in the order of `kinds`; those already there cost no more than the index.
-    TryLater if there is none yet or the site wants to be left alone, Unavailable if it does not
-    answer, BadData if what it has does not match its checksum.
+    TryLater if there is none yet or the site wants to be left alone, UsageError if there is none of
+    that date, Unavailable if the site does not answer, BadData if what it has does not match its
+    checksum.
     """
     folder = settings.dump_dir
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -70,8 +74,7 @@ def fetch(settings: Settings, kinds: list[str], date: int | None) -> list[Path]:
         if file is not None and (path is None or path.name < file.name):
             path = _download(site, file, folder / file.name)
         if path is None:
-            what = f"the dump of {kind} of {date}" if date else f"a complete dump of {kind}"
-            raise TryLater(f"{what} is not published yet at {site.url}")
+            raise _absence(site.url, listed, kind, date)
         paths.append(path)
     return paths
 
@@ -110,6 +113,17 @@ def _newest(listed: list[Listed], kind: str, date: int | None) -> Listed | None:
     """The dump of the kind in the newest complete month, or of the date."""
     dates = [day for day in listing.dates_of(listed, kind) if date in (None, day)]
     return next((f for f in listed if dates and (f.date, f.kind) == (dates[0], kind)), None)
+
+
+def _absence(url: str, listed: list[Listed], kind: str, date: int | None) -> CrawlerError:
+    """Whether a dump that the site does not have may still come."""
+    if date is None:
+        return TryLater(f"a complete dump of {kind} is not published yet at {url}")
+    day = datetime.strptime(str(date), "%Y%m%d").replace(tzinfo=UTC)
+    if clock.now() < day.timestamp() + LATE_S:
+        return TryLater(f"the dump of {kind} of {date} is not published yet at {url}")
+    others = ", ".join(map(str, sorted(listing.dates_of(listed, kind)))) or "none"
+    return UsageError(f"{url} has no dump of {kind} of {date}; of that year it has {others}")
 
 
 def _download(site: "_Site", file: Listed, target: Path) -> Path:
