@@ -12,7 +12,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from discogs_crawler import clock, ledger, overview, stats, tally
+from discogs_crawler import clock, ledger, overview, report, stats, tally
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
@@ -175,8 +175,46 @@ def test_an_empty_ledger_is_shown_too(settings: Settings, run: Run) -> None:
     ledger.open(settings.database).close()
     done = run("stats.py", "--html", settings.state_dir / "page.html")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    done = run("stats.py")
-    assert "queue: nothing is wanted" in done.stdout
+    page = (settings.state_dir / "page.html").read_text()
+    told = run("stats.py").stdout
+    assert "queue: nothing is wanted" in told
+    assert "stored 0   gone 0   dead 0\n" in told
+    for text in (told, page):
+        assert "within –" not in text
+        assert "took –" not in text
+        assert "0 of 0" not in text
+        assert "assume the whole quota" not in text, "there is nothing to estimate"
+
+
+def test_a_ledger_that_was_seeded_and_not_crawled_says_so(crawler: Settings, run: Run) -> None:
+    with ledger.open(crawler.database) as opened, opened.transaction() as connection:
+        connection.execute("UPDATE releases SET alive = NULL, crawled = NULL, status = NULL")
+        connection.execute("DELETE FROM outcomes")
+    told = run("stats.py", "--html", crawler.state_dir / "page.html", "--json").stdout
+    assert json.loads(told)["kinds"][0]["ages"] == {"median_s": None, "p90_s": None, "days": {}}
+    assert "within –" not in (crawler.state_dir / "page.html").read_text()
+    told = run("stats.py").stdout
+    assert "last seen" not in told
+    assert "0.0 %   0 of " in told
+    assert "no answers measured\n" in told
+    assert "; times assume the whole quota\n" in told
+
+
+def test_what_was_seen_today_is_not_within_today(crawler: Settings) -> None:
+    with ledger.open(crawler.database) as opened, opened.transaction() as connection:
+        connection.execute("UPDATE releases SET alive = ? WHERE alive > 0", (int(clock.now()),))
+    snapshot = stats.take(crawler)
+    assert "last seen: half today, 90 % today\n" in overview.render(snapshot)
+    assert "Half of the records were seen today, nine of ten today." in report.render(snapshot)
+
+
+def test_the_size_of_the_ledger_is_that_of_its_log_as_well(crawler: Settings) -> None:
+    with ledger.open(crawler.database) as opened:
+        with opened.transaction() as connection:
+            connection.execute("UPDATE releases SET misses = misses + 1")
+        files = [crawler.database, crawler.database.with_name("crawler.db-wal")]
+        assert min(path.stat().st_size for path in files) > 0
+        assert stats.take(crawler).database_bytes == sum(path.stat().st_size for path in files)
 
 
 def test_eighty_columns_hold_everything(crawler: Settings, queue: Queue, run: Run) -> None:

@@ -10,7 +10,7 @@ from lxml.builder import E
 from discogs_crawler.charts import Cell, Line, Series, bars, id_map, meter
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.snapshot import Class, Kind, Outcomes, Quota
-from discogs_crawler.wording import count, duration, share
+from discogs_crawler.wording import count, duration, share, within
 
 # Days of the plot of the rate: more columns than pixels of a phone tell nothing.
 DAYS = 60
@@ -33,9 +33,10 @@ def crawl_rate(kind: Kind, quota: Quota) -> Any:
     days = kind.outcomes[-DAYS:]
     values = [day.total for day in days]
     used = sum(values) / len(values) / quota.per_day if values else None
-    text = (
-        f"The quota allows {count(quota.per_day)} requests a day; over the days shown answers "
-        f"took {share(used)} of it. Today is not over."
+    text = f"The quota allows {count(quota.per_day)} requests a day; " + (
+        f"over the days shown answers took {share(used)} of it. Today is not over."
+        if days
+        else "there were no answers yet."
     )
     plot = bars(
         f"Answers a day, {kind.kind}",
@@ -71,6 +72,8 @@ def id_space(kind: Kind) -> Any:
     text = (
         "Percent of the dump's records that are stored or known to be gone, for each million ids; "
         "ten millions a row."
+        if cells
+        else "No id is known yet."
     )
     rows = [
         (
@@ -93,6 +96,8 @@ def outcomes(kind: Kind) -> Any:
     days = kind.outcomes[-DAYS:]
     shown = [row for row in OUTCOMES if any(getattr(day, row[0]) for day in days)]
     text = "New or changed records became a commit; everything else left the store as it was."
+    if not days:
+        text = "There were no answers yet."
     if any(day.removed for day in days):
         text = "New, changed and removed records became commits; the rest left the store as it was."
     plot = bars(
@@ -119,9 +124,9 @@ def ages(kind: Kind) -> Any:
         columns[day // width] += records
     places = range(max(columns, default=0) + 1)
     text = (
-        f"Half of the records were seen within {duration(kind.ages.median_s)}, nine of ten within "
-        f"{duration(kind.ages.p90_s)}."
-        if kind.ages.median_s is not None
+        f"Half of the records were seen {within(kind.ages.median_s)}, nine of ten "
+        f"{within(kind.ages.p90_s)}."
+        if kind.ages.median_s is not None and kind.ages.p90_s is not None
         else "Nothing is stored yet."
     )
     names = [f"{place * width} d" for place in places]
@@ -187,6 +192,8 @@ def queue(kind: Kind) -> Any:
         else f"The times assume the measured {count(kind.rate.per_day)} answers a day."
     )
     text = f"The most urgent first; each class waits for those above it. {measured}"
+    if not shown:
+        text = "Nothing is wanted."
     heads = ("class", "", "wanted", "done in", "not due yet", "pending", "leased", "delayed")
     rows = [
         E.tr(
@@ -196,11 +203,11 @@ def queue(kind: Kind) -> Any:
         )
         for row in shown
     ]
-    body = _rows(heads, rows) if rows else E.p("Nothing is wanted.")
+    table_of_classes = E.div({"class": "scroll", "tabindex": "0"}, _rows(heads, rows))
     return E.figure(
         {"class": "card wide"},
         E.figcaption(E.h3("Queue"), E.p(text)),
-        E.div({"class": "scroll", "tabindex": "0"}, body),
+        *([table_of_classes] if rows else []),
     )
 
 

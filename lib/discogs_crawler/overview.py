@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
-from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.snapshot import Class, Kind, Quota, Snapshot
-from discogs_crawler.wording import count, date, duration, minute, share, size
+from discogs_crawler.wording import count, date, duration, minute, share, size, within
 
 WIDTH = 80
 
@@ -42,26 +41,31 @@ def _head(snapshot: Snapshot) -> str:
 
 
 def _quota(quota: Quota) -> str:
-    now = "" if quota.used is None else f"{quota.used} of {quota.limit} permits in use, "
-    return (
-        f"quota: {now}measured {count(quota.measured_per_day)} answers a day = {share(quota.share)}"
-    )
+    if quota.used is None:
+        now = f"{quota.limit} requests in {duration(quota.window_s)}"
+    else:
+        now = f"{quota.used} of {quota.limit} permits in use"
+    if not quota.measured_per_day:
+        return f"quota: {now}, no answers measured"
+    measured = f"{count(quota.measured_per_day)} answers a day = {share(quota.share)}"
+    return f"quota: {now}, measured {measured}"
 
 
 def _kind(kind: Kind) -> Iterator[str]:
     here = kind.coverage
     yield _title(kind.kind)
+    missing = ""
+    if here.share is not None:
+        missing = f"   missing {count(here.missing)}"
+        yield (
+            f"{_bar(here.share)} {share(here.share)}"
+            f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
+        )
     yield (
-        f"{_bar(here.share or 0)} {share(here.share)}"
-        f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
+        f"stored {count(here.stored)}{missing}   gone {count(here.gone)}   dead {count(here.dead)}"
     )
-    yield (
-        f"stored {count(here.stored)}   missing {count(here.missing)}"
-        f"   gone {count(here.gone)}   dead {count(here.dead)}"
-    )
-    yield (
-        f"last seen: half within {_days(kind.ages.median_s)}, 90 % within {_days(kind.ages.p90_s)}"
-    )
+    if kind.ages.median_s is not None and kind.ages.p90_s is not None:
+        yield f"last seen: half {within(kind.ages.median_s)}, 90 % {within(kind.ages.p90_s)}"
     yield _dump(kind)
     yield from ["", *_queue(kind)]
     yield from _outcomes(kind)
@@ -69,16 +73,9 @@ def _kind(kind: Kind) -> Iterator[str]:
     yield from _gaps(kind)
 
 
-def _days(age_s: int | None) -> str:
-    """An age, which is known to the day."""
-    if age_s is None:
-        return duration(None)
-    return duration(age_s) if age_s >= 2 * DAY_S else ("1 day" if age_s else "today")
-
-
 def _dump(kind: Kind) -> str:
     if not kind.dumps:
-        return "dump: none yet"
+        return "dump: none yet; seed_queue.py -n takes the hashes of one"
     newest = kind.dumps[0]
     accepted = "seeded" if newest.accepted else "not seeded"
     return f"dump: {newest.file}, {count(newest.records)} records, {newest.verdict}, {accepted}"
@@ -91,7 +88,7 @@ def _queue(kind: Kind) -> Iterator[str]:
         yield _table(heads, [_class(row) for row in shown])
     else:
         yield "queue: nothing is wanted"
-    yield _rate(kind)
+    yield _rate(kind, assumed="; times assume the whole quota" if shown else "")
     if kind.workers:
         workers = ", ".join(f"{worker.owner} ({worker.leased})" for worker in kind.workers)
         yield f"workers: {workers}"
@@ -104,9 +101,9 @@ def _class(row: Class) -> list[str]:
     return [row.reason, *map(count, numbers), eta if row.eta_s != 0 else ""]
 
 
-def _rate(kind: Kind) -> str:
+def _rate(kind: Kind, assumed: str) -> str:
     if kind.rate.assumed:
-        return f"nothing measured since {minute(kind.rate.since)}; times assume the whole quota"
+        return f"no answers since {minute(kind.rate.since)}{assumed}"
     return f"{count(kind.rate.per_day)} answers a day since {minute(kind.rate.since)}"
 
 

@@ -12,7 +12,18 @@ from discogs_crawler.charts import record
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.figures import table
 from discogs_crawler.snapshot import Kind, Quota, Snapshot
-from discogs_crawler.wording import UNKNOWN, compact, count, date, duration, minute, share, size
+from discogs_crawler.wording import (
+    UNKNOWN,
+    age,
+    compact,
+    count,
+    date,
+    duration,
+    minute,
+    share,
+    size,
+    within,
+)
 
 _STYLE = Path(__file__).parent / "data" / "report.css"
 
@@ -83,7 +94,11 @@ def _hero(kind: Kind, quota: Quota, now: int) -> Any:
             {"class": "words"},
             E.h2(kind.kind),
             E.p({"class": "big"}, share(here.share)),
-            E.p(f"{count(here.stored_in_dump)} of {count(here.in_dump)} records of the dump"),
+            E.p(
+                f"{count(here.stored_in_dump)} of {count(here.in_dump)} records of the dump"
+                if here.in_dump
+                else "no dump to compare with yet"
+            ),
         ),
         E.dl({"class": "tiles"}, *(_tile(*tile) for tile in _tiles(kind, quota, now))),
     )
@@ -95,8 +110,10 @@ def _tile(name: str, value: str, remark: str) -> Any:
 
 def _tiles(kind: Kind, quota: Quota, now: int) -> Iterator[tuple[str, str, str]]:
     here, ages = kind.coverage, kind.ages
-    yield "Stored", count(here.stored), f"{count(here.missing)} missing"
-    yield "Half seen within", _age(ages.median_s), f"90 % within {_age(ages.p90_s)}"
+    missing = f"{count(here.missing)} missing" if here.in_dump else "missing: unknown"
+    yield "Stored", count(here.stored), missing
+    others = "nothing is stored yet" if ages.p90_s is None else f"90 % {within(ages.p90_s)}"
+    yield "Half seen within", _days(ages.median_s), others
     due = sum(row.wanted - row.later for row in kind.classes)
     done = [row.eta_s for row in kind.classes if row.wanted > row.later or row.pending]
     last = None if None in done else max((eta or 0 for eta in done), default=0)
@@ -107,21 +124,21 @@ def _tiles(kind: Kind, quota: Quota, now: int) -> Iterator[tuple[str, str, str]]
     yield "Answers a day", count(measured), f"{part} of the quota of {compact(quota.per_day)}"
     if kind.dumps:
         newest = kind.dumps[0]
-        age = max(0, now - newest.taken) // DAY_S
-        remark = f"{newest.verdict}, {age} days old"
-        yield "Newest dump", date(newest.taken), remark
+        old_s = max(0, now - newest.taken)
+        remark = f"{age(old_s)} old" if old_s >= DAY_S else "of today"
+        yield "Newest dump", date(newest.taken), f"{newest.verdict}, {remark}"
     else:
         yield "Newest dump", UNKNOWN, "none was split yet"
     yield "Gone", count(here.gone), f"{count(here.dead)} dead"
 
 
-def _age(age_s: int | None) -> str:
-    return "a day" if age_s is not None and age_s < DAY_S else duration(age_s)
+def _days(age_s: int | None) -> str:
+    return "a day" if age_s is not None and age_s < DAY_S else age(age_s)
 
 
 def _dead(kind: Kind) -> Any:
     if not kind.dead:
-        return _card("Dead letters", "Every id has had an answer.", None)
+        return _card("Dead letters", "No id failed in every attempt.", None)
     rows = [(row.failure, count(row.records), row.example, date(row.next_due)) for row in kind.dead]
     body = table(("because", "ids", "such as", "again"), rows)
     text = (

@@ -254,7 +254,7 @@ class Snapshot(NamedTuple):
     database: str
     """the ledger"""
     database_bytes: int
-    """its size"""
+    """its size, that of its write-ahead log included"""
     redis: str
     """empty, or why nothing is known of the queue"""
     problems: list[str]

@@ -72,7 +72,7 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
             taken=int(now),
             version=__version__,
             database=str(settings.database),
-            database_bytes=settings.database.stat().st_size,
+            database_bytes=_size(settings.database),
             redis=absent,
             problems=[],
             quota=quota,
@@ -84,6 +84,14 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
         )
         connection.execute("COMMIT")
     return snapshot._replace(problems=list(_problems(snapshot)))
+
+
+def _size(database: Path) -> int:
+    """Bytes of the ledger, with what is not in its main file yet."""
+    journal = database.with_name(database.name + "-wal")
+    with contextlib.suppress(FileNotFoundError):
+        return database.stat().st_size + journal.stat().st_size
+    return database.stat().st_size
 
 
 def _look_at_redis(

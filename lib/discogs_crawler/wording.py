@@ -61,6 +61,18 @@ def duration(seconds: float | None) -> str:
     raise ValueError(seconds)
 
 
+def age(age_s: int | None) -> str:
+    """An age that is known to the day: `today`, `1 day`, `31 days`."""
+    if age_s is None or age_s >= 2 * DAY_S:
+        return duration(age_s)
+    return "1 day" if age_s >= DAY_S else "today"
+
+
+def within(age_s: int) -> str:
+    """`today`, or `within 31 days`."""
+    return age(age_s) if age_s < DAY_S else f"within {age(age_s)}"
+
+
 def date(epoch_s: float | None) -> str:
     """`2026-11-01`, UTC."""
     return UNKNOWN if epoch_s is None else f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%d}"
