@@ -26,7 +26,6 @@ CONSUMER = "demo"
 # Enough that a month's changes stay below the guards against broken dumps, done in seconds.
 RELEASES = 250
 LINES_SHOWN = 12
-COLUMNS_SHOWN = 110
 
 
 class Guide:
@@ -57,7 +56,7 @@ class Guide:
         )
         lines = (done.stdout + done.stderr).splitlines()
         for line in lines[:LINES_SHOWN]:
-            print(f"    {line[:COLUMNS_SHOWN]}")
+            print(f"    {line}")
         if len(lines) > LINES_SHOWN:
             print(f"    ... and {len(lines) - LINES_SHOWN} more lines")
         if done.returncode:

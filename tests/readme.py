@@ -1,0 +1,102 @@
+"""The README, taken apart.
+
+What its fences mean:
+
+    ```sh       runs in the suite as it stands: tests/test_readme_runs.py, or
+                tests/test_export_readme.py where a comment above it says what it runs
+    ```console  `$ command` runs there too, and prints what is below it. A line of `...` stands for
+                any number of lines, `...` at the end of a line for the rest of it.
+    ```python   is a file, named by the comment above it
+    ```text     is shown, and no more
+"""
+
+import re
+from typing import NamedTuple
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+FENCES = {"sh", "console", "python", "text"}
+
+
+class Block(NamedTuple):
+    """What is between two fences."""
+
+    language: str
+    marker: str
+    """the comment in the line above it, if any"""
+    text: str
+
+
+class Shown(NamedTuple):
+    """A command of a console block, and what it prints."""
+
+    command: str
+    output: str
+
+
+def blocks(language: str = "") -> list[Block]:
+    """The blocks of the README in their order, of one language or of all."""
+    found = re.findall(
+        r"^ *(?:<!-- (.*?) -->\n *)?```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE
+    )
+    every = [Block(name, marker, text) for marker, name, text in found]
+    return [block for block in every if language in ("", block.language)]
+
+
+def shown() -> list[Shown]:
+    """The commands of all console blocks in their order."""
+    pairs = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            pairs.append(Shown(command, output))
+    return pairs
+
+
+def section(title: str) -> str:
+    """The text below the heading that has `title` in it, up to the next of its level or higher."""
+    match = re.search(rf"^(#+) [^\n]*{re.escape(title)}[^\n]*\n", README, re.MULTILINE)
+    assert match is not None, f"README has no section {title}"
+    rest = README[match.end() :]
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+# What no two runs share.
+_VOLATILE = (
+    (r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", "DATE"),
+    (r"(?<=_)20\d{6}(?=[_.])", "YYYYMMDD"),
+    (r"\b(?=[0-9a-f]*[a-f])[0-9a-f]{7,12}\b|(?<= as )[0-9a-f]{10}\b", "REVISION"),
+    (r"^(    )[0-9a-f]{7}(?= releases: )", r"\1REVISION"),
+    (r"[\d,.]+ (?=MB\b|MB/s|s,|requests/min)", "N "),
+    (r"git version [\w.]+", "git version N"),
+    (r"(?<=[ -])  +", "  "),
+    (r"---+", "---"),
+    (r" +$", ""),
+)
+
+
+def _plain(line: str) -> str:
+    for pattern, word in _VOLATILE:
+        line = re.sub(pattern, word, line)
+    return line
+
+
+def difference(expected: str, found: str) -> str:
+    """The first line that a console block shows and a run did not print; empty: there is none."""
+    left = [_plain(line) for line in found.splitlines()]
+    skipping = False
+    for shown_line in expected.splitlines():
+        if shown_line.strip() == "...":
+            skipping = True
+            continue
+        line = _plain(shown_line)
+        start = line[:-3] if line.endswith("...") else None
+        at = 0
+        while at < len(left) and not (left[at].startswith(start) if start else left[at] == line):
+            at += 1
+        if at == len(left) or (at and not skipping):
+            return f"{shown_line!r} instead of {left[0] if left else 'nothing'!r}"
+        left, skipping = left[at + 1 :], False
+    return "" if skipping or not left else f"nothing instead of {left[0]!r}"
