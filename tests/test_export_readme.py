@@ -87,10 +87,15 @@ def test_a_mail_about_the_new_releases_of_a_label(
     consume("mail_label.py")
     assert not mail.exists()
     store.commit(
-        {("releases", 2): release(2, labels=ours), ("releases", 3): release(3, labels=other)}
+        {
+            ("releases", 2): release(2, labels=ours),
+            ("releases", 3): release(3, labels=other),
+            ("releases", 4): release(4, labels=ours, date_added="2009-07-02T10:00:00-07:00"),
+        }
     )
     consume("mail_label.py")
     text = mail.read_text()
+    assert "Title 4" not in text, "only our copy of it is new"
     assert text.startswith("-t\nTo: me@example.org\nSubject: 1 new on label 23\n")
     assert "PE 65: Carl Craig - Title 2\n    https://www.discogs.com/release/2\n" in text
     assert "Title 3" not in text

@@ -172,12 +172,21 @@ def test_a_reader_that_goes_early_has_not_got_the_export(
 ) -> None:
     store.commit({("releases", n): record(n) for n in range(1, records + 1)})
     with subprocess.Popen(
-        command("--format", "jsonl"), env=environment, stdout=subprocess.PIPE, bufsize=0
+        command("--format", "jsonl"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     ) as running:
         assert running.stdout is not None
+        assert running.stderr is not None
         assert running.stdout.read(1) == b"{"
         running.stdout.close()
         assert running.wait(60) == 1
+        assert running.stderr.read() == (
+            b"export_changes.py: standard output: its reader went before it had everything; "
+            b"not exported, run it again\n"
+        )
     assert place(environment) is None
     assert len(export("--format", "jsonl").stdout.splitlines()) == records
 

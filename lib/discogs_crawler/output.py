@@ -34,14 +34,16 @@ END_S = 5
 def to_stdout(handle: int = 1) -> Iterator[Write]:
     """Write to standard output; on leaving, what went to a file is on the disk.
 
-    BrokenPipeError if the reader of a pipe went before it had read everything.
+    PartlyDone if the reader of a pipe went before it had read everything.
     """
 
     try:
         yield lambda block: _write_all(handle, block)
         _arrive(handle)
     except BrokenPipeError:
-        raise
+        raise PartlyDone(
+            "standard output: its reader went before it had everything; not exported, run it again"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
             raise
