@@ -14,8 +14,8 @@ Interrupted anywhere, run it again.
   seed_queue.py --rebuild-ledger           all of the store again, unless --adopt trusts it
 
 Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
-not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 already
-running, 78 configuration.
+not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 another
+run has not ended within half an hour, 78 configuration.
 """
 
 import argparse
@@ -46,6 +46,10 @@ from discogs_crawler.records import KINDS
 from discogs_crawler.seed_run import Report, Request
 
 log = logging.getLogger("discogs_crawler.seed_queue")
+
+# One run after the other: those of all four kinds may be started at the same minute, and the
+# longest takes 3 minutes on one core.
+PATIENCE_S = 1_800
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -108,7 +112,9 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     config.make_state_dir(settings)
     command.terminate_like_interrupt()
     with (
-        locks.exclusive(settings.state_dir / "seed_queue.lock", "seed_queue"),
+        locks.exclusive(
+            settings.state_dir / "seed_queue.lock", "seed_queue", patience_s=PATIENCE_S
+        ),
         ledger.open(settings.database) as book,
     ):
         if not flags.rebuild_ledger:

@@ -281,6 +281,7 @@ def test_bad_arguments_are_refused_in_one_line(run: Run) -> None:
         ["vinyl"],
         ["--date", "soon"],
         ["--date", "20261332"],
+        ["--keep", "0"],
         ["--date", "19991201"],
     ):
         done = run("download_dump.py", *arguments)

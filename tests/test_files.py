@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, and locks that die with their process."""
 
-import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,8 @@ def test_the_second_is_told_who_holds_the_lock(tmp_path: Path) -> None:
         with pytest.raises(TryLater, match=f"seed is already running as process {holder.pid}"):
             with exclusive(lock, "seed"):
                 pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        threading.Timer(0.3, holder.kill).start()
+        with exclusive(lock, "seed", patience_s=30):
+            assert holder.wait(10) < 0, "whoever is patient comes next"
     with exclusive(lock, "seed"):
         pass

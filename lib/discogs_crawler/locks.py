@@ -2,31 +2,58 @@
 
 import contextlib
 import fcntl
+import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from discogs_crawler.errors import TryLater
 
+log = logging.getLogger(__name__)
+
+# How often to look whether a lock is free.
+POLL_S = 0.2
+
 
 @contextlib.contextmanager
-def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[int]:
+def exclusive(path: Path, what: str, *, wait: bool = False, patience_s: float = 0) -> Iterator[int]:
     """Hold the lock file `path` during the block; the kernel lets go of it if we are killed.
 
     Without `wait`, raises TryLater (exit 75) saying that `what` is already running, and as which
-    process, when somebody else holds it. Yields the open file: a child process that inherits it
-    holds the lock as well, until it ends.
+    process, when somebody else holds it, and still does after `patience_s`. Yields the open file: a
+    child process that inherits it holds the lock as well, until it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            holder = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
-            raise TryLater(f"{what} is already running as process {holder}") from None
+        if wait:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        else:
+            _take(handle, what, patience_s)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield handle
     finally:
         os.close(handle)
+
+
+def _take(handle: int, what: str, patience_s: float) -> None:
+    """Lock the file, or TryLater when the patience is at its end."""
+    deadline, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            problem = f"{what} is already running as process {holder}"
+            if time.monotonic() >= deadline:
+                raise TryLater(problem) from None
+        if not told:
+            log.log(
+                logging.WARNING if sys.stderr.isatty() else logging.INFO, "%s: waiting", problem
+            )
+            told = True
+        time.sleep(POLL_S)
