@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,9 @@ def test_an_outage_that_answers_404_removes_nothing(world: World) -> None:
     report = world.seed()
     assert report.withheld == 50
     assert "queued_confirm" not in report.counts
+    last = "SELECT exit_code, counts FROM runs ORDER BY id DESC LIMIT 1"
+    code, counts = world.book.db.execute(last).fetchone()
+    assert (code, json.loads(counts)["withheld_confirm"]) == (1, 50)
     world.upstream = upstream
     assert world.seed(force=True).counts["queued_confirm"] == 50
     world.crawl_all()
@@ -308,7 +312,8 @@ def test_hashes_by_other_rules_are_refused_until_the_last_dump_was_split_by_them
         world.seed(path)
     again = {n: f"v2 {t}" for n, t in HUNDRED.items()} | {1: "v2 before"}
     same = write_hashes(tmp_path / "again.txt", again)
-    record_dump(world.book, same, canonical_version=2, sha256=last.sha256)
+    as_last = {"sha256": last.sha256, "not_before": last.not_before}
+    record_dump(world.book, same, canonical_version=2, **as_last)
     assert world.seed(same).counts["changed"] == 100
     assert world.wanted() == {}
     world.pass_time(2 * DAY_S)

@@ -157,7 +157,10 @@ class Ledger:
 
     @contextlib.contextmanager
     def run(self, script: str, kind: str) -> Iterator[dict[str, int]]:
-        """Keep a row in `runs` about the block, which fills the counts that it gets."""
+        """Keep a row in `runs` about the block, which fills the counts that it gets.
+
+        A block that counts something as `withheld_...` has done its work partly.
+        """
         counts: dict[str, int] = {}
         with self.transaction() as connection:
             run_id = connection.execute(
@@ -167,7 +170,8 @@ class Ledger:
         code = EXIT_BUG
         try:
             yield counts
-            code = EXIT_DONE
+            withheld = any(name.startswith("withheld") for name in counts)
+            code = EXIT_PARTLY if withheld else EXIT_DONE
         except CrawlerError as error:
             code = error.exit_code
             raise

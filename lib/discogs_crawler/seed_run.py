@@ -38,7 +38,8 @@ class Report(NamedTuple):
 
     kind: str
     counts: dict[str, int]
-    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`"""
+    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`,
+    `withheld_confirm`"""
     withheld: int
     """confirmations that were not queued because so many records are missing at once"""
 
@@ -82,6 +83,7 @@ def seed(
             ledger, queue, cooldown_s, force=request.force, dry_run=request.dry_run
         )
         _note(counts, "queued", queued)
+        _note(counts, "withheld", {"confirm": withheld})
         return Report(kind, counts, withheld)
 
 
