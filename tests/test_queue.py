@@ -110,6 +110,52 @@ def test_a_delayed_id_comes_back_with_its_attempts(
     assert queue.claim("me", 1)[0][:3] == (1, "changed", 3)
 
 
+def test_ids_given_back_can_be_claimed_at_once(queue: Queue, redis_client: redis.Redis) -> None:
+    queue.push("changed", [1_000_001, 1_000_002, 1_000_003])
+    leases = queue.claim("me", 3)
+    assert queue.give_back(leases[:2]) == 2
+    assert places(redis_client, BASE).pending == dict.fromkeys([1_000_001, 1_000_002], "changed")
+    assert ids(queue.claim("you", 3)) == [1_000_001, 1_000_002]
+
+
+def test_a_delayed_id_that_is_asked_for_by_hand_waits_no_longer(
+    queue: Queue, redis_client: redis.Redis
+) -> None:
+    queue.push("changed", [7, 8, 2_000_007])
+    leases = queue.claim("me", 3) + queue.claim("me", 3)
+    for lease in leases:
+        queue.delay(lease, 3_600, count_attempt=True)
+    assert queue.promote([7]) == 1
+    assert places(redis_client, BASE).pending == {7: "manual"}
+    assert [lease[:3] for lease in queue.claim("me", 3)] == [(7, "manual", 1)]
+    assert [waiting.id for waiting in queue.delayed()] == [8, 2_000_007]
+
+
+def test_what_is_under_way_is_told_by_id(queue: Queue, redis_client: redis.Redis) -> None:
+    queue.push("new", [9, 10, 100])
+    leases = queue.claim("far box:3 4", 3, branch="east")
+    assert [(held.id, held.owner, held.reason) for held in queue.leased()] == [
+        (record_id, "far box:3 4", "new") for record_id in (9, 10, 100)
+    ]
+    now = redis_client.time()[0]
+    assert all(590 <= held.lapses - now <= 601 for held in queue.leased())
+    queue.delay(leases[2], 60, count_attempt=True)
+    queue.delay(leases[1], 90, count_attempt=False)
+    delayed = queue.delayed()
+    assert [(d.id, d.reason, d.attempts) for d in delayed] == [(10, "new", 0), (100, "new", 1)]
+    assert [round(d.due - now, -1) for d in delayed] == [90, 60]
+    assert queue.branches() == {0: "east"}
+    assert queue.unread() == 0
+
+
+def test_a_result_of_another_id_is_no_result(queue: Queue) -> None:
+    queue.push("new", [1, 2])
+    one, two = queue.claim("me", 2)
+    with pytest.raises(ValueError, match="lease of 1, result of 2"):
+        queue.complete([(one, Result(2, "new", "stored"))])
+    assert queue.renew([one, two]) == {1, 2}
+
+
 def test_workers_keep_out_of_each_others_segments(redis_client: redis.Redis, queue: Queue) -> None:
     other = Queue(redis_client, "releases", prefix="discogs", lease_s=600)
     queue.push("new", [1, 2, 3, 1_000_001, 1_000_002, 1_000_003])
