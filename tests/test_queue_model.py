@@ -182,7 +182,8 @@ class QueueModel(RuleBasedStateMachine):
         Without that order nearly all of what a short run tries would be refused.
         """
         held = {holder.token for holder in self.leased.values()}
-        order = sorted(reversed(self.ever), key=lambda lease: lease.token not in held)
+        order = self.ever[::-1]
+        order.sort(key=lambda lease: lease.token not in held)
         return list(dict.fromkeys(order[i % len(order)] for i in sorted(some)))
 
     @precondition(lambda self: self.ever)
