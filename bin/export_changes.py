@@ -86,9 +86,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--exec", dest="line", metavar="CMD", help="give it to a shell command")
     parser.add_argument("--dry-run", action="store_true", help="print it, but do not move")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--reset", metavar="REV", help="only move the consumer: to start, now or a revision"
     )
+    instead.add_argument("--forget", action="store_true", help="only forget the consumer")
     parser.add_argument(
         "--repository", metavar="URL|DIR", help="read this one, not the crawler's own"
     )
@@ -107,15 +109,17 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             print(table(db, source), end="")
             return EXIT_DONE
         # What is refused is refused here, without a lock, whose file would be left behind.
-        if flags.reset:
+        if flags.reset or flags.forget:
             consumers.get(db, flags.consumer)
-            export.resolve(source, flags.reset)
+            export.resolve(source, flags.reset or "start")
         else:
             enrol(db, source, flags, keep=False)
         only_look = contextlib.nullcontext(-1)
         with only_look if flags.dry_run else export.alone(database, flags.consumer) as lock:
             if flags.reset:
                 reset(db, source, flags)
+            elif flags.forget:
+                forget(db, database, flags)
             else:
                 export_changes(db, source, flags, lock)
     return EXIT_DONE
@@ -160,6 +164,13 @@ def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> 
     if not flags.dry_run:
         consumers.move(db, moved, "reset", revision)
     log.info("%s: from %s to %s", consumer.name, consumer.revision or "start", revision or "start")
+
+
+def forget(db: sqlite3.Connection, database: Path, flags: argparse.Namespace) -> None:
+    if not flags.dry_run:
+        consumers.forget(db, consumers.get(db, flags.consumer))
+        export.lock_of(database, flags.consumer).unlink(missing_ok=True)
+    log.info("%s: forgotten", flags.consumer)
 
 
 def enrol(

@@ -247,6 +247,20 @@ def test_a_consumer_can_be_sent_back(store: SingleStore, export: Run) -> None:
     assert locks == ["crawler.db.test.lock"], "no trace of what was refused"
 
 
+def test_a_consumer_can_be_forgotten(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    export()
+    unknown = export("--consumer", "tset", "--forget")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (64, 1)
+    assert export("--forget", "--dry-run").returncode == 0
+    assert "test" in export("--list").stdout
+    done = export("--forget")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "test" not in export("--list").stdout.replace(str(store.folder), "")
+    assert not list(store.folder.parents[1].glob("*.test.lock"))
+    assert export("--from", "start").stdout == paths(1)
+
+
 def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None:
     for number in (1, 2, 3):
         store.commit({("releases", number): record(number)})

@@ -42,7 +42,7 @@ TABLES = (
     CREATE TABLE IF NOT EXISTS consumers_history (
         id INTEGER PRIMARY KEY, -- in the order of what happened
         consumer TEXT NOT NULL, -- consumers.name
-        event TEXT NOT NULL, -- new, export, reset, or move (the store's layout was changed)
+        event TEXT NOT NULL, -- new, export, reset, forget, or move (the store's layout was changed)
         began TEXT, -- its revision before; NULL: nothing yet
         revision TEXT, -- its revision after; NULL: nothing yet
         time INTEGER NOT NULL, -- when (epoch seconds)
@@ -205,6 +205,13 @@ def move(
         if done.rowcount != 1:
             raise TryLater(f"consumer {consumer.name} was moved by another process; run it again")
         _note(connection, consumer, event, revision, records)
+
+
+def forget(connection: sqlite3.Connection, consumer: Consumer) -> None:
+    """Forget the consumer; its history stays."""
+    with _transaction(connection):
+        connection.execute("DELETE FROM consumers WHERE name = ?", (consumer.name,))
+        _note(connection, consumer, "forget", consumer.revision, 0)
 
 
 def move_all(connection: sqlite3.Connection, revisions: Mapping[str, str]) -> int:

@@ -96,9 +96,13 @@ def alone(database: Path, name: str) -> Iterator[int]:
     Yields the open lock, which a command that consumes inherits: if we are killed, it still runs,
     and the next export must not overtake it.
     """
-    lock = database.with_name(f"{database.name}.{name}.lock")
-    with locks.exclusive(lock, f"an export to {name}") as handle:
+    with locks.exclusive(lock_of(database, name), f"an export to {name}") as handle:
         yield handle
+
+
+def lock_of(database: Path, name: str) -> Path:
+    """The file that an export to that consumer locks."""
+    return database.with_name(f"{database.name}.{name}.lock")
 
 
 def enrol(
