@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from discogs_crawler import config, consumers, mirror
+from discogs_crawler import config, consumers, mirror, output
 from discogs_crawler.store import Change, open_store
 from tests.conftest import ROOT, Run
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
@@ -189,6 +189,27 @@ def test_a_reader_that_goes_early_has_not_got_the_export(
         )
     assert place(environment) is None
     assert len(export("--format", "jsonl").stdout.splitlines()) == records
+
+
+def test_a_reader_that_takes_the_rest_and_goes_has_got_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readable, writable = os.pipe()
+    look = output._unread
+    looks: list[int] = []
+
+    def look_before_it_reads(handle: int) -> int:
+        looks.append(look(handle))
+        if len(looks) == 1:
+            os.read(readable, 1_000)
+            os.close(readable)
+        return looks[-1]
+
+    monkeypatch.setattr(output, "_unread", look_before_it_reads)
+    with output.to_stdout(writable) as write:
+        write(b"x" * 1_000)
+    os.close(writable)
+    assert looks[:2] == [1_000, 0]
 
 
 def test_a_full_disk_is_one_line_and_exports_nothing(

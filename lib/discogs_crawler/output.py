@@ -71,7 +71,8 @@ def _wait_for_reader(handle: int) -> None:
     while time.monotonic() < deadline:
         if _unread(handle) == 0:
             return
-        if gone.poll(2):
+        # It may have read the rest and gone while we asked.
+        if gone.poll(2) and _unread(handle):
             raise BrokenPipeError(errno.EPIPE, "the reader has gone")
 
 
