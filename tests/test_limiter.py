@@ -4,6 +4,7 @@ import collections
 import heapq
 import itertools
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -232,6 +233,20 @@ def test_a_first_request_that_dies_holds_the_others_up_for_one_window(new_limite
     assert second.probe == "start"
 
 
+@pytest.mark.parametrize("end", [Limiter.lost, Limiter.unused])
+def test_a_first_request_without_an_answer_lets_the_next_ask_at_once(
+    new_limiter: New, end: Callable[[Limiter, Permit], None]
+) -> None:
+    world, limiter = World(), new_limiter()
+    first = limiter.lend(0)
+    assert first is not None
+    end(limiter, first)
+    world.set_time(world.now + 3)
+    second = limiter.lend(0)
+    assert second is not None
+    assert second.probe == "start"
+
+
 def test_an_answer_without_counts_leaves_the_next_request_alone_too(new_limiter: New) -> None:
     world, limiter = World(), new_limiter()
     for _ in range(3):
@@ -251,6 +266,8 @@ def test_answers_without_counts_change_nothing(new_limiter: New) -> None:
     permit = limiter.lend(0)
     assert permit is not None
     limiter.answered(permit, None, None, "poor")
+    limiter.answered(permit, None, 7, "poor")
+    limiter.answered(permit, 7, None, "poor")
     assert limiter.status() == before._replace(ours=before.ours + 1)
 
 
@@ -369,6 +386,30 @@ def test_after_a_429_one_permit_fewer_is_lent_until_a_clean_hour_has_passed(
     assert limiter.status().limit == 60
 
 
+def test_one_request_at_least_is_lent_however_often_we_were_refused(new_limiter: New) -> None:
+    world, limiter = World(), new_limiter()
+    started(world, limiter)
+    for _ in range(4):
+        refuse(world, limiter)
+    permit = limiter.lend(0)
+    assert permit is not None
+    limiter.answered(permit, 3, 2, "good")
+    assert limiter.status().limit == 1
+    world.set_time(world.now + 2 * WINDOW_S)
+    assert limiter.lend(0) is not None
+
+
+def test_refusals_beyond_the_limit_are_forgiven_as_fast_as_the_others(new_limiter: New) -> None:
+    world, limiter = World(limit=2), new_limiter()
+    started(world, limiter)
+    for _ in range(4):
+        refuse(world, limiter)
+        world.set_time(world.now + WINDOW_S)
+    assert limiter.status().limit == 1
+    world.set_time(world.now + 3_601)
+    assert limiter.status().limit == 2
+
+
 def test_our_own_limit_holds_below_that_of_the_api(new_limiter: New) -> None:
     world, limiter = World(), new_limiter(limit=10)
     started(world, limiter)
@@ -441,6 +482,14 @@ def test_a_clock_of_redis_that_was_set_back_does_not_stop_us(new_limiter: New) -
     assert permit.probe == "start"
 
 
+def test_a_pause_is_as_long_as_any_after_the_clock_of_redis_was_set_back(new_limiter: New) -> None:
+    world, limiter = World(), new_limiter()
+    started(world, limiter)
+    refuse(world, limiter, seconds=300)
+    world.set_time(world.now - 86_400)
+    assert limiter.pause("outage") == pytest.approx(60)
+
+
 def test_lending_waits_for_the_moment_a_permit_is_free(redis_client: redis.Redis) -> None:
     limiter = Limiter(redis_client, "real", prefix="t", window_s=0.4)
     permit = limiter.lend(1)
@@ -452,6 +501,43 @@ def test_lending_waits_for_the_moment_a_permit_is_free(redis_client: redis.Redis
     assert 0.35 <= time.monotonic() - began < 2
 
 
+def test_lending_sleeps_until_a_permit_is_free_and_no_longer(
+    new_limiter: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, limiter = World(limit=2), new_limiter()
+    started(world, limiter)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        world.set_time(world.now + seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: world.now)
+    began = world.now
+    for remaining in (1, 0):
+        permit = limiter.lend(20)
+        assert permit is not None
+        limiter.answered(permit, 2, remaining, "good")
+    assert world.now - began == pytest.approx(15, abs=0.5), "twice as fast as on average"
+    began = world.now
+    assert limiter.lend(44) is None
+    assert world.now - began == pytest.approx(44)
+    assert limiter.lend(1.5) is not None
+    assert world.now - began == pytest.approx(45, abs=0.5)
+    assert len(slept) <= 5, "asking Redis is not for nothing"
+
+
+def test_a_thread_that_waits_long_does_not_hold_up_one_that_does_not(new_limiter: New) -> None:
+    limiter = new_limiter()
+    assert limiter.lend(0) is not None
+    patient = threading.Thread(target=limiter.lend, args=[1])
+    patient.start()
+    assert limiter.lend(0.05) is None
+    assert patient.is_alive()
+    patient.join()
+
+
 def test_nothing_is_kept_of_an_identity_that_nobody_uses(redis_client: redis.Redis) -> None:
     limiter = Limiter(redis_client, "x", prefix="t", window_s=60)
     permit = limiter.lend(0)
@@ -459,4 +545,22 @@ def test_nothing_is_kept_of_an_identity_that_nobody_uses(redis_client: redis.Red
     limiter.answered(permit, 60, 10, "good")
     keys = list(redis_client.scan_iter("*"))
     assert len(keys) == 3
-    assert all(0 < redis_client.ttl(key) <= 86_400 for key in keys)
+    assert all(86_000 < redis_client.ttl(key) <= 86_400 for key in keys)
+    redis_client.flushall()
+    limiter.answered(permit, 60, 10, "good")
+    assert [redis_client.ttl(key) > 86_000 for key in redis_client.scan_iter()] == [True]
+
+
+def test_permits_that_came_back_long_ago_take_no_room(
+    new_limiter: New, redis_client: redis.Redis
+) -> None:
+    world, limiter = World(limit=20), new_limiter()
+    for _ in range(4):
+        world.request(ours=False)
+    started(world, limiter)
+    assert redis_client.zcard("{t}:rate:shared:foreign") == 4
+    spend(world, limiter)
+    world.set_time(world.now + 2 * WINDOW_S + 1)
+    assert limiter.lend(0) is not None
+    assert redis_client.zcard("{t}:rate:shared:permits") == 1
+    assert redis_client.zcard("{t}:rate:shared:foreign") == 0
