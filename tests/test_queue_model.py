@@ -95,9 +95,14 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(reason=st.sampled_from(CLASSES), ids=IDS)
     def push(self, reason: str, ids: list[int]) -> None:
-        new = set(ids) - self._known()
-        assert self.queue.push(reason, ids) == len(new)
-        self.pending[reason] |= new
+        lower = CLASSES[CLASSES.index(reason) + 1 :]
+        gained = set(ids) - self._known()
+        gained |= {i for i in ids for name in lower if i in self.pending[name]}
+        assert self.queue.count(reason, ids) == len(gained)
+        assert self.queue.push(reason, ids) == len(gained)
+        for name in lower:
+            self.pending[name] -= gained
+        self.pending[reason] |= gained
 
     @rule(reason=st.sampled_from(CLASSES), start=st.sampled_from(EDGES), length=st.integers(1, 99))
     def push_a_run(self, reason: str, start: int, length: int) -> None:

@@ -198,6 +198,18 @@ def test_numbers_above_the_highest_are_tried_and_tried_again(world: World) -> No
     assert row(world.book, 205).misses == 3
 
 
+def test_a_record_that_waits_to_be_refreshed_is_hurried_when_its_hash_changes(
+    world: World,
+) -> None:
+    world.seed(refresh=100)
+    world.upstream[5] = "edited"
+    assert next_dump(world)["queued_changed"] == 1
+    assert world.crawl(3) == [(5, "changed")]
+    assert len(world.crawl_all()) == 99
+    world.seed()
+    assert world.wanted() == {}
+
+
 def test_refresh_takes_those_that_were_fetched_longest_ago(world: World) -> None:
     world.seed(ids=[1, 3])
     world.crawl_all()

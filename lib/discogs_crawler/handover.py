@@ -111,7 +111,9 @@ def push(
     force: bool = False,
     dry_run: bool = False,
 ) -> tuple[dict[str, int], int]:
-    """Hand to Redis all due wants that it does not know; for the holder of the handover.
+    """Hand to Redis all due wants that it does not know, or knows in a lower class.
+
+    For the holder of the handover.
 
     With `dry_run` only count them.
 
@@ -123,7 +125,7 @@ def push(
     for reason, segment in _wanted_segments(ledger, queue.kind):
         ids = due_ids(ledger, queue.kind, reason, segment, cooldown_s, in_dump=not withheld)
         if dry_run:
-            queued[reason] += queue.unknown(ids)
+            queued[reason] += queue.count(reason, ids)
         elif reason == "manual":
             queued[reason] += queue.promote(ids)
         else:

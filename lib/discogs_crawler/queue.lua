@@ -93,6 +93,37 @@ local function take_unknown(seg)
     unite(known, seg, wanted)
 end
 
+-- The pending bitmaps of all classes below one.
+local function lower(class)
+    local found, below = {}, false
+    for _, name in ipairs(classes) do
+        if below then found[#found + 1] = pending(name) end
+        below = below or name == class
+    end
+    return found
+end
+
+-- Make pending in a class what is in `gained` and, of `wanted`, what is unknown or waits in a lower
+-- class. Number of them.
+local function queue_wanted(class, seg)
+    for _, hash in ipairs(lower(class)) do
+        local bitmap = hash .. ':' .. seg
+        call('BITOP', 'AND', common, wanted, bitmap)
+        local number = call('BITCOUNT', common)
+        if number > 0 then
+            call('BITOP', 'XOR', bitmap, bitmap, common)
+            call('BITOP', 'OR', gained, gained, common)
+            add(hash, seg, -number)
+        end
+    end
+    take_unknown(seg)
+    call('BITOP', 'OR', gained, gained, wanted)
+    unite(pending(class), seg, gained)
+    local number = call('BITCOUNT', gained)
+    call('DEL', wanted, common, gained)
+    return number
+end
+
 -- Leases ----------------------------------------------------------------------------------------
 
 local function hold(seg, owner, n)
@@ -188,39 +219,29 @@ end
 
 local commands = {}
 
--- CLASS SEG OFFSET BITS: queue the unknown ones of the ids whose bits are set; BITS begin at byte
--- OFFSET of the segment. Number queued.
+-- CLASS SEG OFFSET BITS: queue those of the ids whose bits are set that are unknown or wait in a
+-- lower class; BITS begin at byte OFFSET of the segment. Number queued.
 function commands.push(class, seg, offset, bits)
     call('SETRANGE', wanted, offset, bits)
-    take_unknown(seg)
-    unite(pending(class), seg, wanted)
-    local number = call('BITCOUNT', wanted)
-    call('DEL', wanted, common)
-    return number
+    return queue_wanted(class, seg)
 end
 
--- SEG OFFSET BITS: how many of the ids are unknown.
-function commands.unknown(seg, offset, bits)
+-- CLASS SEG OFFSET BITS: how many of the ids a push would queue.
+function commands.count(class, seg, offset, bits)
     call('SETRANGE', wanted, offset, bits)
     call('BITOP', 'AND', common, wanted, known .. ':' .. seg)
     local number = call('BITCOUNT', wanted) - call('BITCOUNT', common)
+    for _, hash in ipairs(lower(class)) do
+        call('BITOP', 'AND', common, wanted, hash .. ':' .. seg)
+        number = number + call('BITCOUNT', common)
+    end
     call('DEL', wanted, common)
     return number
 end
 
--- SEG OFFSET BITS: push to the highest class; pending and delayed ids move there.
+-- SEG OFFSET BITS: push to the highest class; delayed ids move there too.
 function commands.promote(seg, offset, bits)
     call('SETRANGE', wanted, offset, bits)
-    for i = 2, #classes do
-        local hash = pending(classes[i])
-        if call('HEXISTS', hash, seg) == 1 then
-            local bitmap = hash .. ':' .. seg
-            call('BITOP', 'AND', common, wanted, bitmap)
-            call('BITOP', 'XOR', bitmap, bitmap, common)
-            call('BITOP', 'OR', gained, gained, common)
-            add(hash, seg, -call('BITCOUNT', common))
-        end
-    end
     for _, member in ipairs(call('ZRANGE', delayed, 0, -1)) do
         local id_seg, bit = place(string.match(member, '^%d+'))
         if id_seg == seg and call('GETBIT', wanted, bit) == 1 then
@@ -228,12 +249,7 @@ function commands.promote(seg, offset, bits)
             call('SETBIT', gained, bit, 1)
         end
     end
-    take_unknown(seg)
-    call('BITOP', 'OR', gained, gained, wanted)
-    unite(pending(classes[1]), seg, gained)
-    local number = call('BITCOUNT', gained)
-    call('DEL', wanted, common, gained)
-    return number
+    return queue_wanted(classes[1], seg)
 end
 
 -- OWNER NONCE NUMBER LEASE_S BRANCH PREFERRED [SEG ...]: lease the lowest ids of one segment of

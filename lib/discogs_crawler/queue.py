@@ -113,21 +113,22 @@ class Queue:
         self._call("check")
 
     def push(self, reason: str, ids: Iterable[int]) -> int:
-        """Queue those of `ids` that are not in the queue in whatever place; how many that were.
+        """Queue those of `ids` that are not in the queue, or wait in a lower class; how many.
 
-        Any order; repeated ids count once. BadData for one beyond 1..MAX_ID, which may leave
-        earlier ones queued.
+        Those that are leased, delayed or reported, or wait in a higher class, stay as they are. Any
+        order; repeated ids count once. BadData for one beyond 1..MAX_ID, which may leave earlier
+        ones queued.
         """
         if reason not in CLASSES:
             raise BadData(f"no such class: {reason!r}")
         return sum(int(self._call("push", reason, *block)) for block in _blocks(ids))
 
-    def unknown(self, ids: Iterable[int]) -> int:
-        """How many of `ids` a push would queue: those that are nowhere in the queue yet."""
-        return sum(int(self._call("unknown", *block)) for block in _blocks(ids))
+    def count(self, reason: str, ids: Iterable[int]) -> int:
+        """How many of `ids` a push would queue."""
+        return sum(int(self._call("count", reason, *block)) for block in _blocks(ids))
 
     def promote(self, ids: Iterable[int]) -> int:
-        """Queue `ids` in the highest class, also those that wait in another one or are delayed.
+        """Queue `ids` in the highest class, also those that are delayed.
 
         How many are there because of this call: not those that were, are leased or reported.
         """
