@@ -17,9 +17,9 @@ Examples:
     discogs_xml_split.py -d discogs_20261101_releases.xml.gz --check
     curl -s URL | discogs_xml_split.py -d - -r - | wc -l
 
-Exit codes: 0 done, 64 the files cannot be opened, 65 the dump is damaged (nothing is written),
-69 the disk is full, 75 a dump of the same kind is being split, 78 a setting or a permission is
-wrong.
+Exit codes: 0 done, 1 interrupted, 64 the files cannot be opened, 65 the dump is damaged (nothing
+is written), 69 the disk is full, 75 a dump of the same kind is being split, 78 a setting or a
+permission is wrong.
 """
 
 import argparse

@@ -14,9 +14,9 @@ Examples:
     dump=$(download_dump.py) && discogs_xml_split.py -d "$dump" -r "$dump.hashes" &&
         seed_queue.py -n "$dump.hashes"           the monthly job, which may run every day
 
-Exit codes: 0 done, or nothing new; 64 usage, or no dump has that date; 65 the file does not match
-its checksum; 69 the site does not answer or the disk is full; 75 already running, not published
-yet, or the site wants to be left alone until later; 78 configuration.
+Exit codes: 0 done, or nothing new; 1 interrupted; 64 usage, or no dump has that date; 65 the file
+does not match its checksum; 69 the site does not answer or the disk is full; 75 already running,
+not published yet, or the site wants to be left alone until later; 78 configuration.
 """
 
 import argparse

@@ -17,8 +17,8 @@ Examples:
 What a check finds goes to stdout, one line each, the first ten of a sort (-v: all).
 A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
 
-Exit codes: 0 done, 65 a check found damage, 69 Redis, the remote or the disk failed, 75 it runs
-already, 78 a setting or a permission is wrong or there is no store yet.
+Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, the remote or the
+disk failed, 75 it runs already, 78 a setting or a permission is wrong or there is no store yet.
 """
 
 import argparse

@@ -16,7 +16,8 @@ Examples:
   stats.py --html /var/www/crawler.html \\
       --prometheus /var/lib/prometheus/node-exporter/discogs.prom
 
-Exit codes: 0 done, 78 there is no ledger yet or it is of another version.
+Exit codes: 0 done, 1 interrupted, 64 usage, 65 the ledger is damaged, 69 it cannot be read now,
+78 there is no ledger yet or it is of another version.
 """
 
 import argparse

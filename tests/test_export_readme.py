@@ -1,7 +1,6 @@
 """The consumers that the README shows work as they stand there."""
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,17 +10,15 @@ from shutil import which
 import pytest
 import sqlite_utils
 
+from tests import readme
 from tests.conftest import ROOT
 from tests.plain_git import SingleStore
-
-README = (ROOT / "README.md").read_text()
 
 
 def block(marker: str) -> str:
     """The fenced block below the comment `<!-- marker -->` in the README."""
-    match = re.search(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", README, re.S | re.M)
-    assert match is not None, f"README has no block marked {marker}"
-    return match[1]
+    [found] = [block.text for block in readme.blocks() if block.marker == marker]
+    return found
 
 
 def release(number: int, **fields: object) -> bytes:
@@ -95,10 +92,10 @@ def test_a_mail_about_the_new_releases_of_a_label(
     )
     consume("mail_label.py")
     text = mail.read_text()
-    assert "Title 4" not in text, "only our copy of it is new"
     assert text.startswith("-t\nTo: me@example.org\nSubject: 1 new on label 23\n")
     assert "PE 65: Carl Craig - Title 2\n    https://www.discogs.com/release/2\n" in text
     assert "Title 3" not in text
+    assert "Title 4" not in text, "only our copy of it is new"
 
 
 @pytest.mark.skipif(which("jq") is None, reason="there is no jq here")

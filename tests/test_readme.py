@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from discogs_crawler import errors, ledger
+from discogs_crawler import errors
 from discogs_crawler.config import SETTINGS
 from tests.conftest import ROOT
+from tests.readme import README, section
 
-README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "bin").glob("*.py"))
 COMMON = {
     "--help",
@@ -23,15 +23,6 @@ COMMON = {
     "--state-dir",
     "--log-format",
 }
-
-
-def section(title: str) -> str:
-    """The text below the heading that has `title` in it, up to the next of its level or higher."""
-    match = re.search(rf"^(#+) [^\n]*{re.escape(title)}[^\n]*\n", README, re.MULTILINE)
-    assert match is not None, f"README has no section {title}"
-    rest = README[match.end() :]
-    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
 
 
 @functools.cache
@@ -58,9 +49,21 @@ def flags_in(text: str) -> set[str]:
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", section("Settings"), re.MULTILINE)
-    shown = {name: default.strip().strip("`") for name, default in rows}
-    assert shown == {setting.name: setting.default for setting in SETTINGS}
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*) \| (.*) \|$", section("Settings"), re.MULTILINE)
+    shown = {(name, default.strip("` "), text) for name, default, text in rows}
+    assert shown == {
+        (each.name, each.default, each.help + (" (secret)" if each.secret else ""))
+        for each in SETTINGS
+    }
+
+
+def test_the_sample_of_settings_is_that_of_the_code() -> None:
+    sample = (ROOT / ".env.example").read_text()
+    rows = re.findall(r"^# (.+)\n#([A-Z_]+)=(.*)$", sample, re.MULTILINE)
+    assert {(name, default, doc) for doc, name, default in rows} == {
+        (setting.name, setting.default, setting.help) for setting in SETTINGS
+    }
+    assert len(re.findall(r"^[^#\n]", sample, re.MULTILINE)) == 0, "all of it is commented out"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -92,18 +95,6 @@ def test_every_file_named_in_the_readme_is_there() -> None:
     named = set(re.findall(r"`((?:bin|lib|tests)/[\w./-]+)`", README))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
-def test_the_table_of_views_is_that_of_the_ledger(tmp_path: Path) -> None:
-    with ledger.open(tmp_path / "crawler.db") as book:
-        views = set(book.db.view_names())
-        queries = re.findall(r"^\| [^|]* \| `(SELECT [^`]*)`", README, re.MULTILINE)
-        for query in queries:
-            book.db.execute(query)
-    named = set(re.findall(r"FROM (\w+)", " ".join(queries))) | set(
-        re.findall(r"`(stale_\w+)`", README)
-    )
-    assert named == views
 
 
 def test_every_exit_code_of_the_code_is_in_the_table() -> None:
