@@ -120,7 +120,7 @@ def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branc
 
 def _row(store: AnyStore, ledger: Ledger | None, kind: str) -> str:
     dump = None
-    if ledger is None:
+    if ledger is None or not ledger.knows_something():
         number = sum(1 for _ in store.ids(kind))
     else:
         dump = ledger.last_accepted(kind)
