@@ -34,6 +34,7 @@ class Places(NamedTuple):
     """ids in the stream, in its order"""
     known: set[int]
     attempts: dict[int, int]
+    lapses: dict[int, int]
     branches: dict[int, str]
     frozen: set[int]
 
@@ -58,6 +59,7 @@ def places(client: redis.Redis, base: str) -> Places:
         pipeline.zrange(f"{base}:delayed", 0, -1)
         pipeline.xrange(f"{base}:results")
         pipeline.hgetall(f"{base}:attempts")
+        pipeline.hgetall(f"{base}:lapses")
         pipeline.hgetall(f"{base}:branches")
         pipeline.smembers(f"{base}:frozen")
         answers = iter(pipeline.execute())
@@ -66,7 +68,7 @@ def places(client: redis.Redis, base: str) -> Places:
         counted = {f"{hash_name}:{seg.decode()}": int(n) for seg, n in next(answers).items()}
         held = {name: len(ids[name]) for name in bitmaps if name.rpartition(":")[0] == hash_name}
         assert counted == held, f"{hash_name} counts {counted}, its bitmaps hold {held}"
-    leased, leases, holders, delayed, results, attempts, branches, frozen = answers
+    leased, leases, holders, delayed, results, attempts, lapses, branches, frozen = answers
     assert {*leased} == {*leases}
     owners = {int(name): tuple(text.decode().split(" ", 2)[1:]) for name, text in leases.items()}
     held_by = Counter(f"{i // SEGMENT_SIZE} {owner}" for i, (_, owner) in owners.items())
@@ -85,6 +87,7 @@ def places(client: redis.Redis, base: str) -> Places:
         [int(fields[b"id"]) for _, fields in results],
         {i for name in bitmaps if name.startswith("known:") for i in ids[name]},
         {int(name): int(number) for name, number in attempts.items()},
+        {int(name): int(number) for name, number in lapses.items()},
         {int(segment): name.decode() for segment, name in branches.items()},
         {int(segment) for segment in frozen},
     )

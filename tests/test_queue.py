@@ -11,7 +11,7 @@ import redis
 
 from discogs_crawler import clock, redis_server
 from discogs_crawler.errors import BadData
-from discogs_crawler.queue import CLASSES, Lease, Queue, Result
+from discogs_crawler.queue import CLASSES, FATAL_LAPSES, Lease, Queue, Result
 from discogs_crawler.records import MAX_ID
 from tests.queue_audit import places
 
@@ -98,6 +98,27 @@ def test_a_lapsed_lease_is_worth_nothing(queue: Queue, monkeypatch: pytest.Monke
     assert (queue.give_back([old]), queue.delay(old, 1, count_attempt=True)) == (0, False)
     assert queue.complete(answers([old])) == set()
     assert queue.complete(answers([new])) == {1}
+
+
+def test_an_id_that_kills_every_worker_dies_alone(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbours lapse with it the first times, then come back apart from it."""
+    queue.push("new", range(1, 51))
+    killer, deaths, answered = 13, 0, set()
+    while queue.unread() < 50:
+        moments = [held.lapses for held in queue.leased()] + [d.due for d in queue.delayed()]
+        pass_time(monkeypatch, max(60, min(moments, default=0) - clock.now()))
+        if leases := queue.claim("box:1", 50):
+            if killer in ids(leases):
+                deaths += 1  # and nobody renews, answers or gives back
+            else:
+                answered |= queue.complete(answers(leases))
+    _, results = queue.results("0", 100)
+    [dead] = [result for _, result in results if result.outcome == "dead"]
+    assert (dead.id, dead.reason, deaths) == (killer, "new", FATAL_LAPSES)
+    assert dead.failure.startswith("lapsed 10 times")
+    assert len(answered) == 49
 
 
 def test_a_renewed_lease_outlives_its_time(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:

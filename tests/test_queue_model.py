@@ -1,14 +1,18 @@
 """The queue does what a few Python sets do, whatever is done to it in whatever order."""
 
 import contextlib
+import hashlib
+import itertools
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
+import pytest
 import redis
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,12 +23,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from discogs_crawler import clock, config, redis_server
+from discogs_crawler import clock, config, queue, redis_server
 from discogs_crawler.queue import CLASSES, Lease, Queue, Result
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
 from tests.queue_audit import places
 
 LEASE_S = 1_000
+
+# Fewer than in earnest: a short run should get there.
+SUSPICIOUS, FATAL = 2, 3
 
 # Both ends of bytes, of segments and of all ids.
 EDGES = (1, 2, 6, 7, 8, 9, 15, 16, 999_992, 999_999, 1_000_000, 1_000_001, 1_000_007, 1_000_008)
@@ -54,6 +61,13 @@ class _Held(NamedTuple):
     owner: str
     token: str
     lapses: int
+    order: int
+    """of those that lapse at once"""
+
+
+def _lapsing(item: tuple[int, _Held]) -> tuple[int, int, str]:
+    """What leases are ordered by: when they lapse, then as Redis does, the digits of their ids."""
+    return item[1].lapses, item[1].order, str(item[0])
 
 
 class QueueModel(RuleBasedStateMachine):
@@ -70,6 +84,7 @@ class QueueModel(RuleBasedStateMachine):
         self._empty()
         self.now = 0
         self.ever: list[Lease] = []
+        self.order = itertools.count()
         self.cursor = ("", "0")
         self.queues = {worker: self._queue() for worker in WORKERS}
         self.last: dict[Worker, int | None] = dict.fromkeys(WORKERS)
@@ -84,6 +99,7 @@ class QueueModel(RuleBasedStateMachine):
         self.delayed: dict[int, tuple[str, int]] = {}
         self.reported: list[int] = []
         self.attempts: dict[int, int] = {}
+        self.lapses: Counter[int] = Counter()
         self.branches: dict[int, str] = {}
         self.frozen: set[int] = set()
 
@@ -133,23 +149,38 @@ class QueueModel(RuleBasedStateMachine):
         ]
         assert not {lease.token for lease in leases} & {lease.token for lease in self.ever}
         self.ever += leases
+        order = next(self.order)
         for lease in leases:
             self.pending[lease.reason].remove(lease.id)
-            held = _Held(lease.reason, worker.owner, lease.token, self.now + LEASE_S)
+            lapses = self.now + LEASE_S
+            held = _Held(lease.reason, worker.owner, lease.token, lapses, order)
             self.leased[lease.id] = held
             self.last[worker] = lease.id // SEGMENT_SIZE
             if worker.branch:
                 self.branches[lease.id // SEGMENT_SIZE] = worker.branch
 
     def _sweep(self) -> None:
-        for record_id, held in list(self.leased.items()):
+        for record_id, held in sorted(self.leased.items(), key=_lapsing):
             if held.lapses <= self.now:
-                self.pending[held.reason].add(record_id)
                 del self.leased[record_id]
+                self._lapse(record_id, held.reason)
         for record_id, (reason, due) in list(self.delayed.items()):
             if due <= self.now:
                 self.pending[reason].add(record_id)
                 del self.delayed[record_id]
+
+    def _lapse(self, record_id: int, reason: str) -> None:
+        self.lapses[record_id] += 1
+        number = self.lapses[record_id]
+        if number < SUSPICIOUS:
+            self.pending[reason].add(record_id)
+        elif number < FATAL:
+            digest = hashlib.sha1(f"{record_id} {number}".encode()).hexdigest()
+            self.delayed[record_id] = (reason, self.now + int(digest[:6], 16) % (6 * LEASE_S))
+        else:
+            del self.lapses[record_id]
+            self.attempts.pop(record_id, None)
+            self.reported.append(record_id)
 
     def _next(self, worker: Worker, count: int, segments: set[int] | None) -> list[tuple[int, str]]:
         others = [i // SEGMENT_SIZE for i, h in self.leased.items() if h.owner != worker.owner]
@@ -197,8 +228,9 @@ class QueueModel(RuleBasedStateMachine):
         leases = self._leases(some)
         ours = self._ours(leases)
         assert self.queue.renew(leases) == ours
+        later = {"lapses": self.now + LEASE_S, "order": next(self.order)}
         for record_id in ours:
-            self.leased[record_id] = self.leased[record_id]._replace(lapses=self.now + LEASE_S)
+            self.leased[record_id] = self.leased[record_id]._replace(**later)
 
     @precondition(lambda self: self.ever)
     @rule(some=SOME)
@@ -220,6 +252,7 @@ class QueueModel(RuleBasedStateMachine):
             if self._ours([lease]):
                 del self.leased[lease.id]
                 self.attempts.pop(lease.id, None)
+                self.lapses.pop(lease.id, None)
                 self.reported.append(lease.id)
 
     @precondition(lambda self: self.ever)
@@ -230,6 +263,7 @@ class QueueModel(RuleBasedStateMachine):
             assert self.queue.delay(lease, seconds, count_attempt=count_attempt) == ours
             if ours:
                 reason = self.leased.pop(lease.id).reason
+                self.lapses.pop(lease.id, None)
                 self.delayed[lease.id] = (reason, self.now + seconds)
                 if count_attempt:
                     self.attempts[lease.id] = self.attempts.get(lease.id, 0) + 1
@@ -301,11 +335,14 @@ class QueueModel(RuleBasedStateMachine):
         assert found.delayed == {i: reason for i, (reason, _) in self.delayed.items()}
         assert found.reported == self.reported
         assert found.attempts == self.attempts
+        assert found.lapses == self.lapses
         assert found.branches == self.branches
         assert found.frozen == self.frozen
 
 
-def test_the_queue_does_what_sets_would_do(tmp_path: Path) -> None:
+def test_the_queue_does_what_sets_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "SUSPICIOUS_LAPSES", SUSPICIOUS)
+    monkeypatch.setattr(queue, "FATAL_LAPSES", FATAL)
     settings = config.load(environ={"ENV_FILE": os.devnull, "STATE_DIR": str(tmp_path)})
 
     def connect() -> redis.Redis:

@@ -15,6 +15,7 @@ of an id in a bitmap is the rest.
   :holders             hash        "SEG OWNER" -> number of ids leased
   :delayed             sorted set  "ID CLASS" -> epoch at which it is pending again
   :attempts            hash        id -> number of failed attempts, if any
+  :lapses              hash        id -> number of leases that lapsed since it was last answered
   :results             stream      answers that the ledger has not read yet; fields as in RESULT
   :branches            hash        SEG -> the branch that alone may claim there
   :frozen              set         SEG whose branch is being merged: nobody may claim there
@@ -32,12 +33,14 @@ local RESULT = {
 }
 local SEGMENT_SIZE = 1000000
 local SWEEP = 1000 -- ids moved by one call at most: a few milliseconds
+local SPREAD = 6 -- leases' time over which suspicious ids come back
 
 local call = redis.call
 local base = KEYS[1]
 local about, known, attempts = base .. ':about', base .. ':known', base .. ':attempts'
 local leased, leases, holders = base .. ':leased', base .. ':leases', base .. ':holders'
 local delayed, results = base .. ':delayed', base .. ':results'
+local lapses = base .. ':lapses'
 local branches, frozen = base .. ':branches', base .. ':frozen'
 local wanted, common, gained =
     base .. ':scratch:wanted', base .. ':scratch:common', base .. ':scratch:gained'
@@ -151,10 +154,37 @@ local function end_lease(id)
     return class
 end
 
+-- Append a result; its fields are those of RESULT, in order.
+local function report(values)
+    local entry = {}
+    for field, name in ipairs(RESULT) do
+        entry[2 * field - 1], entry[2 * field] = name, values[field]
+    end
+    call('XADD', results, '*', unpack(entry))
+end
+
+-- A lease of the id has lapsed. The first times it is pending at once. When it may be what kills
+-- its workers it comes back at a time of its own, so that no others lapse with it time and again;
+-- and when it certainly is it is dead.
+local function lapse(id, class, lease_s, suspicious, fatal)
+    local number = call('HINCRBY', lapses, id, 1)
+    if number < suspicious then
+        set_bit(pending(class), id, 1)
+    elseif number < fatal then
+        local chance = tonumber(string.sub(redis.sha1hex(id .. ' ' .. number), 1, 6), 16)
+        call('ZADD', delayed, now + chance % (SPREAD * lease_s), id .. ' ' .. class)
+    else
+        call('HDEL', lapses, id)
+        call('HDEL', attempts, id)
+        local failure = 'lapsed ' .. number .. ' times: every worker that took it was gone'
+        report({id, class, 'dead', 0, string.format('%d', now), 0, '', failure, 0})
+    end
+end
+
 -- Make lapsed leases and delays that are over pending again.
-local function sweep()
+local function sweep(lease_s, suspicious, fatal)
     for _, id in ipairs(call('ZRANGEBYSCORE', leased, '-inf', now, 'LIMIT', 0, SWEEP)) do
-        set_bit(pending(end_lease(id)), id, 1)
+        lapse(id, end_lease(id), lease_s, tonumber(suspicious), tonumber(fatal))
     end
     for _, member in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, SWEEP)) do
         local id, class = string.match(member, '^(%d+) (.*)$')
@@ -252,10 +282,10 @@ function commands.promote(seg, offset, bits)
     return queue_wanted(classes[1], seg)
 end
 
--- OWNER NONCE NUMBER LEASE_S BRANCH PREFERRED [SEG ...]: lease the lowest ids of one segment of
--- the highest class. {} or {token, class, SEG, ids, attempts}.
-function commands.claim(owner, nonce, number, lease_s, branch, preferred, ...)
-    sweep()
+-- LEASE_S SUSPICIOUS FATAL (numbers of lapses) OWNER NONCE NUMBER BRANCH PREFERRED [SEG ...]:
+-- lease the lowest ids of one segment of the highest class. {} or {token, class, SEG, ids, attempts}.
+function commands.claim(lease_s, suspicious, fatal, owner, nonce, number, branch, preferred, ...)
+    sweep(lease_s, suspicious, fatal)
     local allowed, others = {}, leased_by_others(owner)
     for _, seg in ipairs({...}) do allowed[seg] = true end
     for _, class in ipairs(classes) do
@@ -309,11 +339,8 @@ function commands.complete(...)
         if class_of(id, token) then
             end_lease(id)
             call('HDEL', attempts, id)
-            local entry = {}
-            for field, name in ipairs(RESULT) do
-                entry[2 * field - 1], entry[2 * field] = name, values[i + field]
-            end
-            call('XADD', results, '*', unpack(entry))
+            call('HDEL', lapses, id)
+            report({unpack(values, i + 1, i + #RESULT)})
             ours[#ours + 1] = id
         end
     end
@@ -325,6 +352,7 @@ function commands.delay(id, token, seconds, failed)
     local class = class_of(id, token)
     if not class then return 0 end
     end_lease(id)
+    call('HDEL', lapses, id)
     call('ZADD', delayed, now + seconds, id .. ' ' .. class)
     if failed == '1' then call('HINCRBY', attempts, id, 1) end
     return 1
@@ -346,9 +374,10 @@ function commands.forget(of_generation, up_to)
     return #read
 end
 
--- BRANCH: let nobody claim in those of its segments in which nothing is leased; all frozen ones.
-function commands.freeze(branch)
-    sweep()
+-- LEASE_S SUSPICIOUS FATAL BRANCH: let nobody claim in those of its segments in which nothing is
+-- leased; all frozen ones.
+function commands.freeze(lease_s, suspicious, fatal, branch)
+    sweep(lease_s, suspicious, fatal)
     local others, mine = leased_by_others(nil), {}
     local rows = call('HGETALL', branches)
     for i = 1, #rows, 2 do
@@ -388,6 +417,7 @@ local function foreign_key()
         [about] = 'hash', [known] = 'hash', [leased] = 'zset', [leases] = 'hash',
         [holders] = 'hash', [delayed] = 'zset', [attempts] = 'hash', [results] = 'stream',
         [branches] = 'hash', [frozen] = 'set',
+        [lapses] = 'hash',
     }
     for _, class in ipairs(classes) do expected[pending(class)] = 'hash' end
     for key, kind in pairs(expected) do
@@ -406,7 +436,7 @@ local function begin()
         for _, seg in ipairs(call('HKEYS', hash)) do call('DEL', hash .. ':' .. seg) end
         call('DEL', hash)
     end
-    call('DEL', known, leased, leases, holders, delayed, attempts, results, branches, frozen)
+    call('DEL', known, leased, leases, holders, delayed, attempts, lapses, results, branches, frozen)
     generation = ARGV[3]
     call('HSET', about, 'layout', layout, 'generation', generation)
 end

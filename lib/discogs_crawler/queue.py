@@ -37,6 +37,11 @@ LAYOUT = 1
 # Lua takes some 8,000 arguments at once; a lease is two, a result ten.
 MAX_CLAIM = 500
 
+# Leases of an id that lapse one after the other: from so many on it comes back at a time of its
+# own, and after so many it is a dead letter. What is merely unlucky is answered long before.
+SUSPICIOUS_LAPSES = 3
+FATAL_LAPSES = 10
+
 # Bitmaps of segments that a push holds before it sends them: 8 MB.
 _MAX_BLOCKS = 64
 
@@ -146,7 +151,8 @@ class Queue:
         Fewer than `count` does not mean that no more are there; none does. `owner` tells humans
         and other workers who it is (`host:process`). Prefers a segment in which nobody else has
         leases, then the one of the last claim. Lapsed leases and delays that are over are pending
-        again first. With `branch`, the segment belongs to that branch until `release_segments`.
+        again first; an id whose leases lapsed FATAL_LAPSES times is reported as dead. With
+        `branch`, the segment belongs to that branch until `release_segments`.
         """
         number = min(count, MAX_CLAIM)
         where = [] if segments is None else sorted(set(segments))
@@ -154,10 +160,10 @@ class Queue:
             return []
         answer = self._call(
             "claim",
+            *self._lapsing(),
             owner,
             secrets.token_hex(8),
             number,
-            self._lease_s,
             branch,
             self._segment,
             *where,
@@ -222,7 +228,7 @@ class Queue:
         `release_segments`. A segment in which its workers are busy stays theirs until a later
         round.
         """
-        return {int(segment) for segment in self._call("freeze", branch)}
+        return {int(segment) for segment in self._call("freeze", *self._lapsing(), branch)}
 
     def release_segments(self, branch: str, *, merged: bool = True) -> set[int]:
         """Let everybody claim again in the frozen segments of `branch`; which those are.
@@ -285,6 +291,9 @@ class Queue:
     def _read(self, command: str, key: str) -> Any:
         with explained(self._client):
             return getattr(self._client, command)(f"{self._base}:{key}")
+
+    def _lapsing(self) -> tuple[int, int, int]:
+        return self._lease_s, SUSPICIOUS_LAPSES, FATAL_LAPSES
 
     def _each(
         self, command: str, first: Sequence[object], rows: Sequence[tuple[str | int, ...]]
