@@ -1,5 +1,6 @@
 """The ledger's file: made, upgraded, refused, explained, and shared by many processes."""
 
+import hashlib
 import re
 import sqlite3
 import subprocess
@@ -75,15 +76,18 @@ def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -
     with ledger.open(tmp_path / "crawler.db") as book:
         with book.run("seed_queue", "releases") as counts:
             counts["added"] = 3
-        with pytest.raises(BadData), book.run("seed_queue", "labels"):
-            raise BadData("no")
+        for error in (BadData("no"), KeyboardInterrupt(), ValueError("a bug")):
+            with pytest.raises(type(error)), book.run("seed_queue", "labels"):
+                raise error
         rows = book.db.execute("SELECT script, kind, exit_code, counts FROM runs").fetchall()
         ended = book.db.execute("SELECT count(*) FROM runs WHERE ended >= started").fetchone()
     assert rows == [
         ("seed_queue", "releases", 0, '{"added": 3}'),
         ("seed_queue", "labels", 65, "{}"),
+        ("seed_queue", "labels", 1, "{}"),
+        ("seed_queue", "labels", 70, "{}"),
     ]
-    assert ended == (2,)
+    assert ended == (4,)
 
 
 def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None:
@@ -92,6 +96,49 @@ def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None
         for verdict in ("whole", "damaged: it ends too early", "whole"):
             record_dump(book, path, verdict=verdict)
         assert book.db.execute("SELECT verdict FROM dumps").fetchall() == [("whole",)]
+
+
+def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) -> None:
+    path = write_hashes(tmp_path / "hashes.txt", {1: "a", 2: "b"})
+    result = hashlib.sha256(path.read_bytes()).digest()
+    whole = {"result_sha256": result, "book_sha256": b"B" * 32}
+    with ledger.open(tmp_path / "crawler.db") as book:
+        assert not book.knows_something()
+        record_dump(book, path, sha256=b"1" * 32, file="first", not_before=2_000, **whole)
+        record_dump(book, path, sha256=b"2" * 32, file="older", not_before=1_000, **whole)
+        record_dump(book, path, sha256=b"3" * 32, file="cut", verdict="damaged: cut off")
+        record_dump(book, path, "labels", sha256=b"1" * 32, file="labels", not_before=3_000)
+
+        def name(found: ledger.DumpRow | None) -> str | None:
+            return found and found.file
+
+        assert name(book.dump_of_result(result)) == "cut", "the latest of all"
+        assert name(book.dump_of_result(result, "labels")) == "labels"
+        assert book.dump_of_result(b"?" * 32) is None
+        assert name(book.dump_of_file(b"2" * 32)) == "older"
+        assert book.dump_of_file(b"3" * 32) is None
+        assert book.book_of("releases", 1) == b"B" * 32
+        assert book.book_of("releases", 2) is None
+        assert book.book_of("labels", 1) is None
+
+
+def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:
+    with ledger.open(tmp_path / "crawler.db") as book:
+        with book.transaction():
+            book.save("releases", [ledger.Row(1)])
+            with pytest.raises(BadData), book.transaction():
+                book.save("releases", [ledger.Row(2)])
+                raise BadData("no")
+        with pytest.raises(BadData), book.transaction():
+            book.save("releases", [ledger.Row(3)])
+            raise BadData("no")
+        with book.rehearsal():
+            assert book.rehearsing
+            with book.transaction():
+                book.save("releases", [ledger.Row(4)])
+        assert not book.rehearsing
+        assert book.knows_something()
+        assert book.db.execute("SELECT id FROM releases").fetchall() == [(1,)]
 
 
 def test_eight_processes_may_make_a_ledger_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from discogs_crawler import asking, clock, handover, hashfile
+from discogs_crawler import asking, clock, handover, hashfile, intake
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import BadData
 from discogs_crawler.queue import Result
@@ -374,13 +374,18 @@ def test_a_dump_from_standard_input_is_that_of_its_name(world: World, tmp_path: 
     assert accepted is not None and accepted.file == "other.xml.gz"
 
 
-def test_without_the_last_file_the_ledger_itself_is_compared_with(world: World) -> None:
+@pytest.mark.parametrize("batch", [intake.BATCH, 7])
+def test_without_the_last_file_the_ledger_itself_is_compared_with(
+    world: World, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(intake, "BATCH", batch)
     for kept in world.folder.glob("*.hashes"):
         kept.write_text("1\tdamaged\n")
     world.upstream[5] = "edited"
     del world.upstream[9]
     counts = next_dump(world)
     assert (counts["changed"], counts["added"], counts["retired"]) == (1, 0, 1)
+    assert world.wanted() == {5: "changed", 9: "retired"}
 
 
 def test_a_refused_file_from_elsewhere_leaves_no_trace(world: World, tmp_path: Path) -> None:
@@ -388,6 +393,73 @@ def test_a_refused_file_from_elsewhere_leaves_no_trace(world: World, tmp_path: P
     with pytest.raises(BadData, match=r"it has 10 records instead of 100.*--force believes it"):
         world.seed(write_hashes(tmp_path / "cut.txt", dict.fromkeys(range(1, 11), "cut")))
     assert world.book.db.execute("SELECT * FROM dumps").fetchall() == before
+
+
+def test_a_dump_as_odd_as_may_be_is_believed(world: World) -> None:
+    for n in (1, 3):
+        del world.upstream[n]
+    world.upstream |= dict.fromkeys(range(5, 103, 2), "edited")
+    counts = next_dump(world)
+    assert (counts["retired"], counts["changed"]) == (2, 49), "2 % and half of what is left"
+
+
+def test_what_the_api_had_not_and_the_next_dump_still_has_is_asked_for_again(world: World) -> None:
+    """Nothing differs between the dumps, so only the ledger can tell."""
+    text = world.upstream.pop(9)
+    world.seed(ids=[9])
+    world.crawl_all()
+    world.seed()
+    with world.book.transaction() as connection:
+        connection.execute("UPDATE releases SET due = NULL, reason = NULL, since = NULL")
+    world.upstream[9] = text
+    world.pass_time(DAY_S)
+    assert row(world.book, 9).misses == 1
+    assert next_dump(world)["changed"] == 0
+    assert world.wanted() == {9: "changed"}
+
+
+def test_dumps_of_one_second_are_accepted_in_their_order(world: World) -> None:
+    began = int(clock.now())
+    for text in ("b", "c", "d"):
+        world.upstream[5] = text
+        path = write_hashes(world.folder / f"{text}.txt", world.upstream)
+        record_dump(world.book, path)
+        assert world.seed(path).counts["changed"] == 1
+    rows = world.book.db.execute("SELECT file, accepted FROM dumps ORDER BY accepted").fetchall()
+    assert [file for file, _ in rows[1:]] == ["b.xml.gz", "c.xml.gz", "d.xml.gz"]
+    assert began <= rows[1][1] < rows[2][1] < rows[3][1] <= clock.now() + 3
+
+
+def test_the_numbers_by_segment_are_those_of_the_rows(
+    tmp_path: Path, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first import counts its rows itself; triggers count all that comes later."""
+    monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S)
+    world = World(tmp_path, redis_client)
+    ends = [1, 2, 999_999, 1_000_000, 1_000_001, 1_999_999, 3_000_000, 4_000_000, 4_000_001]
+    world.upstream = {n: f"record {n}" for n in ends}
+
+    def compare() -> None:
+        told = world.book.db.execute("SELECT segment, in_dump, state, reason, records FROM counts")
+        really = world.book.db.execute(
+            "SELECT id / 1000000, dump IS NOT NULL, state, ifnull(reason, ''), count(*)"
+            " FROM releases GROUP BY 1, 2, 3, 4"
+        )
+        assert {r for r in told.fetchall() if r[4]} == {*really.fetchall()}
+
+    world.seed(ids=[2, 5_000_000])
+    compare()
+    world.seed(world.dump())
+    compare()
+    del world.upstream[1], world.upstream[4_000_000]
+    world.crawl_all()
+    world.seed()
+    compare()
+    world.pass_time(30 * DAY_S)
+    world.upstream[2_000_000] = "new"
+    world.seed(world.dump(), force=True)
+    compare()
+    world.close()
 
 
 def test_the_same_dump_again_changes_nothing(world: World) -> None:
