@@ -215,16 +215,17 @@ def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings
 
 def tell_what_is_lost(kind: str, fields: dict[str, int], book: Ledger | None) -> None:
     """One line if records lack fields that earlier rules removed and today's keep."""
-    number = "N"
+    which, number = "records", "N"
     if book is not None:
         counts = {field: reclean.count_lost(book, kind, fields[field]) for field in fields}
         fields = {field: until for field, until in fields.items() if counts[field]}
         number = str(max(counts.values()))
+        which = f"up to {number} records"
     if fields:
         log.warning(
-            "%s: earlier rules removed %s from %s records; only fetching them again brings it "
-            "back: seed_queue.py --kind %s --refresh %s --cooldown-days 0 (or --ids for some)",
-            *(kind, ", ".join(sorted(fields)), number, kind, number),
+            "%s: earlier rules removed %s from %s; only fetching them again brings it back: "
+            "seed_queue.py --kind %s --refresh %s --cooldown-days 0 (or --ids for some)",
+            *(kind, ", ".join(sorted(fields)), which, kind, number),
         )
 
 

@@ -477,21 +477,25 @@ def test_fields_that_only_fetching_brings_back_are_named(
 
     assert said(REMOVE_FIELDS="n*,images,tracklist") == "", "they only remove more"
     assert said(REMOVE_FIELDS="images") == (
-        "maintain_store.py: releases: earlier rules removed notes from N records; only fetching "
-        "them again brings it back: seed_queue.py --kind releases --refresh N --cooldown-days 0 "
+        "maintain_store.py: releases: earlier rules removed notes from records; only fetching them "
+        "again brings it back: seed_queue.py --kind releases --refresh N --cooldown-days 0 "
         "(or --ids for some)\n"
     )
     know(config.load(environ=environment), [1, 2, 3])
-    assert "removed images, notes from 3 records" in said()
+    assert "removed images, notes from up to 3 records" in said()
     assert "--refresh 3 " in said()
     monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -50)
     fetched(4, "1")
     with ledger.open(config.load(environ=environment).database) as book, book.transaction():
         book.db.execute("UPDATE releases SET crawled = unixepoch() WHERE id < 3")
-    assert "removed images, notes from 1 records" in said()
+    assert "removed images, notes from up to 1 records" in said()
     with ledger.open(config.load(environ=environment).database) as book, book.transaction():
         book.db.execute("UPDATE releases SET crawled = unixepoch()")
     assert said() == "", "everything was fetched again"
+    both.commit("releases", [Change(2, with_notes(2))], everything, {"Cleaner": "1"})
+    assert said(REMOVE_FIELDS="notes") == ""
+    assert both.read("releases", [2]) == {2: b'{\n  "id": 2\n}\n'}
+    assert "removed notes from up to 3 records" in said(), "recleaning removed them"
 
 
 # The other layout ---------------------------------------------------------------------------------

@@ -118,22 +118,23 @@ def lost(store: AnyStore, rules: dict[str, Rules]) -> dict[str, dict[str, int]]:
     """By kind the fields that `rules` keep and earlier rules removed, and up to when they did.
 
     The commits name the rules. A fetch that changed nothing made none; so the time (epoch seconds)
-    is that of the first commit by other rules, until when records may lack the field.
+    is that of the first commit of records fetched by other rules, until when they may lack the
+    field. Recleaning by other rules brought nothing back.
     """
     found: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
     for part in store.parts():
         since = dict.fromkeys(KINDS, int(clock.now()))
-        for kind, name, epoch in _fetches(part):
+        for kind, name, epoch, fetched in _cleanings(part):
             fields = clean.brought_back(name, rules[kind], kind)
             for field in fields:
                 found[kind][field] = max(since[kind], found[kind].get(field, 0))
-            if not fields:
+            if fetched and not fields:
                 since[kind] = min(since[kind], epoch)
     return {kind: fields for kind, fields in found.items() if fields}
 
 
-def _fetches(part: Store) -> Iterator[tuple[str, str, int]]:
-    """Kind, rules and time of the commits of fetched records, the newest first."""
+def _cleanings(part: Store) -> Iterator[tuple[str, str, int, bool]]:
+    """Kind, rules, time of the commits, whether records were fetched for them; the newest first."""
     tip = part.tip()
     if tip is None:
         return
@@ -143,9 +144,9 @@ def _fetches(part: Store) -> Iterator[tuple[str, str, int]]:
     layout = "%x09".join(["%ct", "%s", *trailers])
     for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):
         epoch, subject, technical, name = line.decode("utf-8", "replace").split("\t", 3)
-        kind = subject.partition(":")[0]
-        if kind in KINDS and name and not technical:
-            yield kind, name, int(epoch)
+        for kind in subject.partition(":")[0].split(", "):
+            if kind in KINDS and name:
+                yield kind, name, int(epoch), not technical
 
 
 def count_lost(ledger: Ledger, kind: str, until: int) -> int:
