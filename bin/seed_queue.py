@@ -125,6 +125,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
         report = seed_run.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
+    if flags.rebuild_ledger and not flags.dry_run:
+        log.warning(
+            "the places of consumers were in the lost ledger: export_changes.py gives them all "
+            "again, or what came after REV with --from REV"
+        )
     return tell(report, flags.dry_run)
 
 
@@ -140,7 +145,8 @@ def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
             f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
-            "or run seed_queue.py --rebuild-ledger -n HASHES"
+            "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
+            f"as {settings.database.name}.KIND.*.hashes are gone)"
         )
 
 

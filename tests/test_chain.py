@@ -243,7 +243,9 @@ def test_a_lost_ledger_is_not_replaced_in_silence(
         assert run("export_changes.py", "--list", **upstream.settings).returncode == 0
         [hashes] = tmp_path.glob("discogs_*.txt")
         rebuild = ("--rebuild-ledger", "--adopt", "-n", hashes, "--dump-date", "20261101")
-        succeed(run("seed_queue.py", *rebuild, **upstream.settings))
+        rebuilt = run("seed_queue.py", *rebuild, **upstream.settings)
+        assert rebuilt.returncode == 0
+        assert "the places of consumers were in the lost ledger" in rebuilt.stderr
         [row] = sqlite_utils.Database(state / "crawler.db").query("SELECT stored FROM progress")
         assert row["stored"] == 30
     finally:

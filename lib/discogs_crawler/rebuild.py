@@ -2,7 +2,8 @@
 
 What is lost for good is when each record was fetched, so which of them a dump has shown to be
 changed since: all that is stored is asked once more, after everything else, unless the user knows
-better. A backup of the ledger, which maintain_store.py makes every night, loses a day at most.
+better. Lost too are the places of consumers. A backup of the ledger, which maintain_store.py makes
+every night, loses a day at most.
 """
 
 import itertools
