@@ -208,7 +208,7 @@ def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings
     rules = {kind: clean.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)
-    for kind, fields in reclean.lost(opened, rules).items():
+    for kind, fields in reclean.lost(opened, rules, settings.commit_seconds).items():
         tell_what_is_lost(kind, fields, book)
     return EXIT_DONE
 

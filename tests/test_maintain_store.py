@@ -488,7 +488,8 @@ def test_fields_that_only_fetching_brings_back_are_named(
     fetched(4, "1")
     with ledger.open(config.load(environ=environment).database) as book, book.transaction():
         book.db.execute("UPDATE releases SET crawled = unixepoch() WHERE id < 3")
-    assert "removed images, notes from up to 1 records" in said()
+        book.db.execute("UPDATE releases SET crawled = unixepoch() - 70 WHERE id = 2")
+    assert "removed images, notes from up to 1 records" in said(), "2 is in the commit of 4"
     with ledger.open(config.load(environ=environment).database) as book, book.transaction():
         book.db.execute("UPDATE releases SET crawled = unixepoch()")
     assert said() == "", "everything was fetched again"

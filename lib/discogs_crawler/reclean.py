@@ -114,12 +114,12 @@ def _cleaned(path: str, data: bytes, rules: Rules) -> bytes | None:
         return None
 
 
-def lost(store: AnyStore, rules: dict[str, Rules]) -> dict[str, dict[str, int]]:
+def lost(store: AnyStore, rules: dict[str, Rules], commit_s: float) -> dict[str, dict[str, int]]:
     """By kind the fields that `rules` keep and earlier rules removed, and up to when they did.
 
     The commits name the rules. A fetch that changed nothing made none; so the time (epoch seconds)
-    is that of the first commit of records fetched by other rules, until when they may lack the
-    field. Recleaning by other rules brought nothing back.
+    is that of the first record of the first commit by other rules, which is made `commit_s` later.
+    Recleaning by other rules brought nothing back.
     """
     found: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
     for part in store.parts():
@@ -127,9 +127,9 @@ def lost(store: AnyStore, rules: dict[str, Rules]) -> dict[str, dict[str, int]]:
         for kind, name, epoch, fetched in _cleanings(part):
             fields = clean.brought_back(name, rules[kind], kind)
             for field in fields:
-                found[kind][field] = max(since[kind], found[kind].get(field, 0))
+                found[kind][field] = max(epoch, since[kind], found[kind].get(field, 0))
             if fetched and not fields:
-                since[kind] = min(since[kind], epoch)
+                since[kind] = min(since[kind], epoch - int(commit_s))
     return {kind: fields for kind, fields in found.items() if fields}
 
 
