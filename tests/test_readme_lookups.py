@@ -1,11 +1,13 @@
 """What the README says one can look at is there, and there is no more: ledger, queue, folder."""
 
+import json
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -14,8 +16,9 @@ from discogs_crawler import clock
 from discogs_crawler.limiter import Limiter
 from discogs_crawler.queue import CLASSES, Queue, Result
 from discogs_crawler.records import KINDS
+from tests.conftest import ROOT, Run
 from tests.invented_ledger import invent
-from tests.readme import section
+from tests.readme import section, shown
 
 LEDGER = section("Look into the ledger")
 COMMANDS = re.findall(r"^\| .* \| `([A-Z]+ [^`]*)` \|$", section("Look into the queue"), re.M)
@@ -27,6 +30,7 @@ def invented(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
     invent(path, 30_000, int(clock.now()))
     connection = sqlite3.connect(path)
     connection.execute("UPDATE releases SET alive = since WHERE reason = 'changed'")
+    connection.commit()
     return connection
 
 
@@ -67,6 +71,7 @@ def full(redis_client: redis.Redis) -> redis.Redis:
     for number, reason in enumerate(CLASSES):
         queue.push(reason, range(13_000_000 + 10 * number, 13_000_000 + 10 * number + 4))
     queue.push("changed", range(14_000_000, 14_000_009))
+    Queue(redis_client, "releases", prefix="discogs", lease_s=-1).claim("killed:0", 1, {14})
     delayed, completed, *_ = queue.claim("first:1", 4, {13})
     queue.delay(delayed, 300, count_attempt=True)
     queue.complete([(completed, Result(completed.id, "manual", "stored", 200, 1))])
@@ -99,6 +104,50 @@ def test_the_keys_of_redis_are_those_named(full: redis.Redis) -> None:
         re.sub(r":14$", ":13", re.sub(r":pending:\w+", ":pending:changed", key)) for key in found
     }
     assert described == named
+
+
+def test_the_keys_of_redis_are_those_that_its_scripts_explain() -> None:
+    lib = ROOT / "lib" / "discogs_crawler"
+    headers = [(lib / name).read_text().partition("]]")[0] for name in ("queue.lua", "limiter.lua")]
+    explained = re.findall(r"^  :(\w+)", "".join(headers), re.MULTILINE)
+    named = {command.split()[1].split(":")[2] for command in COMMANDS}
+    assert named - {"shared"} | {"permits", "foreign", "state"} == set(explained) - {"scratch"}
+
+
+def test_what_stats_prints_is_shown_line_by_line(
+    full: redis.Redis, invented: sqlite3.Connection, environment: dict[str, str], run: Run
+) -> None:
+    """The same words in the same lines; the figures are those of a larger ledger."""
+    state = Path(environment["STATE_DIR"])
+    state.mkdir()
+    with sqlite3.connect(state / "crawler.db") as target:
+        invented.backup(target)
+    done = run("stats.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    [printed] = [pair.output for pair in shown() if pair.command == "bin/stats.py"]
+    found = {words(line) for line in done.stdout.splitlines()}
+    assert [line for line in printed.splitlines() if words(line) not in found] == [], done.stdout
+    check_fields(json.loads(run("stats.py", "--json").stdout))
+
+
+def words(line: str) -> str:
+    """A line without its figures, and without what depends on them."""
+    line = re.sub(r"crawler1.*|first:1.*", "", line)
+    line = re.sub(r"(?<=\d )(days|h|s|min|MB|GB|kB)\b", "", line)
+    return " ".join(re.findall(r"[A-Za-z_]+", line))
+
+
+def check_fields(document: dict[str, Any]) -> None:
+    """The table of fields has those of the JSON and no others."""
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", section("stats.py"), re.MULTILINE)
+    fields = {name: meaning for names, meaning in rows for name in names.split("`, `")}
+    assert [name.removesuffix("[]") for name in fields] == list(document)
+    for name, part in (
+        ("quota", document["quota"]),
+        ("kinds[]", document["kinds"][0]),
+        ("consumers[]", document["consumers"][0]),
+    ):
+        assert fields[name].strip("`").split() == list(part)
 
 
 def test_kinds_and_classes_of_the_readme_are_those_of_the_code() -> None:

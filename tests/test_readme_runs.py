@@ -1,6 +1,8 @@
 """Who types what the README says gets what the README shows; see tests/readme.py."""
 
+import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -206,6 +208,15 @@ class Months:
         self.make_dump()
         differences = [self.show(pair) for pair in readme.shown()[1:]]
         assert not any(differences), "\n".join(differences)
+        self.compare_folder()
+
+    def compare_folder(self) -> None:
+        rows = re.findall(r"^\| (`.*`) \| ", readme.section("Look into the folder"), re.MULTILINE)
+        named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+        found = {path.name for path in (self.checkout / "var").iterdir()}
+        assert [n for n in found if not any(fnmatch.fnmatch(n, each) for each in named)] == []
+        missing = {each for each in named if not fnmatch.filter(found, each)}
+        assert missing <= {"crawler.db-wal", "crawler.db-shm", "mirrors", "reclean.json"}
 
     def show(self, pair: readme.Shown) -> str:
         """What is wrong with what the README shows of a command."""
