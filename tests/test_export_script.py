@@ -161,8 +161,8 @@ def test_a_command_that_has_not_read_everything_has_not_got_it(
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert said in done.stderr
     assert place(environment) is None
-    if not line.startswith("exec"):
-        assert export("--format", "jsonl", "--exec", f"{line}; cat > /dev/null").returncode == 0
+    if line == "true":
+        assert export("--format", "jsonl", "--exec", "true; cat > /dev/null").returncode == 0
         assert place(environment) == store.tip()
 
 

@@ -457,46 +457,65 @@ def test_recleaning_goes_on_where_it_was_interrupted(
 
 
 @pytest.mark.parametrize("layout", ["single", "submodules"])
-def test_fields_that_only_fetching_brings_back_are_named(
-    run: Run, environment: dict[str, str], layout: str, monkeypatch: pytest.MonkeyPatch
+def test_fields_that_only_fetching_brings_back_are_known(
+    environment: dict[str, str], layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment["STORE_LAYOUT"] = layout
-    both = store.open_store(config.load(environ=environment))
+    settings = config.load(environ=environment)
+    both = store.open_store(settings)
 
-    def fetched(number: int, rules: str) -> None:
-        both.commit("releases", [Change(number, record(number))], everything, {"Cleaner": rules})
+    def fetched(number: int, rules: str, ago_s: int) -> None:
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -ago_s)
+        both.commit(
+            "releases", [Change(number, with_notes(number))], everything, {"Cleaner": rules}
+        )
+        both.settle()
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", 0)
 
-    monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -100)
-    fetched(1, "1 -notes -images")
-    both.settle()
+    def of_kind(**changed: str) -> dict[str, clean.Rules]:
+        loaded = config.load(environ=environment | changed)
+        return {kind: clean.rules_for(loaded, kind) for kind in KINDS}
 
-    def said(**rules: str) -> str:
-        done = run("maintain_store.py", "--reclean", **rules)
-        assert (done.returncode, done.stdout) == (0, "")
-        return done.stderr
+    def lost(**rules: str) -> dict[str, int]:
+        """How many records lack which field."""
+        with ledger.open(settings.database) as book:
+            fields = reclean.lost(both, of_kind(**rules), 60).get("releases", {})
+            return {name: reclean.count_lost(book, "releases", fields[name]) for name in fields}
 
-    assert said(REMOVE_FIELDS="n*,images,tracklist") == "", "they only remove more"
-    assert said(REMOVE_FIELDS="images") == (
+    def fetch_was(ago_s: int, ids: str) -> None:
+        with ledger.open(settings.database) as book, book.transaction():
+            sql = f"UPDATE releases SET crawled = unixepoch() - {ago_s} WHERE id IN ({ids})"
+            book.db.execute(sql)
+
+    know(settings, [1, 2, 3])
+    fetched(1, "1 -notes -images", ago_s=100)
+    assert lost(REMOVE_FIELDS="n*,images,tracklist") == {}, "they only remove more"
+    assert lost(REMOVE_FIELDS="images") == {"notes": 3}
+    assert lost() == {"images": 3, "notes": 3}
+    fetched(4, "1", ago_s=50)
+    fetch_was(0, "1")
+    fetch_was(70, "2")
+    assert lost() == {"images": 1, "notes": 1}, "2 is in the commit of 4"
+    fetch_was(0, "3")
+    assert lost() == {"images": 0, "notes": 0}, "everything was fetched again"
+    place = settings.state_dir / "reclean.json"
+    assert reclean.reclean(both, of_kind(REMOVE_FIELDS="notes"), place) == 2
+    assert lost() == {"images": 0, "notes": 3}, "recleaning removed them"
+
+
+def test_recleaning_says_what_it_cannot_bring_back(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(1, record(1))], everything, {"Cleaner": "1 -notes"})
+    done = run("maintain_store.py", "--reclean")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
         "maintain_store.py: releases: earlier rules removed notes from records; only fetching them "
         "again brings it back: seed_queue.py --kind releases --refresh N --cooldown-days 0 "
         "(or --ids for some)\n"
     )
-    know(config.load(environ=environment), [1, 2, 3])
-    assert "removed images, notes from up to 3 records" in said()
-    assert "--refresh 3 " in said()
-    monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -50)
-    fetched(4, "1")
-    with ledger.open(config.load(environ=environment).database) as book, book.transaction():
-        book.db.execute("UPDATE releases SET crawled = unixepoch() WHERE id < 3")
-        book.db.execute("UPDATE releases SET crawled = unixepoch() - 70 WHERE id = 2")
-    assert "removed images, notes from up to 1 records" in said(), "2 is in the commit of 4"
-    with ledger.open(config.load(environ=environment).database) as book, book.transaction():
-        book.db.execute("UPDATE releases SET crawled = unixepoch()")
-    assert said() == "", "everything was fetched again"
-    both.commit("releases", [Change(2, with_notes(2))], everything, {"Cleaner": "1"})
-    assert said(REMOVE_FIELDS="notes") == ""
-    assert both.read("releases", [2]) == {2: b'{\n  "id": 2\n}\n'}
-    assert "removed notes from up to 3 records" in said(), "recleaning removed them"
+    know(settings, [1, 2])
+    assert "from up to 2 records; " in (said := run("maintain_store.py", "--reclean").stderr)
+    assert "--refresh 2 " in said
 
 
 # The other layout ---------------------------------------------------------------------------------
