@@ -187,7 +187,7 @@ def contents(changes: dict[Record, str | None]) -> dict[Record, bytes | None]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(steps=STEPS, limit=st.none() | st.integers(1, 3))
 def test_exports_over_any_split_of_any_history_give_the_tip(
     layout: str,

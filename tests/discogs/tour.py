@@ -25,6 +25,7 @@ CONSUMER = "demo"
 
 # Enough that a month's changes stay below the guards against broken dumps, done in seconds.
 RELEASES = 250
+QUOTA, WINDOW_S = 300, 4
 LINES_SHOWN = 12
 
 
@@ -122,10 +123,10 @@ def tour_of_the_live_api() -> Guide:
 def tour_of_the_stand_in() -> Guide:
     """A world in which records really change and vanish."""
     world = invented(RELEASES)
-    with Api(world, Quota(window_s=1)) as api:
-        guide = Guide(DISCOGS_API=api.url, RATE_WINDOW_S="1", DISCOGS_TOKEN="any")
+    with Api(world, Quota(QUOTA, window_s=WINDOW_S)) as api:
+        guide = Guide(DISCOGS_API=api.url, RATE_WINDOW_S=str(WINDOW_S), DISCOGS_TOKEN="any")
         print("The live API cannot be reached from here, so the stand-in in tests/discogs answers,")
-        print("with a minute of one second.")
+        print(f"as often as {QUOTA} times in {WINDOW_S} seconds.")
         print("\n1. The first dump: everything is new.")
         guide.month(world)
         changes = world.let_a_month_go_by()["releases"]
