@@ -103,7 +103,7 @@ class _Crawl:
         self._rules = clean.rules_for(settings, task.kind)
         client = Client(settings, settings.worker_threads + 1)
         redis = redis_server.connect(settings)
-        self._store = open_store(settings, branch=task.branch or None)
+        self._store = open_store(settings, branch=task.branch or None, stop=stop)
         self._ledger = _ledger_of_this_machine(settings)
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._queue = Queue(
@@ -159,6 +159,10 @@ class _Crawl:
         finally:
             try:
                 self._commit()
+            except CrawlerError:
+                if len(self._batch):
+                    log.warning("%d fetched ids are not stored and go back", len(self._batch))
+                raise
             finally:
                 given = self._leases.give_back_all()
                 log.info("%d ids went back into the queue", given)
@@ -313,7 +317,8 @@ class _Crawl:
                 # are told to stop there is one more attempt.
                 if error.exit_code != EXIT_UNAVAILABLE or self._last_try:
                     raise
-                log.warning("%s; trying again for an hour", error)
+                how_long = "once more" if self._stop else "for an hour"
+                log.warning("%s; trying again %s", error, how_long)
                 self._last_try = self._stop.wait(pause) or time.monotonic() > given_up_at
                 pause = min(2 * pause, LONGEST_RETRY_S)
 

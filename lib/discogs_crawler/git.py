@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -32,6 +33,12 @@ log = logging.getLogger(__name__)
 
 # `core.fsync` came with 2.36, `merge-tree --write-tree` with 2.38.
 OLDEST_GIT = (2, 38)
+
+# How often it is looked whether a remote is still to be waited for.
+LOOK_S = 0.2
+
+# How long a process may take to end when asked to.
+KINDLY_S = 1
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
@@ -160,24 +167,49 @@ class Repository:
         *arguments: str,
         stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
-        network: bool = False,
-        timeout_s: float | None = None,
         pass_fds: Sequence[int] = (),
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run `git ARGUMENTS` to its end, whatever that is. Unavailable after `timeout_s`."""
-        try:
-            return subprocess.run(
-                self._command(arguments),
-                input=stdin,
-                capture_output=True,
-                env=environment(network=network) | dict(extra or {}),
-                timeout=timeout_s,
-                pass_fds=pass_fds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            what = f"{self.path}: git {arguments[0]} did not end in {timeout_s:.0f} s"
-            raise Unavailable(what) from None
+        """Run `git ARGUMENTS` to its end, whatever that is."""
+        return subprocess.run(
+            self._command(arguments),
+            input=stdin,
+            capture_output=True,
+            env=environment() | dict(extra or {}),
+            pass_fds=pass_fds,
+            check=False,
+        )
+
+    def talk(
+        self, *arguments: str, extra: Mapping[str, str], is_given_up: Callable[[], bool]
+    ) -> "subprocess.CompletedProcess[bytes] | None":
+        """Run a `git` that talks to a remote; None if it was ended because `is_given_up`.
+
+        It is the first of a session, away from the terminal: Ctrl-C is for us to judge, and its
+        helpers (ssh, curl) end with it.
+        """
+        if is_given_up():
+            return None
+        with subprocess.Popen(
+            self._command(arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(network=True) | dict(extra),
+            start_new_session=True,
+        ) as running:
+            try:
+                while True:
+                    try:
+                        stdout, stderr = running.communicate(timeout=LOOK_S)
+                    except subprocess.TimeoutExpired:
+                        if is_given_up():
+                            return None
+                    else:
+                        status = running.returncode
+                        return subprocess.CompletedProcess(arguments, status, stdout, stderr)
+            finally:
+                if running.poll() is None:
+                    _end_session(running)
 
     @contextlib.contextmanager
     def process(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
@@ -228,6 +260,15 @@ class Repository:
             yield
         except (GitError, OSError) as error:
             raise self.failure("config", 128, _text(error).encode()) from error
+
+
+def _end_session(leader: "subprocess.Popen[bytes]") -> None:
+    """End a process and its helpers; Git removes its locks if it is asked kindly."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            leader.wait(KINDLY_S)
 
 
 def _text(error: BaseException) -> str:

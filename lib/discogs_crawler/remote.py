@@ -8,12 +8,14 @@ a consumer has seen is ever orphaned. Name and password of the URL travel in the
 
 import logging
 import os
+import time
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.git import Repository
 from discogs_crawler.importing import Refused
+from discogs_crawler.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,13 @@ TRACKING = "refs/remotes/origin/"
 # A clone that has begun without records stays one that may lack some, for Git; this is all of them.
 _NO_RECORDS = "--filter=blob:none"
 _ALL_RECORDS = "blob:limit=1g"
+
+# A connection that died without a word (a router began anew) is noticed sooner than in FETCH_S.
+# While a server of Git thinks, it sends 5 bytes every 5 seconds.
+_SILENCE = (("http.lowSpeedLimit", "1"), ("http.lowSpeedTime", "900"))
+_SSH = (
+    "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4"
+)
 
 _HELPER = (
     '!f() { test "$1" = get && '
@@ -76,9 +85,12 @@ def parse_address(text: str) -> Address:
 class Remote:
     """A repository's remote `origin`."""
 
-    def __init__(self, repository: Repository, address: str, main: str, *, whole: bool) -> None:
+    def __init__(
+        self, repository: Repository, address: str, main: str, *, whole: bool, stop: Stop
+    ) -> None:
         """`main` is the branch that HEAD names: it shows people what the remote has."""
         self._repository = repository
+        self._stop = stop
         self._address = parse_address(address)
         self._main = main
         self._whole = whole
@@ -134,13 +146,16 @@ class Remote:
         self._show_main()
 
     def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> bytes:
-        done = self._repository.call(
-            *command,
-            *arguments,
-            extra=self._environment(),
-            network=True,
-            timeout_s=timeout_s,
-        )
+        deadline = time.monotonic() + timeout_s
+
+        def is_given_up() -> bool:
+            return self._stop.is_overdue() or time.monotonic() >= deadline
+
+        extra = self._environment()
+        done = self._repository.talk(*command, *arguments, extra=extra, is_given_up=is_given_up)
+        if done is None:
+            what = f"no answer to git {command[0]}"
+            raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {what}")
         said = (done.stdout + done.stderr).decode("utf-8", "replace")
         # A shallow fetch from a remote that is empty ends with 1 and says nothing.
         if done.returncode == 0 or not said.strip():
@@ -152,19 +167,16 @@ class Remote:
         raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {_gist(said)}")
 
     def _environment(self) -> dict[str, str]:
-        ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
-        extra = {"GIT_SSH_COMMAND": ssh}
-        if not self._address.user:
-            return extra
-        return extra | {
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "credential.helper",
-            "GIT_CONFIG_VALUE_0": "",
-            "GIT_CONFIG_KEY_1": "credential.helper",
-            "GIT_CONFIG_VALUE_1": _HELPER,
-            "STORE_REMOTE_USER": self._address.user,
-            "STORE_REMOTE_PASSWORD": self._address.password,
-        }
+        configuration = list(_SILENCE)
+        extra = {"GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", _SSH)}
+        if self._address.user:
+            configuration += [("credential.helper", ""), ("credential.helper", _HELPER)]
+            extra["STORE_REMOTE_USER"] = self._address.user
+            extra["STORE_REMOTE_PASSWORD"] = self._address.password
+        extra["GIT_CONFIG_COUNT"] = str(len(configuration))
+        for number, (name, value) in enumerate(configuration):
+            extra |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+        return extra
 
 
 def _gist(said: str) -> str:
@@ -173,4 +185,7 @@ def _gist(said: str) -> str:
     complaints = [
         line for line in lines if line.startswith(("fatal:", "error:", "!", "remote: error"))
     ]
-    return (complaints or lines or ["git said nothing"])[0].replace("\t", " ")
+    said_first = (complaints or lines or ["git said nothing"])[0]
+    if said_first.endswith(":"):  # what follows is the reason
+        said_first = " ".join(lines[lines.index(said_first) :][:2])
+    return said_first.replace("\t", " ")

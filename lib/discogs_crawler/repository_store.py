@@ -20,6 +20,7 @@ from discogs_crawler.git import Author, Repository
 from discogs_crawler.importing import Entry, Locked, Refused
 from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.remote import TRACKING, Remote
+from discogs_crawler.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +92,14 @@ class Store:
         *,
         remote: Remote | None = None,
         prefix: str = "",
+        stop: Stop | None = None,
     ) -> None:
         self.repository = repository
         self.prefix = prefix
         self.author = author
         self.patience_s: float = PATIENCE_S
         self._remote = remote
+        self._stop = Stop() if stop is None else stop
         self._branch = f"refs/heads/{branch}"
         self._heads = TRACKING if remote else "refs/heads/"
         self._tips = (self._heads + branch, self._heads + main)
@@ -163,8 +166,12 @@ class Store:
         return self.retried(attempt)
 
     def retried(self, attempt: Callable[[], _T]) -> _T:
-        """What `attempt` returns, again as long as it is Refused or the remote is down."""
+        """What `attempt` returns, again as long as it is Refused or the remote is down.
+
+        A remote that is down is not waited for when it is time to end.
+        """
         deadline = time.monotonic() + self.patience_s
+        sleep: Callable[[float], object]
         for number in itertools.count():
             try:
                 return attempt()
@@ -175,15 +182,15 @@ class Store:
                 error = Unavailable(
                     f"{self.repository.path}: others always commit first: {refused}"
                 )
-                wait_s = min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
+                sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
             except Unavailable as down:
-                if self._remote is None:
+                if self._remote is None or self._stop:
                     raise
                 log.warning("%s; trying again", down)
-                error, wait_s = down, min(DOWN_S, 2 ** min(number, 10))
+                error, sleep, wait_s = down, self._stop.wait, min(DOWN_S, 2 ** min(number, 10))
             if time.monotonic() + wait_s > deadline:
                 raise error
-            time.sleep(random.uniform(0.5, 1) * wait_s)
+            sleep(random.uniform(0.5, 1) * wait_s)
         raise AssertionError("unreachable")
 
     def _commit_on(

@@ -8,6 +8,9 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
+# How long, when it is time to end, we still wait for a remote: a batch takes a second or two.
+GRACE_S = 5
+
 
 class Stop:
     """Asked for by SIGTERM, Ctrl-C or a closed terminal, or because the time is up.
@@ -18,6 +21,7 @@ class Stop:
     def __init__(self, max_seconds: float | None = None) -> None:
         self._asked = threading.Event()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._grace_until: float | None = None
 
     def __bool__(self) -> bool:
         return self._asked.is_set() or self._left(1) <= 0
@@ -26,6 +30,18 @@ class Stop:
         """Sleep; True, at once, when it is time to end."""
         self._asked.wait(max(0, self._left(seconds)))
         return bool(self)
+
+    def is_overdue(self) -> bool:
+        """Whether even what is under way is to be given up now.
+
+        For those who wait for somebody else to ask, again and again: it is from GRACE_S after
+        the first who asked when it was time to end.
+        """
+        if not self:
+            return False
+        if self._grace_until is None:
+            self._grace_until = time.monotonic() + GRACE_S
+        return time.monotonic() >= self._grace_until
 
     def listen(self) -> None:
         """Take over the signals; one that our starter ignores (nohup) stays ignored."""

@@ -8,6 +8,7 @@ from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.git import Author, Repository
 from discogs_crawler.remote import Remote
 from discogs_crawler.repository_store import CRAWL, Change, Committed, Store
+from discogs_crawler.stop import Stop
 from discogs_crawler.submodules import SubmoduleStore
 
 __all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_store"]
@@ -20,8 +21,16 @@ def repository_path(settings: Settings) -> Path:
     return settings.store / "discogs.git"
 
 
-def open_store(settings: Settings, *, create: bool = True, branch: str | None = None) -> AnyStore:
+def open_store(
+    settings: Settings,
+    *,
+    create: bool = True,
+    branch: str | None = None,
+    stop: Stop | None = None,
+) -> AnyStore:
     """The store of these settings; with `branch` commits go to `crawl/BRANCH`.
+
+    A remote that does not answer is waited for until `stop`, and a little longer.
 
     ConfigurationError if it is of the other layout, or not there and `create` is False.
     """
@@ -38,13 +47,13 @@ def open_store(settings: Settings, *, create: bool = True, branch: str | None = 
     name = CRAWL + branch if branch else settings.store_branch
     if settings.store_layout == "submodules":
         return SubmoduleStore(repository, name, settings.store_branch, author)
-    remote = None
+    remote, stop = None, Stop() if stop is None else stop
     if settings.store_remote:
         # Whoever has the ledger exports and checks, which takes history; others only commit.
         whole = settings.database.exists()
         address = settings.store_remote.reveal()
-        remote = Remote(repository, address, settings.store_branch, whole=whole)
-    return Store(repository, name, settings.store_branch, author, remote=remote)
+        remote = Remote(repository, address, settings.store_branch, whole=whole, stop=stop)
+    return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 
 def _check_layout(repository: Repository, settings: Settings) -> None:
