@@ -97,6 +97,14 @@ def test_every_file_named_in_the_readme_is_there() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_the_units_to_enable_are_those_there_are() -> None:
+    units = ROOT / "lib" / "discogs_crawler" / "data" / "systemd"
+    named = set(re.findall(r"discogs-[a-z]+\.(?:service|timer)", README))
+    timers = {path.name for path in units.glob("*.timer")}
+    assert named == timers | {"discogs-worker.service"}
+    assert all((units / name.replace(".timer", ".service")).exists() for name in named)
+
+
 def test_every_exit_code_of_the_code_is_in_the_table() -> None:
     codes = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert set(re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)) == codes
