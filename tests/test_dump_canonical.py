@@ -78,6 +78,7 @@ def test_all_eras_give_one_hash_for_one_record(kind: str) -> None:
     [
         b"<release id='5'>&</release>",
         b"<release id='5'>\x07</release>",
+        b"<release id='5' xmlns:a='relative'><a:x>1</a:x></release>",
         b"<release id='5'>\xff</release>",
         b"<release id='5'><a></release>",
         b"<release id='5'/><release id='6'/>",

@@ -26,6 +26,9 @@ PATIENCE = 2_000
 # More workers than this wait for the scanner, and each takes 25 MB.
 MAX_WORKERS = 8
 
+# Else the C library gives the memory of each tree back to the system, and asks for it again: 5 %.
+_MALLOC = {"MALLOC_TOP_PAD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+
 # A content hash, or why the record is malformed.
 Outcome = bytes | str
 
@@ -78,7 +81,7 @@ class Hasher:
             [sys.executable, "-m", "discogs_crawler.hashing", self._kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # Ctrl-C is for us alone; they end when we do
         )
         self._processes.append(process)
