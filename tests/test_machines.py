@@ -1,142 +1,80 @@
 """Several machines: one Redis, one remote, a ledger on the first, and everything goes wrong."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import sqlite_utils
 
 from discogs_crawler import clean, config, exact_json
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, EXIT_UNAVAILABLE
+from discogs_crawler.queue import Lease, Queue
 from discogs_crawler.records import record_path
-from tests.conftest import ROOT
 from tests.discogs import dump
 from tests.discogs.api import Api
 from tests.discogs.journal import busiest
 from tests.discogs.quota import Quota
 from tests.discogs.world import invented
+from tests.machines import Cut, Host, served, wait_until
 
-RECORDS = 300
 WINDOW_S = 2.0
 LIMIT = 40
-PATIENCE_S = 90
 
-
-class Cable:
-    """What connects a machine with Redis; it can be cut and mended."""
-
-    def __init__(self, plug: Path, server: Path) -> None:
-        self._server = server
-        self._whole = True
-        self._ends: list[socket.socket] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(plug))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        self._whole = False
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def mend(self) -> None:
-        self._whole = True
-
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            if not self._whole:
-                near.close()
-                continue
-            far = socket.socket(socket.AF_UNIX)
-            far.connect(str(self._server))
-            self._ends += [near, far]
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=_carry, args=(source, target), daemon=True).start()
-
-
-def _carry(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
-class Host:
-    """A machine: its state folder, its cable, and the worker on it."""
-
-    def __init__(self, name: str, folder: Path, redis_socket: Path, **settings: str) -> None:
-        self.folder = folder / name
-        self.folder.mkdir()
-        self.cable = Cable(self.folder / "redis.sock", redis_socket)
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder),
-            "ENV_FILE": os.devnull,
-            "STATE_DIR": str(self.folder / "state"),
-            "REDIS_URL": f"unix://{self.folder}/redis.sock",
-            "RATE_WINDOW_S": str(WINDOW_S),
-            "COMMIT_EVERY": "20",
-            "COMMIT_SECONDS": "0.2",
-            "LEASE_S": "3",
-            "RETRY_DELAYS": "1s,1s,1s",
-            **settings,
-        }
-
-    def run(self, script: str, *args: object) -> None:
-        command = [sys.executable, ROOT / "bin" / script, *map(str, args)]
-        subprocess.run(command, env=self.environment, check=True, timeout=100)
-
-    def start_worker(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, str(ROOT / "bin" / "worker.py")]
-        with (self.folder / "worker.log").open("wb") as log:
-            return subprocess.Popen([*command, "-v"], env=self.environment, stderr=log)
-
-    def log(self) -> str:
-        return (self.folder / "worker.log").read_text()
+# A commit starts some ten processes of Git: one a second, for three machines, on two busy cores.
+SETTINGS = {
+    "RATE_WINDOW_S": str(WINDOW_S),
+    "COMMIT_EVERY": "50",
+    "COMMIT_SECONDS": "1",
+    "LEASE_S": "2",
+    "RETRY_DELAYS": "1s,1s,1s,1s,1s,1s",
+}
 
 
 @pytest.fixture
-def api() -> Iterator[Api]:
+def api(records: int) -> Iterator[Api]:
     quota = Quota(limit_without=LIMIT, window_s=WINDOW_S)
-    with Api(invented(RECORDS), quota, host="0.0.0.0") as api:
+    with Api(invented(records), quota) as api:
         yield api
 
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Path:
-    folder = tmp_path / "remote.git"
+    folder = tmp_path / "srv" / "remote.git"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", folder], check=True)
     return folder
 
 
-def wait_until(holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.02)
+Machine = Callable[..., Host]
 
 
-def stored(remote: Path) -> dict[str, bytes]:
-    """The records in the remote, by path."""
+@pytest.fixture
+def machine(tmp_path: Path, api: Api, remote: Path, redis_socket: Path) -> Iterator[Machine]:
+    """Make a machine: `machine("first", RATE_IDENTITY="office")`."""
+    with served(remote.parent) as port:
 
-    def git(*args: str, **options: object) -> bytes:
-        command = ["git", "--git-dir", str(remote), *args]
-        return subprocess.run(command, stdout=subprocess.PIPE, check=False, **options).stdout  # type: ignore[call-overload]
+        def make(name: str, address: str = "127.0.0.1", **settings: str) -> Host:
+            folder = tmp_path / name
+            return Host(folder, redis_socket, api.port, port, address, **SETTINGS | settings)
 
-    names = git("ls-tree", "-r", "--name-only", "main", "releases/").decode().split()
-    return {name: git("show", f"main:{name}") for name in names}
+        yield make
+
+
+@contextlib.contextmanager
+def working(*hosts: Host) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    workers = [host.start_worker() for host in hosts]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
 
 
 def count(remote: Path) -> int:
@@ -144,74 +82,210 @@ def count(remote: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False).stdout.count(b"\n")
 
 
-@pytest.mark.long
-def test_three_machines_lose_nothing_when_one_is_cut_off_and_one_dies(
-    tmp_path: Path, api: Api, remote: Path, redis_socket: Path, redis_client: object
-) -> None:
-    def machine(name: str, identity: str, address: str) -> Host:
-        return Host(
-            name,
-            tmp_path,
-            redis_socket,
-            STORE_REMOTE=str(remote),
-            RATE_IDENTITY=identity,
-            DISCOGS_API=f"http://{address}:{api.port}",
-        )
+def stored(remote: Path) -> dict[str, bytes]:
+    """The records in the remote, by path."""
+    git = ["git", "--git-dir", str(remote)]
+    listing = [*git, "ls-tree", "-r", "--format=%(objectname) %(path)", "main", "releases/"]
+    rows = subprocess.run(listing, capture_output=True, check=True).stdout.decode().splitlines()
+    found = {}
+    for oid, path in (row.split(" ", 1) for row in rows):
+        found[path] = subprocess.run([*git, "cat-file", "blob", oid], capture_output=True).stdout
+    return found
 
+
+def expected(api: Api, host: Host) -> dict[str, bytes]:
+    rules = clean.rules_for(config.load(environ=host.environment), "releases")
+    found = {}
+    for number in api.world.alive["releases"]:
+        text = json.dumps(api.world.document("releases", number, 1), ensure_ascii=False)
+        document = exact_json.loads(text.encode())
+        found[record_path("releases", number)] = clean.clean(document, rules)
+    return found
+
+
+Fault = tuple[str, Cut]
+
+EVERY_CUT: list[Fault] = list(itertools.product(("redis", "api", "remote"), ("reset", "silent")))
+
+
+@pytest.mark.parametrize(
+    ("records", "faults"),
+    [
+        (120, [("remote", "reset"), ("api", "silent")]),
+        pytest.param(1_500, 2 * EVERY_CUT, marks=pytest.mark.long),
+    ],
+)
+def test_three_machines_lose_nothing_when_all_are_cut_off_and_one_dies(
+    tmp_path: Path,
+    api: Api,
+    remote: Path,
+    machine: Machine,
+    redis_client: redis.Redis,
+    records: int,
+    faults: list[Fault],
+) -> None:
     # The first two share an address and so a quota; the third has one of its own.
-    first, second = (
-        machine("first", "office", "127.0.0.1"),
-        machine("second", "office", "127.0.0.1"),
-    )
-    third = machine("third", "cellar", "127.0.0.2")
+    first = machine("first", RATE_IDENTITY="office")
+    second = machine("second", RATE_IDENTITY="office")
+    third = machine("third", "127.0.0.2", RATE_IDENTITY="cellar")
+    hosts = [first, second, third]
     target = tmp_path / "discogs_20261101_releases.xml.gz"
     dump.write(target, api.world, "releases")
     first.run("discogs_xml_split.py", "-d", target, "-r", tmp_path / "hashes")
+    first.run("seed_queue.py", "-n", tmp_path / "hashes")
+    queue = Queue(redis_client, "releases", prefix="discogs", lease_s=2)
 
     def logs() -> str:
-        return "\n".join(f"{h.folder.name}:\n{h.log()}" for h in (first, second, third))
+        return "\n".join(host.log() for host in hosts)
 
-    def all_say(word: str) -> bool:
-        return all(word in host.log() for host in (first, second, third))
+    def is_done() -> bool:
+        return count(remote) == records
 
-    workers = [each.start_worker() for each in (first, second, third)]
-    try:
-        wait_until(lambda: all_say("Redis"), logs)
-        first.run("seed_queue.py", "-n", tmp_path / "hashes")
-        wait_until(lambda: all_say("stored"), logs)
-        third.cable.cut()
-        workers[1].send_signal(signal.SIGKILL)
-        before = count(remote)
-        wait_until(lambda: count(remote) > before, logs)
-        third.cable.mend()
-        wait_until(lambda: count(remote) == RECORDS, logs)
-        for worker in (workers[0], workers[2]):
-            worker.terminate()
-            assert worker.wait(PATIENCE_S) == 0, logs()
-    finally:
+    with working(*hosts) as workers:
+        host_of = {worker.pid: host for worker, host in zip(workers, hosts, strict=True)}
+
+        def one_at_work() -> int:
+            """The process, of those that are left, that has stored something and goes on.
+
+            A worker claims what it can fetch in 20 seconds, here everything: whoever is at work
+            may leave nothing to the others until it is gone.
+            """
+            found: list[int] = []
+
+            def look() -> bool:
+                owners = {int(held.owner.rpartition(":")[2]) for held in queue.leased()}
+                found[:] = [
+                    pid for pid in owners & host_of.keys() if "stored" in host_of[pid].log()
+                ]
+                return bool(found) or is_done()
+
+            wait_until(look, logs)
+            return found[0] if found else next(iter(host_of))
+
+        cut_off = host_of.pop(one_at_work())
+        cut_off.cables["redis"].cut("reset")
+        killed = one_at_work()
+        os.kill(killed, signal.SIGKILL)
+        del host_of[killed]
+        one_at_work()
+        assert not is_done()
+        cut_off.cables["redis"].mend()
+        host_of = {w.pid: h for w, h in zip(workers, hosts, strict=True) if w.pid != killed}
+        for name, how in faults:
+            cable = host_of[one_at_work()].cables[name]
+            cable.cut(how)
+            wait_until(lambda cable=cable: cable.felt.is_set() or is_done(), logs)
+            cable.mend()
+        wait_until(is_done, logs)
         for worker in workers:
-            worker.kill()
-            worker.wait()
+            if worker.pid != killed:
+                worker.terminate()
+                assert worker.wait(90) == EXIT_DONE, logs()
 
     first.run("seed_queue.py")
-    rows = list(sqlite_utils.Database(tmp_path / "first/state/crawler.db")["releases"].rows)
+    rows = list(sqlite_utils.Database(first.folder / "state/crawler.db")["releases"].rows)
     assert {row["id"] for row in rows} == set(api.world.alive["releases"])
     assert all(row["alive"] and row["due"] is None for row in rows)
+    assert not (third.folder / "state/crawler.db").exists()
 
     requests = api.journal.since()
     assert {request.status for request in requests} == {200}
     assert busiest(requests, WINDOW_S * 0.99) <= LIMIT
     assert len({request.client for request in requests}) == 2
+    assert stored(remote) == expected(api, first)
 
-    rules = clean.rules_for(config.load(environ=first.environment), "releases")
-    expected = {
-        record_path("releases", number): clean.clean(
-            exact_json.loads(
-                json.dumps(api.world.document("releases", number, 1), ensure_ascii=False).encode()
-            ),
-            rules,
-        )
-        for number in api.world.alive["releases"]
-    }
-    assert stored(remote) == expected
-    assert not (tmp_path / "third/state/crawler.db").exists()
+
+@pytest.mark.parametrize("records", [200])
+def test_a_machine_that_was_cut_off_asks_for_nothing_that_others_have_taken_over(
+    machine: Machine, api: Api, queue: Queue, redis_client: redis.Redis, records: int
+) -> None:
+    others = Queue(redis_client, "releases", prefix="discogs", lease_s=600)
+    host = machine("only", LEASE_S="1")
+    taken: set[int] = set()
+
+    def take_all() -> bool:
+        taken.update(lease.id for lease in others.claim("other", records))
+        return not queue.leased() or {held.owner for held in queue.leased()} == {"other"}
+
+    with working(host) as [worker]:
+        wait_until(lambda: len(queue.leased()) > 100, host.log)
+        host.cables["redis"].cut("reset")
+        wait_until(take_all, host.log)
+        before = len(api.journal.asked())
+        host.cables["redis"].mend()
+        wait_until(lambda: "lapsed" in host.log(), host.log)
+        queue.push("new", [records + 1_000])  # which it asks for after all that it still has
+        wait_until(lambda: records + 1_000 in api.journal.asked(), host.log)
+        worker.terminate()
+        assert worker.wait(30) == EXIT_DONE, host.log()
+    assert len(taken) > 100
+    assert len(taken.intersection(api.journal.asked()[before:])) < 60
+
+
+# A worker is told to end while the remote is away -------------------------------------------------
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines that name the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if str(folder) in line:
+                found.append(line)
+    return found
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis, api: Api) -> Queue:
+    queue = Queue(redis_client, "releases", prefix="discogs", lease_s=3)
+    queue.push("new", api.world.alive["releases"])
+    return queue
+
+
+@pytest.mark.parametrize("records", [15])
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_a_worker_that_is_told_to_end_does_not_wait_for_a_remote_that_is_away(
+    machine: Machine, remote: Path, queue: Queue, how: Cut, records: int
+) -> None:
+    host = machine("only", COMMIT_SECONDS="0.1", LEASE_S="600")
+    cable = host.cables["remote"]
+    cable.cut(how)
+    with working(host) as [worker]:
+        wait_until(lambda: cable.felt.is_set() or "trying again" in host.log(), host.log)
+        worker.terminate()
+        assert worker.wait(30) == EXIT_UNAVAILABLE, host.log()
+    assert "cannot be reached" in host.log().splitlines()[-1]
+    assert "Traceback" not in host.log()
+    assert (queue.leased(), queue.unread(), sum(queue.depths().values())) == ([], 0, records)
+    wait_until(lambda: not processes_in(host.folder), lambda: str(processes_in(host.folder)))
+    cable.mend()
+    with working(host) as [worker]:
+        wait_until(lambda: count(remote) == records, host.log)
+        worker.terminate()
+        assert worker.wait(30) == EXIT_DONE, host.log()
+    assert queue.unread() == records
+
+
+@pytest.mark.parametrize("records", [15])
+def test_a_second_signal_ends_even_a_push_that_hangs(
+    machine: Machine, queue: Queue, records: int
+) -> None:
+    host = machine("only", COMMIT_SECONDS="0.1", LEASE_S="1")
+    host.cables["remote"].cut("silent")
+    with working(host) as [worker]:
+        wait_until(host.cables["remote"].felt.is_set, host.log)
+        worker.send_signal(signal.SIGINT)
+        wait_until(lambda: "finishing what is under way" in host.log(), host.log)
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(30) == EXIT_PARTLY, host.log()
+    assert host.log().splitlines()[-1] == "worker.py: interrupted; run it again to go on"
+    assert queue.unread() == 0
+    wait_until(lambda: not processes_in(host.folder), lambda: str(processes_in(host.folder)))
+    back: list[Lease] = []
+
+    def claim_more() -> bool:
+        back.extend(queue.claim("other", records))
+        return len(back) == records
+
+    wait_until(claim_more, host.log)

@@ -195,6 +195,8 @@ class _Crawl:
         if self._judge.pause_left_s():
             self._leases.give_back(self._fetchers.take_back())
             return
+        if self._leases.take_lapsed():
+            self._fetchers.ask(self._leases.ours_of(self._fetchers.take_back()))
         room = self._room()
         if room and time.monotonic() >= self._claim_again_at:
             found = self._patiently(lambda: self._leases.claim(room))

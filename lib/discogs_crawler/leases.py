@@ -27,6 +27,7 @@ class Leases:
         self._queue, self._owner = queue, owner
         self._segments, self._branch = segments, branch
         self._held: dict[int, Lease] = {}
+        self._lapsed = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._period_s = lease_s / RENEWALS
@@ -70,6 +71,16 @@ class Leases:
         self.give_back(left)
         return len(left)
 
+    def take_lapsed(self) -> int:
+        """How many have lapsed since the last call: others fetch them, so that we need not."""
+        with self._lock:
+            lapsed, self._lapsed = self._lapsed, 0
+        return lapsed
+
+    def ours_of(self, leases: Iterable[Lease]) -> list[Lease]:
+        """Those which, as far as we know, have not lapsed."""
+        return [lease for lease in leases if self._has(lease)]
+
     def forget(self, leases: Iterable[Lease]) -> None:
         """Renew them no more."""
         with self._lock:
@@ -89,6 +100,8 @@ class Leases:
             if lapsed:
                 log.info("%d leases have lapsed and belong to others now", len(lapsed))
                 self.forget(lapsed)
+                with self._lock:
+                    self._lapsed += len(lapsed)
 
     def _has(self, lease: Lease) -> bool:
         """Still, and not settled meanwhile."""
