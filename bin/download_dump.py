@@ -68,7 +68,7 @@ def _date(text: str) -> int | None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("it must be at least 1")
+        raise argparse.ArgumentTypeError(f"it must be at least 1: {text!r}")
     return int(text)
 
 
