@@ -32,6 +32,13 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
         "refuses the user or the password of REDIS_URL",
     ),
     (
+        r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed",
+        (),
+        ConfigurationError,
+        "shows a certificate that we do not trust ({detail}); name the one of its CA: "
+        "REDIS_URL=rediss://...?ssl_ca_certs=FILE",
+    ),
+    (
         "NOPERM",
         ("NoPermissionError",),
         ConfigurationError,
@@ -74,7 +81,7 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
 
 
 class Patience(Retry):
-    """Try again with growing pauses for PATIENCE_S; not after a wrong password."""
+    """Try again with growing pauses for PATIENCE_S; not after a wrong password or certificate."""
 
     def __init__(self) -> None:
         super().__init__(ExponentialBackoff(cap=1, base=0.02), -1)
@@ -107,6 +114,8 @@ class Patience(Retry):
 
 def _patience_s(error: Exception) -> float:
     if isinstance(error, AuthenticationError | AuthorizationError):
+        return 0
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return 0
     return LOADING_PATIENCE_S if isinstance(error, BusyLoadingError) else PATIENCE_S
 
@@ -141,8 +150,8 @@ def explain(error: redis.RedisError, server: str) -> CrawlerError | None:
 
 
 def _without_position(detail: str) -> str:
-    """Without where in a script it happened, which Redis >= 7 appends."""
-    return re.sub(r",? *script: .*", "", detail).rstrip(" .")
+    """Without where in a script (Redis >= 7) or in Python's ssl module it happened."""
+    return re.sub(r",? *script: .*| *\(_ssl\.c:\d+\)", "", detail).strip(" .:")
 
 
 def where(client: redis.Redis) -> str:

@@ -84,13 +84,18 @@ def _client_of_url(url: str, options: dict[str, Any]) -> redis.Redis:
     try:
         if url.startswith("redis+sentinel://"):
             return _client_of_sentinels(url, options)
-        return redis.Redis.from_url(url, **options)
+        client = redis.Redis.from_url(url, **options)
     except (ValueError, TypeError):
         # The text of these errors may hold the password.
         raise ConfigurationError(
             "REDIS_URL must look like redis://[USER:PASSWORD@]HOST:PORT/0, rediss://..., "
             "unix:///path/to/redis.sock or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/0"
         ) from None
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        file = client.connection_pool.connection_kwargs.get(name)
+        if file and not os.access(file, os.R_OK):
+            raise ConfigurationError(f"REDIS_URL names a file that cannot be read: {name}={file}")
+    return client
 
 
 def _client_of_sentinels(url: str, options: dict[str, Any]) -> redis.Redis:
