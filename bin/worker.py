@@ -22,8 +22,9 @@ Example:
     worker.py --branch a --segments 0-18    a crawler of its own branch, for half of the ids
 
 Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left (also: ended
-by a second signal); 64 usage; 69 Redis, the disk or the remote were away for an hour; 78
-configuration, e.g. the API does not accept the token.
+by a second signal); 64 usage; 69 Redis, the disk or the remote were away for an hour, or when it
+was told to stop: what could not be stored went back into the queue; 78 configuration, e.g. the API
+does not accept the token.
 """
 
 import argparse
