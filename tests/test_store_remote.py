@@ -241,13 +241,14 @@ def test_a_password_reaches_the_remote_and_nothing_else(
     assert all(b"sesame" not in path.read_bytes() for path in written)
 
 
-def test_a_port_where_nobody_listens_is_a_service_that_is_down(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "git"])
+def test_a_port_where_nobody_listens_is_a_service_that_is_down(tmp_path: Path, scheme: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/x.git"
+        url = f"{scheme}://127.0.0.1:{free.getsockname()[1]}/x.git"
     store_a = opened(machine(tmp_path, "a", url))
     store_a.patience_s = 0
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    with pytest.raises(Unavailable, match=r"cannot be reached: .*(refused|Failed to connect)"):
         put(store_a, [1])
 
 
