@@ -335,7 +335,7 @@ def refuse(world: World, limiter: Limiter, **extra: Any) -> float:
     assert permit is not None
     limiter.answered(permit, None, None, "bad")
     pause = limiter.pause("quota", **extra)
-    world.set_time(world.now + pause + 0.01)
+    world.set_time(world.now + pause + 1)
     return pause
 
 
@@ -360,7 +360,7 @@ def test_an_outage_pauses_from_one_window_to_fifteen(new_limiter: New) -> None:
         assert permit is not None
         limiter.answered(permit, 60, 50, "poor")
         pauses.append(limiter.pause("outage"))
-        world.set_time(world.now + pauses[-1] + 0.01)
+        world.set_time(world.now + pauses[-1] + 1)
     assert pauses == pytest.approx([60, 120, 240, 480, 900, 900])
 
 
@@ -395,7 +395,7 @@ def test_one_request_at_least_is_lent_however_often_we_were_refused(new_limiter:
     assert permit is not None
     limiter.answered(permit, 3, 2, "good")
     assert limiter.status().limit == 1
-    world.set_time(world.now + 2 * WINDOW_S)
+    world.set_time(world.now + 2 * WINDOW_S + 1)
     assert limiter.lend(0) is not None
 
 
@@ -404,9 +404,9 @@ def test_refusals_beyond_the_limit_are_forgiven_as_fast_as_the_others(new_limite
     started(world, limiter)
     for _ in range(4):
         refuse(world, limiter)
-        world.set_time(world.now + WINDOW_S)
+        world.set_time(world.now + WINDOW_S + 1)
     assert limiter.status().limit == 1
-    world.set_time(world.now + 3_601)
+    world.set_time(world.now + 3_602)
     assert limiter.status().limit == 2
 
 

@@ -158,20 +158,29 @@ def calls_of_a_run(
     return crawl.counter.total()
 
 
-def fail(nth: int, mode: str, upstream: Upstream, folder: Path, redis_socket: Path) -> None:
+def fail(nth: int, mode: str, upstream: Upstream, folder: Path, redis_socket: Path) -> bool:
+    """Run with a failure; False if the run had ended before its `nth` call."""
     crawl = Crawl(upstream, folder, redis_socket)
     crawl.run(nth, mode)
     crawl.check()
-    # Who waits makes calls; how often depends on the machine.
-    assert crawl.counter.total() >= 0.9 * nth
+    return crawl.counter.total() >= nth
 
 
 @pytest.mark.parametrize("point", range(POINTS))
 def test_a_run_in_which_one_call_fails_ends_as_any_other(
-    point: int, calls_of_a_run: int, upstream: Upstream, tmp_path: Path, redis_socket: Path
+    point: int,
+    calls_of_a_run: int,
+    upstream: Upstream,
+    tmp_path_factory: pytest.TempPathFactory,
+    redis_socket: Path,
 ) -> None:
-    nth = random.Random(f"{SEED} {point}").randrange(calls_of_a_run) + 1
-    fail(nth, failing.MODES[point % len(failing.MODES)], upstream, tmp_path, redis_socket)
+    chance = random.Random(f"{SEED} {point}")
+    mode = failing.MODES[point % len(failing.MODES)]
+    # Who waits makes calls; how often depends on the machine.
+    assert any(
+        fail(nth, mode, upstream, tmp_path_factory.mktemp("run"), redis_socket)
+        for nth in (chance.randrange(calls_of_a_run) + 1 for _ in range(3))
+    )
 
 
 @pytest.mark.long
@@ -183,5 +192,8 @@ def test_whichever_call_fails_the_run_ends_as_any_other(
     tmp_path_factory: pytest.TempPathFactory,
     redis_socket: Path,
 ) -> None:
-    for nth in range(1, calls_of_a_run + 1):
+    failed = sum(
         fail(nth, mode, upstream, tmp_path_factory.mktemp("run"), redis_socket)
+        for nth in range(1, calls_of_a_run + 1)
+    )
+    assert failed >= 0.9 * calls_of_a_run
