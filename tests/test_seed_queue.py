@@ -12,7 +12,7 @@ import redis
 
 from discogs_crawler import asking, clock, handover, hashfile, intake
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.errors import BadData
+from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.queue import Result
 from tests.conftest import Run
 from tests.seeding_world import (
@@ -72,6 +72,7 @@ def test_a_month_queues_what_is_changed_new_and_retired(world: World) -> None:
     counts = next_dump(world)
     assert (counts["changed"], counts["added"], counts["retired"]) == (1, 1, 1)
     assert sorted(world.crawl_all()) == [(5, "changed"), (9, "retired"), (202, "new")]
+    assert len(list(world.folder.glob("*.hashes"))) == 1, "of the last dump alone"
     world.seed()
     assert world.wanted() == {9: "confirm"}
 
@@ -219,6 +220,14 @@ def test_refresh_takes_those_that_were_fetched_longest_ago(world: World) -> None
     assert world.crawl_all() == [(5, "refresh"), (7, "refresh"), (9, "refresh")]
 
 
+def test_refresh_leaves_alone_what_was_fetched_within_the_cooldown(world: World) -> None:
+    world.seed(ids=[1, 3])
+    world.crawl_all()
+    world.seed()
+    world.seed(refresh=200)
+    assert set(world.wanted()) == set(HUNDRED) - {1, 3}
+
+
 def test_dead_letters_are_tried_again_after_30_days_or_at_once_if_told_so(world: World) -> None:
     world.seed(ids=[5, 7, 9])
     leases = world.claim(3)
@@ -229,6 +238,7 @@ def test_dead_letters_are_tried_again_after_30_days_or_at_once_if_told_so(world:
     assert world.seed().counts["read_dead"] == 3
     assert world.crawl_all() == []
     assert world.seed(retry_dead=True).counts["wanted_dead"] == 3
+    assert world.wanted() == dict.fromkeys([5, 7, 9], "manual")
     assert [n for n, _ in world.crawl(1)] == [5]
     world.client.flushall()
     world.pass_time(31 * DAY_S)
@@ -492,6 +502,10 @@ def test_ids_come_from_lists_files_and_standard_input(tmp_path: Path) -> None:
     path.write_text("7\n8x\n")
     with pytest.raises(BadData, match=r"ids.txt, line 2: not an id between .*: '8x'"):
         list(asking.parse_ids([str(path)], io.StringIO()))
+    with pytest.raises(UsageError, match="neither ids nor a readable file"):
+        list(asking.parse_ids([str(tmp_path / "nowhere")], io.StringIO()))
+    with pytest.raises(BadData, match="a range has 1,000,000 ids at most"):
+        list(asking.parse_ids(["1-1000001"], io.StringIO()))
 
 
 def test_a_dry_run_prints_the_same_numbers_and_changes_nothing(world: World) -> None:

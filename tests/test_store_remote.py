@@ -136,6 +136,25 @@ def test_a_remote_that_is_down_completes_nothing(tmp_path: Path, bare: Path) -> 
     assert put(machine_a, [2]).added == 1
 
 
+def test_a_push_that_never_arrives_completes_nothing(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remote went down after its tip was fetched."""
+    machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    put(machine_a, [1])
+
+    def push(*_: object) -> None:
+        raise Unavailable("the connection broke")
+
+    machine_a.patience_s = 0
+    with monkeypatch.context() as broken:
+        broken.setattr(remote.Remote, "push", push)
+        with pytest.raises(Unavailable, match="the connection broke"):
+            put(machine_a, [2])
+    assert set(machine_a.read("releases", [1, 2])) == {1}
+    assert put(machine_a, [2]).added == 1
+
+
 def test_a_remote_that_comes_back_gets_the_batch(
     tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
