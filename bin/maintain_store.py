@@ -76,17 +76,25 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         book = None
         if settings.database.exists():
             book = stack.enter_context(ledger.open(settings.database))
-        if flags.to_submodules:
-            return to_submodules(settings, book)
-        opened = store.open_store(settings, create=False)
-        if flags.check:
-            return check_everything(opened, book, settings, all_of_it=bool(flags.verbose))
-        if flags.reclean:
-            return reclean_everything(opened, book, settings)
-        merge(opened, book, settings)
-        if flags.merge:
-            return EXIT_DONE
-        return nightly(opened, book, settings, all_of_it=bool(flags.verbose))
+        if book is None:
+            return maintain(flags, settings, None)
+        with book.run("maintain_store", "all") as run:
+            run.exit_code = maintain(flags, settings, book)
+        return run.exit_code
+
+
+def maintain(flags: argparse.Namespace, settings: Settings, book: Ledger | None) -> int:
+    if flags.to_submodules:
+        return to_submodules(settings, book)
+    opened = store.open_store(settings, create=False)
+    if flags.check:
+        return check_everything(opened, book, settings, all_of_it=bool(flags.verbose))
+    if flags.reclean:
+        return reclean_everything(opened, book, settings)
+    merge(opened, book, settings)
+    if flags.merge:
+        return EXIT_DONE
+    return nightly(opened, book, settings, all_of_it=bool(flags.verbose))
 
 
 def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:

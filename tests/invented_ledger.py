@@ -98,20 +98,19 @@ def _invent_history(opened: ledger.Ledger, rows: int, now: int, kind: str) -> No
             }
         )
     runs = (
-        ("discogs_xml_split", 8 * DAY_S, 900, 0, {"records": rows}),
-        ("maintain_store", 4 * 3_600, 70, 0, {}),
-        ("seed_queue", 3 * 3_600, 25, 0, {"changed": rows // 300, "new": rows // 60}),
+        ("maintain_store", "all", 4 * 3_600, 70, 0, {}),
+        ("seed_queue", kind, 3 * 3_600, 25, 0, {"changed": rows // 300, "new": rows // 60}),
     )
     opened.db.execute(
         "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
         "VALUES ('seed_queue', ?, ?, ?, 0, '{}')",
         (kind, now - 150 * DAY_S, now - 150 * DAY_S + 110),
     )
-    for script, age, took, code, counts in runs:
+    for script, of, age, took, code, counts in runs:
         opened.db.execute(
             "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            (script, kind, now - age, now - age + took, code, json.dumps(counts)),
+            (script, of, now - age, now - age + took, code, json.dumps(counts)),
         )
     for name, age in (("search-index", 900), ("weekly-report", 5 * DAY_S)):
         opened.db.execute(

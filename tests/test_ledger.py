@@ -74,8 +74,10 @@ def test_what_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -> None:
     with ledger.open(tmp_path / "crawler.db") as book:
-        with book.run("seed_queue", "releases") as counts:
-            counts["added"] = 3
+        with book.run("seed_queue", "releases") as run:
+            run.counts["added"] = 3
+        with book.run("maintain_store", "all") as run:
+            run.exit_code = 65
         for error in (BadData("no"), KeyboardInterrupt(), ValueError("a bug")):
             with pytest.raises(type(error)), book.run("seed_queue", "labels"):
                 raise error
@@ -83,11 +85,12 @@ def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -
         ended = book.db.execute("SELECT count(*) FROM runs WHERE ended >= started").fetchone()
     assert rows == [
         ("seed_queue", "releases", 0, '{"added": 3}'),
+        ("maintain_store", "all", 65, "{}"),
         ("seed_queue", "labels", 65, "{}"),
         ("seed_queue", "labels", 1, "{}"),
         ("seed_queue", "labels", 70, "{}"),
     ]
-    assert ended == (4,)
+    assert ended == (5,)
 
 
 def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None:

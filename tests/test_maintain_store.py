@@ -56,6 +56,13 @@ def know(settings: Settings, ids: Iterable[int]) -> None:
         book.save("releases", [Row(i, alive=1, crawled=1, status=200) for i in ids])
 
 
+def last_run(settings: Settings) -> tuple[str, str, int]:
+    """Script, kind and exit code of what ran last, as the ledger has them."""
+    with sqlite3.connect(settings.database) as books:
+        found = books.execute("SELECT script, kind, exit_code FROM runs ORDER BY id DESC LIMIT 1")
+        return found.fetchone()
+
+
 # Branches -----------------------------------------------------------------------------------------
 
 
@@ -197,6 +204,7 @@ def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Setti
     tip = main.tip()
     run("maintain_store.py")
     assert main.tip() == tip, "a second run without news makes no commit"
+    assert last_run(settings) == ("maintain_store", "all", 0)
 
 
 def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +321,7 @@ def test_every_damage_is_named(run: Run, settings: Settings) -> None:
     plain_file(main, record_path("releases", 20), record(20))
     done = run("maintain_store.py", "--check")
     assert done.returncode == 65
+    assert last_run(settings) == ("maintain_store", "all", 65)
     assert sorted(done.stdout.splitlines()) == [
         "notes.txt: not a record, and not ours",
         "releases/00/00/00/11.json: missing, the ledger says that it is stored",

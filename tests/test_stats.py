@@ -303,13 +303,17 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
         )
         connection.execute(
             "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
-            "VALUES ('seed_queue', 'releases', ?1, ?1, 65, '{}')",
+            "VALUES ('seed_queue', 'releases', ?1, ?1, 65, '{}'), "
+            "('seed_queue', 'labels', ?1, ?1, 1, '{\"withheld_confirm\": 2000}'), "
+            "('seed_queue', 'masters', ?1, ?1, 1, '{}')",
             (now,),
         )
     problems = stats.take(crawler).problems
     assert "bad.xml.gz: damaged: it is cut off" in problems
     assert "the last whole dump of releases is 69 days old" in problems
     assert "seed_queue of releases ended with exit code 65" in problems
+    assert any("seed_queue of labels withheld 2,000 confirmations" in line for line in problems)
+    assert not any("masters" in line for line in problems)
 
 
 def test_a_consumer_is_behind_by_the_commits_since_its_revision(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ take the write lock at once; whoever comes second waits for the first. `schema` 
 """
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,6 +64,14 @@ class Row(NamedTuple):
     def stored(self) -> bool:
         """The store has its record."""
         return self.alive is not None and self.removed is None
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run tells of itself: what it did, and how it ended if without an error."""
+
+    counts: dict[str, int]
+    exit_code: int = EXIT_DONE
 
 
 class DumpRow(NamedTuple):
@@ -156,12 +165,9 @@ class Ledger:
             yield True
 
     @contextlib.contextmanager
-    def run(self, script: str, kind: str) -> Iterator[dict[str, int]]:
-        """Keep a row in `runs` about the block, which fills the counts that it gets.
-
-        A block that counts something as `withheld_...` has done its work partly.
-        """
-        counts: dict[str, int] = {}
+    def run(self, script: str, kind: str) -> Iterator[Run]:
+        """Keep a row in `runs` about the block, which fills in what it gets."""
+        run = Run({})
         with self.transaction() as connection:
             run_id = connection.execute(
                 "INSERT INTO runs (script, kind, started, counts) VALUES (?, ?, ?, '{}')",
@@ -169,9 +175,8 @@ class Ledger:
             ).lastrowid
         code = EXIT_BUG
         try:
-            yield counts
-            withheld = any(name.startswith("withheld") for name in counts)
-            code = EXIT_PARTLY if withheld else EXIT_DONE
+            yield run
+            code = run.exit_code
         except CrawlerError as error:
             code = error.exit_code
             raise
@@ -182,7 +187,7 @@ class Ledger:
             with self.transaction() as connection:
                 connection.execute(
                     "UPDATE runs SET ended = ?, exit_code = ?, counts = ? WHERE id = ?",
-                    (int(clock.now()), code, json.dumps(counts), run_id),
+                    (int(clock.now()), code, json.dumps(run.counts), run_id),
                 )
 
     def record_dump(self, facts: "DumpFacts") -> None:

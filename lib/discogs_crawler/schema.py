@@ -39,8 +39,8 @@ CREATE TABLE dumps (  -- dumps that were split into a file of hashes
 CREATE INDEX dumps_by_result ON dumps (result_sha256);
 CREATE TABLE runs (  -- runs of scripts that write here
     id INTEGER PRIMARY KEY,       -- in the order of starting
-    script TEXT NOT NULL,         -- e.g. seed_queue
-    kind TEXT NOT NULL,           -- releases, artists, labels or masters
+    script TEXT NOT NULL,         -- seed_queue or maintain_store
+    kind TEXT NOT NULL,           -- releases, artists, labels, masters or all
     started INTEGER NOT NULL,     -- epoch seconds
     ended INTEGER,                -- epoch seconds; NULL: it runs, or was killed
     exit_code INTEGER,            -- 0 done, 1 partly done, 64 and above: see the README

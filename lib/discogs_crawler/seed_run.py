@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import asking, handover, identify, intake, rebuild
-from discogs_crawler.errors import BadData
+from discogs_crawler.errors import EXIT_PARTLY, BadData
 from discogs_crawler.hashfile import HashFile
 from discogs_crawler.ledger import DumpRow, Ledger
 from discogs_crawler.queue import Queue
@@ -64,7 +64,8 @@ def seed(
             request = request._replace(new=kept)
         files = _identify(ledger, request, stack) if request.new else None
         kind = files.dump.kind if files else request.kind or "releases"
-        counts = stack.enter_context(ledger.run("seed_queue", kind))
+        run = stack.enter_context(ledger.run("seed_queue", kind))
+        counts = run.counts
         queue = queue_of(kind)
         if not request.dry_run:
             _note(counts, "read", handover.drain(ledger, queue, wait=True))
@@ -83,7 +84,9 @@ def seed(
             ledger, queue, cooldown_s, force=request.force, dry_run=request.dry_run
         )
         _note(counts, "queued", queued)
-        _note(counts, "withheld", {"confirm": withheld})
+        if withheld:
+            counts["withheld_confirm"] = withheld
+            run.exit_code = EXIT_PARTLY
         return Report(kind, counts, withheld)
 
 

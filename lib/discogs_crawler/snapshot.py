@@ -233,7 +233,7 @@ class Run(NamedTuple):
     script: str
     """its name"""
     kind: str
-    """for which kind"""
+    """for which kind, or all"""
     started: int
     """when"""
     ended: int | None

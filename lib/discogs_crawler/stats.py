@@ -25,6 +25,7 @@ from discogs_crawler.limiter import Limiter
 from discogs_crawler.limiter import Quota as Permits
 from discogs_crawler.queue import CLASSES, Queue
 from discogs_crawler.snapshot import Class, Kind, Quota, Rate, Snapshot, Worker
+from discogs_crawler.wording import count
 
 # Dumps come every month, up to two weeks late.
 DUMP_IS_OLD_S = 46 * DAY_S
@@ -231,6 +232,11 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
     for run in snapshot.runs:
         if run.exit_code not in (None, 0, EXIT_PARTLY, EXIT_TRY_LATER):
             yield f"{run.script} of {run.kind} ended with exit code {run.exit_code}"
+        if withheld := run.counts.get("withheld_confirm"):
+            yield (
+                f"{run.script} of {run.kind} withheld {count(withheld)} confirmations: "
+                "very many records answer 404 at once"
+            )
 
 
 def _problems_of(kind: Kind, now: int) -> Iterator[str]:
