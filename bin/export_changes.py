@@ -195,6 +195,7 @@ def export_changes(
     with receiver(flags, plan, lock) as write:
         count = export.write(plan, form, write)
     if not flags.dry_run:
+        command.end_undisturbed()
         consumers.move(db, consumer, "export", plan.new, count)
     log.info("%s: %d changes up to %s", consumer.name, count, plan.new[:12])
 

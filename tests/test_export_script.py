@@ -431,6 +431,29 @@ def test_killed_at_any_moment_nothing_is_skipped(
     kill_at_random(store, environment, rounds=6)
 
 
+def test_told_to_end_when_the_place_has_moved_it_says_done(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    """Its reader would throw away what came with another exit code, and never get it again."""
+    store.commit({("releases", 1): record(1)})
+    program = (
+        "import os, runpy, signal, sys\n"
+        "from discogs_crawler import consumers\n"
+        "move = consumers.move\n"
+        "def moved(*arguments):\n"
+        "    move(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "consumers.move = moved\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script = str(ROOT / "bin" / "export_changes.py")
+    program = program.replace("sys.argv[0]", repr(script))
+    command = [sys.executable, "-c", program, "--consumer", "demo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, paths(1), "")
+
+
 @pytest.mark.long
 def test_killed_at_very_many_moments_nothing_is_skipped(
     store: SingleStore, environment: dict[str, str]

@@ -91,6 +91,12 @@ def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None
     return None
 
 
+def end_undisturbed() -> None:
+    """Let no signal change the exit code any more: what is about to be done counts as done."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def terminate_like_interrupt() -> None:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
 

@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ class System:
         self.day = 0
         self.table: collections.Counter[str] = collections.Counter()
         self.consumed: dict[str, str | None] = {}
+        self.place: str | None = None
         self.remote = folder / "remote.git" if remote else None
         self.upstream, self.url = self._start_upstream()
         self.environment = {
@@ -161,6 +163,8 @@ class System:
     def start(self, number: int, script: str, *arguments: Any) -> int:
         full = script == "export_changes.py" and self.chance.random() < 0.2
         self.table["full disks"] += full
+        if script == "export_changes.py":
+            self.place = self.place_of_consumer()
         return scripts.start(
             script,
             *arguments,
@@ -220,11 +224,12 @@ class System:
         deadline = time.monotonic() + STOP_S
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
+                state = Path(f"/proc/{pid}/status").read_text()
                 self._signal(pid, scripts.TELL)
                 time.sleep(0.5)
                 self._signal(pid, signal.SIGKILL)
                 self.table["did not stop"] += 1
-                self._keep(f"stuck{self.table['did not stop']}", number, script)
+                self._keep(f"stuck{self.table['did not stop']}", number, f"{script}\n{state}")
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(ended[1])
         self.note(code, number, script)
@@ -235,11 +240,22 @@ class System:
         if "Traceback" in errors or code == 70:
             self.table["bugs"] += 1
             self._keep(f"bug{self.table['bugs']}", number, f"{script} {code}")
-        if script == "export_changes.py" and code == 0:
+        # Killed at the last moment, it may have done all; a file that it had begun is whole then.
+        moved = code == -signal.SIGKILL and self.place_of_consumer() != self.place
+        if script == "export_changes.py" and (code == 0 or moved):
             for line in self.output(number).read_text().splitlines():
                 change = json.loads(line)
                 path = record_path(change["kind"], change["id"])
                 self.consumed[path] = json.dumps(change["data"]) if change["data"] else None
+
+    def place_of_consumer(self) -> str | None:
+        """The revision up to which the consumer has got everything, as the ledger has it."""
+        database = self.folder / "s" / "crawler.db"
+        if not database.exists():
+            return None
+        with contextlib.closing(sqlite3.connect(database)) as books:
+            found = books.execute("SELECT revision FROM consumers WHERE name = 'demo'").fetchone()
+        return found and found[0]
 
     def _keep(self, name: str, number: int, what: str) -> None:
         """Keep what a child has said on stderr, for people to look at."""
