@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import threading
 import time
 from types import FrameType
 
@@ -10,6 +9,10 @@ log = logging.getLogger(__name__)
 
 # How long, when it is time to end, we still wait for a remote: a batch takes a second or two.
 GRACE_S = 5
+
+# How often a sleeper looks. An event would wake it at once, but its lock may be held by the very
+# thread that the signal interrupts.
+LOOK_S = 0.05
 
 
 class Stop:
@@ -19,16 +22,18 @@ class Stop:
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
-        self._asked = threading.Event()
+        self._asked = False
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._grace_until: float | None = None
 
     def __bool__(self) -> bool:
-        return self._asked.is_set() or self._left(1) <= 0
+        return self._asked or self._left(1) <= 0
 
     def wait(self, seconds: float) -> bool:
-        """Sleep; True, at once, when it is time to end."""
-        self._asked.wait(max(0, self._left(seconds)))
+        """Sleep; True, almost at once, when it is time to end."""
+        until = time.monotonic() + seconds
+        while not self and (left := until - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left))
         return bool(self)
 
     def is_overdue(self) -> bool:
@@ -55,7 +60,7 @@ class Stop:
         return min(at_most, self._deadline - time.monotonic())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked.is_set():
+        if self._asked:
             raise KeyboardInterrupt
-        self._asked.set()
+        self._asked = True
         log.info("%s: finishing what is under way", signal.Signals(number).name)
