@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import signal
 import threading
 import time
 from collections import Counter
@@ -13,10 +14,13 @@ import pytest
 import redis
 
 from discogs_crawler import clean, clock, crawl, ledger, redis_server
+from discogs_crawler.api import Client
 from discogs_crawler.batch import Batch, Item
 from discogs_crawler.config import Secret, Settings
 from discogs_crawler.crawl import Outcome, Task
 from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.fetching import Fetchers
+from discogs_crawler.limiter import Limiter
 from discogs_crawler.queue import Lease, Queue, Result
 from discogs_crawler.stop import Stop
 from discogs_crawler.store import Change, Committed, Store, open_store
@@ -472,3 +476,29 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 @pytest.fixture(autouse=True)
 def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "discogs_crawler")
+
+
+def test_a_signal_that_outlasts_the_wait_for_answers_does_not_make_it_endless(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """As one does that comes while the worker is stopped by Ctrl-Z, or the machine sleeps."""
+    limiter = Limiter(redis_client, "shared", prefix="t", window_s=60)
+    fetchers = Fetchers(Client(settings, 1), limiter, "releases", 1)
+    handled = []
+
+    def dawdle(number: int, frame: object) -> None:
+        handled.append(number)
+        if len(handled) > 1:
+            raise TimeoutError("it waits for ever")
+        time.sleep(0.2)
+        signal.setitimer(signal.ITIMER_REAL, 5)
+
+    before = signal.signal(signal.SIGALRM, dawdle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        assert fetchers.answers(0.1) == []
+        assert handled
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        fetchers.end()

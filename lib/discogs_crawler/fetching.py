@@ -52,7 +52,8 @@ class Fetchers:
         self._patience_s = 2 * limiter.window_s
         self._waiting: collections.deque[Lease] = collections.deque()
         self._work = threading.Semaphore(0)
-        self._answers: queue.SimpleQueue[Fetched | BaseException] = queue.SimpleQueue()
+        # A SimpleQueue waits for ever when a signal, or a stop and its end, outlasts its timeout.
+        self._answers: queue.Queue[Fetched | BaseException] = queue.Queue()
         self._ending = threading.Event()
         self.under_way = 0
         """leases that were asked for and neither answered to the caller nor taken back"""
@@ -89,7 +90,7 @@ class Fetchers:
         found: list[Fetched] = []
         try:
             while True:
-                item = self._answers.get(timeout=0 if found else wait_s)
+                item = self._answers.get(not found, wait_s)
                 if isinstance(item, BaseException):
                     raise item
                 self.under_way -= 1
