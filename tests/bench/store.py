@@ -31,8 +31,11 @@ from discogs_crawler.store import Change, Store
 AUTHOR = Author("bench", "bench@localhost")
 BATCHES = (1, 100, 1_000)
 
+# Records of the smallest store.
+SMALL = 10_000
+
 # Where an index of all files takes longer than one wants to wait.
-LARGEST_WORK_TREE = 10_000
+LARGEST_WORK_TREE = SMALL
 
 # At 60 requests a minute and 100 records a commit; maintenance runs each night.
 COMMITS_A_DAY = 864
@@ -113,6 +116,28 @@ def commit_times(folder: Path, records: int, rounds: int) -> list[list[object]]:
             order = "sequential" if sequential else "random"
             rows.append([f"{records:,}", order, size, took, raw, took / raw])
             records += size * rounds if sequential else 0
+    return rows
+
+
+def in_turn(folder: Path, rounds: int) -> list[list[object]]:
+    """New ids on the store that was measured last and on a small one; who waits, both wait."""
+    small = Store(git.create(folder / "small.git", "main", "single"), "main", "main", AUTHOR)
+    fill(small, SMALL)
+    stores = [small, Store(Repository(folder / "ours.git"), "main", "main", AUTHOR)]
+    last = [max(store.ids("releases")) for store in stores]
+    rows: list[list[object]] = []
+    for size in BATCHES[1:]:
+        times: list[list[float]] = [[], []]
+        for _ in range(2 * rounds):
+            for number, store in enumerate(stores):
+                first = last[number] + 1
+                last[number] += size
+                changes = [Change(n, record(n, 1)) for n in range(first, first + size)]
+                started = time.perf_counter()
+                store.commit("releases", changes, _all, {})
+                times[number].append(1_000 * (time.perf_counter() - started))
+        here, there = map(statistics.median, times)
+        rows.append([size, here, there, there / here])
     return rows
 
 
@@ -219,11 +244,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=int, default=10_000, help="in the largest store")
+    parser.add_argument("--records", type=int, default=SMALL, help="in the largest store")
     parser.add_argument("--rounds", type=int, default=7, help="commits that a median is of")
     parser.add_argument("--commits", type=int, default=300, help="before maintenance")
     flags = parser.parse_args()
-    sizes = [size for size in (10_000, 100_000) if size < flags.records] + [flags.records]
+    sizes = [size for size in (SMALL, 100_000) if size < flags.records] + [flags.records]
     headers = ["records", "ids", "in a commit", "ms", "by hand, ms", "ratio"]
     indexed = ["records", "with an index, ms", *(f"{size} in a commit" for size in BATCHES)]
     for records in sizes:
@@ -233,6 +258,8 @@ def main() -> int:
             if records <= LARGEST_WORK_TREE:
                 show(work_tree_times(folder, records, flags.rounds), indexed, ".0f")
             if records == sizes[-1]:
+                heads = ["in a commit", f"{SMALL:,} records, ms", f"{records:,} records, ms"]
+                show(in_turn(folder, flags.rounds), [*heads, "ratio"], ".2f")
                 show(upkeep(folder, records, flags.commits), ["upkeep", ""], "")
     return 0
 
