@@ -254,7 +254,11 @@ class System:
         if not database.exists():
             return None
         with contextlib.closing(sqlite3.connect(database)) as books:
-            found = books.execute("SELECT revision FROM consumers WHERE name = 'demo'").fetchone()
+            try:
+                rows = books.execute("SELECT revision FROM consumers WHERE name = 'demo'")
+            except sqlite3.OperationalError:  # whoever was to make the table was killed
+                return None
+            found = rows.fetchone()
         return found and found[0]
 
     def _keep(self, name: str, number: int, what: str) -> None:
