@@ -125,6 +125,15 @@ def test_a_machine_that_gets_the_ledger_gets_history_and_records(
     assert whole.repository.run("rev-list", "--count", whole.tip() or "") == b"4\n"
 
 
+def test_a_machine_may_get_the_ledger_before_anything_is_stored(tmp_path: Path, bare: Path) -> None:
+    opened(machine(tmp_path, "b", f"file://{bare}")).refresh()
+    whole = opened(machine(tmp_path, "b", f"file://{bare}", ledger=True))
+    put(whole, [1, 2])
+    put(opened(machine(tmp_path, "c", f"file://{bare}")), [3])
+    whole.settle()
+    assert whole.read("releases", range(1, 9)).keys() == {1, 2, 3}
+
+
 def test_a_remote_that_is_down_completes_nothing(tmp_path: Path, bare: Path) -> None:
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])

@@ -128,9 +128,12 @@ class Remote:
         filtered = self._repository.configured('remote "origin"', "partialclonefilter")
         if f"--filter={filtered}" != _NO_RECORDS:
             return
-        if (self._repository.path / "shallow").exists():
-            self._fetch("--unshallow")
-        self._fetch("--refetch", f"--filter={_ALL_RECORDS}")
+        self._fetch()
+        # From a remote that is empty Git would wait for ever for what it is to fetch again.
+        if self._repository.refs(TRACKING):
+            if (self._repository.path / "shallow").exists():
+                self._fetch("--unshallow")
+            self._fetch("--refetch", f"--filter={_ALL_RECORDS}")
         self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
 
     def _fetch(self, *options: str) -> None:
