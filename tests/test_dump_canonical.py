@@ -54,6 +54,11 @@ def test_a_change_of_what_the_store_keeps_changes_the_hash(old: str) -> None:
     assert hashed(kept.replace(old, "8", 1) + "</release>") != hashed(kept + "</release>")
 
 
+def test_what_only_looks_like_the_end_of_an_instruction_is_text() -> None:
+    mixed = '<release id="5">\n%s <title>T</title>\n </release>'
+    assert hashed(mixed % "?>") == hashed(mixed % "?&gt;")
+
+
 def test_a_space_that_is_all_of_a_text_is_kept() -> None:
     assert hashed('<release id="5"><t> </t></release>') != hashed('<release id="5"><t/></release>')
 

@@ -70,7 +70,9 @@ def canonical_form(record: bytes, kind: str) -> bytes:
 
 def _is_odd(record: bytes) -> bool:
     """Whether there is a comment, a CDATA section or a processing instruction in it."""
-    return (b"!" in record and b"<!" in record) or _PI_END.search(record) is not None
+    if b"!" in record and b"<!" in record:
+        return True
+    return _PI_END.search(record) is not None and b"<?" in record
 
 
 def parse(record: bytes, kind: str) -> etree._Element:

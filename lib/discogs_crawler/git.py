@@ -6,6 +6,7 @@ surrounding repository reaches.
 """
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -39,6 +40,9 @@ LOOK_S = 0.2
 
 # How long a process may take to end when asked to.
 KINDLY_S = 1
+
+# What the machine is short of now, and may have again later.
+_PASSING = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO)
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
@@ -312,7 +316,9 @@ def create(path: Path, branch: str, layout: str) -> Repository:
         # Somebody else may have made it at the same time.
         if not (path / "HEAD").exists():
             reason = _last_line(getattr(error, "stderr", "") or _text(error))
-            raise ConfigurationError(f"{path}: cannot be made: {reason}") from error
+            passing = getattr(error, "errno", None) in _PASSING
+            raised = Unavailable if passing else ConfigurationError
+            raise raised(f"{path}: cannot be made: {reason}") from error
     return Repository(path)
 
 
