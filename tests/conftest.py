@@ -1,6 +1,7 @@
 """What the tests share: a real Redis server, temporary settings, scripts run as cron does."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     examples = config.getoption("--examples") or (2_000 if config.getoption("--long") else 50)
     hypothesis.settings.register_profile("suite", deadline=None, max_examples=examples)
     hypothesis.settings.load_profile("suite")
+    # What whoever started the tests ignores (nohup, a job in the background) is not to be
+    # ignored by what the tests start.
+    for number, default in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
