@@ -20,6 +20,7 @@ from discogs_crawler.config import Secret, Settings
 from discogs_crawler.crawl import Outcome, Task
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.fetching import Fetchers
+from discogs_crawler.leases import Leases
 from discogs_crawler.limiter import Limiter
 from discogs_crawler.queue import Lease, Queue, Result
 from discogs_crawler.stop import Stop
@@ -338,6 +339,38 @@ def test_leases_live_on_while_the_quota_makes_us_wait(
     worker.join()
     assert sorted(api.journal.asked()) == ids[:8]
     assert outcomes(queue) == {"stored": 8}
+
+
+def test_an_answer_that_comes_after_its_lease_lapsed_leaves_our_newer_lease_alone(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(queue, "host:1", 600, None, "")
+    queue.push("new", [7])
+    [old] = leases.claim(1)
+    monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S + 700)
+    [new] = leases.claim(1)
+    assert new.token != old.token
+    assert leases.complete([(old, Result(7, "new", "stored"))]) == set()
+    assert leases.ours_of([old, new]) == [new]
+    assert leases.give_back_all() == 1
+    assert queue.depths()["new"] == 1
+
+
+def test_leases_are_renewed_again_after_redis_refused_it(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewals = []
+
+    def renew(self: Queue, held: list[Lease]) -> set[int]:
+        renewals.append(held)
+        if len(renewals) == 1:
+            raise ConfigurationError("Redis is a read-only replica")
+        return set()
+
+    monkeypatch.setattr(Queue, "renew", renew)
+    leases = Leases(queue, "host:1", 0.05, None, "")
+    until(lambda: len(renewals) > 1)
+    leases.give_back_all()
 
 
 def test_the_ledger_hears_of_each_commit_if_it_is_here(

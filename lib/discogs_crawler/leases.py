@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
-from discogs_crawler.errors import Unavailable
+from discogs_crawler.errors import CrawlerError
 from discogs_crawler.queue import Lease, Queue, Result
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,11 @@ class Leases:
         return [lease for lease in leases if self._has(lease)]
 
     def forget(self, leases: Iterable[Lease]) -> None:
-        """Renew them no more."""
+        """Renew them no more; a newer lease of the same id is another one."""
         with self._lock:
             for lease in leases:
-                self._held.pop(lease.id, None)
+                if self._has(lease):
+                    del self._held[lease.id]
 
     def _keep(self) -> None:
         while not self._ended.wait(self._period_s):
@@ -93,7 +94,8 @@ class Leases:
                 held = list(self._held.values())
             try:
                 lost = {lease.id for lease in held} - self._queue.renew(held)
-            except Unavailable as error:
+            except CrawlerError as error:
+                # Whatever it is, whoever claims and reports meets it too, and knows what to do.
                 log.debug("leases are not renewed now: %s", error)
                 continue
             lapsed = [lease for lease in held if lease.id in lost and self._has(lease)]
