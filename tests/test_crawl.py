@@ -1,6 +1,7 @@
 """The worker in this process, against the stand-in: what becomes of every id."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -483,6 +484,52 @@ def test_a_batch_survives_a_commit_that_fails(
     work()
     assert stored(settings) == set(ids[:5])
     assert outcomes(queue) == {"stored": 5}
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"), [("give_back", "403-html"), ("delay", "500"), ("pending", "")]
+)
+def test_redis_may_be_away_whatever_it_is_asked_next(
+    api: Api,
+    queue: Queue,
+    ids: list[int],
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    fault: str,
+) -> None:
+    answer, failures = getattr(Queue, call), iter([True])
+
+    def fails_once(self: Queue, *args: Any, **more: Any) -> Any:
+        if next(failures, False):
+            raise Unavailable("Redis does not answer")
+        return answer(self, *args, **more)
+
+    monkeypatch.setattr(crawl, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(Queue, call, fails_once)
+    api.faults.plan("releases", ids[0], fault)
+    queue.push("new", ids[:1])
+    assert work(rate_window_s=0.5).empty
+    assert not next(failures, False), "it was asked"
+    assert outcomes(queue) == {"stored": 1}
+
+
+def test_patience_begins_anew_after_each_success(
+    queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, failures = Store.commit, itertools.cycle([True, False])
+
+    def fails_each_time_once(self: Store, *args: Any) -> Committed:
+        if next(failures):
+            raise Unavailable("the disk is full")
+        return commit(self, *args)
+
+    monkeypatch.setattr(crawl, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(crawl, "PATIENCE_S", 0)
+    monkeypatch.setattr(Store, "commit", fails_each_time_once)
+    queue.push("new", ids[:3])
+    assert work(commit_every=1).empty
+    assert outcomes(queue) == {"stored": 3}
 
 
 class _Worker(threading.Thread):

@@ -179,7 +179,7 @@ class _Crawl:
             return True
         if self._task.until_empty and self._idle_s:
             self._commit()
-            self.empty = self._is_queue_empty()
+            self.empty = self._patiently(self._is_queue_empty)
         return self.empty
 
     def _is_queue_empty(self) -> bool:
@@ -193,7 +193,8 @@ class _Crawl:
     def _claim(self) -> None:
         """Have as many ids at hand as we can fetch until we look again."""
         if self._judge.pause_left_s():
-            self._leases.give_back(self._fetchers.take_back())
+            taken = self._fetchers.take_back()
+            self._patiently(lambda: self._leases.give_back(taken))
             return
         if self._leases.take_lapsed():
             self._fetchers.ask(self._leases.ours_of(self._fetchers.take_back()))
@@ -206,7 +207,7 @@ class _Crawl:
             self._claim_again_at = time.monotonic() + self._idle_s
         if not self._fetchers.under_way:
             # Nobody is left who could vouch for the service.
-            self._judge.blame_the_ids()
+            self._patiently(self._judge.blame_the_ids)
 
     def _some_stored(self) -> list[int]:
         """Ids of records that we have, at random: a few of them may have been deleted since."""
@@ -311,17 +312,19 @@ class _Crawl:
     def _patiently(self, do: Callable[[], T]) -> T:
         """Do it again, with growing pauses, as long as what it needs is not available."""
         pause, given_up_at = FIRST_RETRY_S, time.monotonic() + PATIENCE_S
+        is_last = False
         while True:
             try:
                 return do()
             except CrawlerError as error:
                 # Ctrl-C reaches git too, which a terminal starts in the same group as us: when we
                 # are told to stop there is one more attempt.
-                if error.exit_code != EXIT_UNAVAILABLE or self._last_try:
+                if error.exit_code != EXIT_UNAVAILABLE or is_last or self._last_try:
                     raise
                 how_long = "once more" if self._stop else "for an hour"
                 log.warning("%s; trying again %s", error, how_long)
-                self._last_try = self._stop.wait(pause) or time.monotonic() > given_up_at
+                self._last_try = self._stop.wait(pause)
+                is_last = time.monotonic() > given_up_at
                 pause = min(2 * pause, LONGEST_RETRY_S)
 
 
