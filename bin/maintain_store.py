@@ -70,6 +70,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
+    command.terminate_like_interrupt()
     with contextlib.ExitStack() as stack:
         lock = settings.state_dir / "maintain_store.lock"
         stack.enter_context(locks.exclusive(lock, "maintain_store.py"))

@@ -45,6 +45,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
+    command.terminate_like_interrupt()
     snapshot = stats.take(settings, flags.kind)
     if flags.html:
         write(flags.html, report.render(snapshot))

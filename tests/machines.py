@@ -180,3 +180,14 @@ def wait_until(
     while not holds():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.02)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines that name the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if str(folder) in line:
+                found.append(line)
+    return found

@@ -358,8 +358,9 @@ def wait_for(attempt: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
     return result
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_terminated_it_ends_its_command_before_that_takes_the_part_for_the_whole(
-    store: SingleStore, environment: dict[str, str], tmp_path: Path
+    store: SingleStore, environment: dict[str, str], tmp_path: Path, number: int
 ) -> None:
     store.commit({("releases", 1): record(1)})
     line = f"echo > {tmp_path}/started; sleep 60; echo > {tmp_path}/done"
@@ -367,7 +368,7 @@ def test_terminated_it_ends_its_command_before_that_takes_the_part_for_the_whole
         command("--exec", line), env=environment, stderr=subprocess.PIPE
     ) as running:
         wait_until((tmp_path / "started").exists)
-        running.terminate()
+        running.send_signal(number)
         assert running.wait(10) == 1
     assert not (tmp_path / "done").exists()
     assert place(environment) is None

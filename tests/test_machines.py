@@ -22,7 +22,7 @@ from tests.discogs.api import Api
 from tests.discogs.journal import busiest
 from tests.discogs.quota import Quota
 from tests.discogs.world import invented
-from tests.machines import Cut, Host, served, wait_until
+from tests.machines import Cut, Host, processes_in, served, wait_until
 
 WINDOW_S = 2.0
 LIMIT = 40
@@ -223,17 +223,6 @@ def test_a_machine_that_was_cut_off_asks_for_nothing_that_others_have_taken_over
 
 
 # A worker is told to end while the remote is away -------------------------------------------------
-
-
-def processes_in(folder: Path) -> list[str]:
-    """The command lines that name the folder."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            if str(folder) in line:
-                found.append(line)
-    return found
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -29,13 +30,14 @@ from discogs_crawler import (
     store,
 )
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
 from discogs_crawler.importing import Entry, Refused
 from discogs_crawler.ledger import Row
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import KINDS, record_path
 from discogs_crawler.store import Change, Store
 from tests.conftest import ROOT, Run
+from tests.machines import processes_in, wait_until
 from tests.test_store import everything, fsck, put, record
 
 
@@ -285,6 +287,24 @@ def test_maintenance_can_be_killed_anywhere(
     process = subprocess.Popen(program, env=environment)
     assert process.wait(60) == 0
     assert len(list(main.ids("releases"))) == 4 * rounds
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_leaves_no_git_behind_that_waits_for_the_remote(
+    settings: Settings, environment: dict[str, str], tmp_path: Path, number: int
+) -> None:
+    opened(settings)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        remote = f"git://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
+        program = [sys.executable, str(ROOT / "bin" / "maintain_store.py"), "--merge"]
+        process = subprocess.Popen(
+            program, env=environment | {"STORE_REMOTE": remote}, stderr=subprocess.DEVNULL
+        )
+        caller, _ = silent.accept()
+        with caller:
+            process.send_signal(number)
+            assert process.wait(20) == EXIT_PARTLY
+            wait_until(lambda: not processes_in(tmp_path), lambda: str(processes_in(tmp_path)), 5)
 
 
 def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None:

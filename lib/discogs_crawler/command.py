@@ -98,9 +98,15 @@ def end_undisturbed() -> None:
 
 
 def terminate_like_interrupt() -> None:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does.
+
+    So temporary files are removed, and what we have started is ended. A signal that our starter
+    ignores (nohup) stays ignored.
+    """
 
     def handler(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
