@@ -47,7 +47,11 @@ def arguments() -> argparse.ArgumentParser:
         "--date", type=_date, default="latest", metavar="YYYYMMDD", help="of a dump [latest]"
     )
     parser.add_argument(
-        "--keep", type=_number, default=2, metavar="N", help="dumps of a kind that stay [2]"
+        "--keep",
+        type=command.positive,
+        default=2,
+        metavar="N",
+        help="dumps of a kind that stay [2]",
     )
     return parser
 
@@ -63,12 +67,6 @@ def _date(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"not a date as YYYYMMDD: {text!r}")
     if day.year < FIRST_YEAR:
         raise argparse.ArgumentTypeError(f"there are no dumps before {FIRST_YEAR}: {text!r}")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be at least 1: {text!r}")
     return int(text)
 
 

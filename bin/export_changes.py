@@ -78,7 +78,9 @@ def arguments() -> argparse.ArgumentParser:
         metavar="REV",
         help="where a new consumer begins: start (default), now or a revision",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="export at most N commits")
+    parser.add_argument(
+        "--limit", type=command.positive, metavar="N", help="export at most N commits"
+    )
     parser.add_argument(
         "--skip-technical",
         action="store_true",
@@ -128,8 +130,6 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
-    if flags.limit is not None and flags.limit < 1:
-        raise UsageError(f"--limit {flags.limit}: it must be at least 1")
     if flags.format == "ids" and flags.kind == export.ALL:
         raise UsageError("--format ids: kinds share their numbers; name one with --kind")
 

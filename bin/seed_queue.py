@@ -64,10 +64,13 @@ def arguments() -> argparse.ArgumentParser:
         "--ids", nargs="+", metavar="ID", help="fetch these first: numbers, ranges, a file, or -"
     )
     parser.add_argument(
-        "--discover", type=_positive, metavar="N", help="ask for the N numbers above the highest"
+        "--discover",
+        type=command.positive,
+        metavar="N",
+        help="ask for the N numbers above the highest",
     )
     parser.add_argument(
-        "--refresh", type=_positive, metavar="N", help="fetch the N oldest copies again"
+        "--refresh", type=command.positive, metavar="N", help="fetch the N oldest copies again"
     )
     parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
     parser.add_argument("--dead", action="store_true", help="list the dead letters, nothing else")
@@ -82,13 +85,6 @@ def arguments() -> argparse.ArgumentParser:
         help="make a lost ledger from the store and the hashes of the last dump",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("it must be at least 1")
-    return number
 
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:

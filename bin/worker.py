@@ -54,7 +54,7 @@ def arguments() -> argparse.ArgumentParser:
         "--segments", metavar="LIST", type=segments, help="only ids of these millions: 0-9,13"
     )
     parser.add_argument("--branch", metavar="NAME", default="", help="commit to crawl/NAME")
-    parser.add_argument("--limit", metavar="N", type=positive, help="end after N ids")
+    parser.add_argument("--limit", metavar="N", type=command.positive, help="end after N ids")
     parser.add_argument(
         "--max-seconds", metavar="S", type=duration, help="end after S seconds (or 50m, 8h)"
     )
@@ -67,15 +67,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
 def duration(text: str) -> int:
-    return config.parse_duration(text)
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def segments(text: str) -> frozenset[int]:

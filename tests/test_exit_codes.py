@@ -107,3 +107,26 @@ def test_interrupted_is_partly_done(
 
     monkeypatch.setattr("discogs_crawler.config.make_state_dir", interrupt)
     assert end("seed_queue.py") == errors.EXIT_PARTLY
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "text", "why"),
+    [
+        ("download_dump.py", "--keep", "0", "it must be at least 1: '0'"),
+        ("export_changes.py", "--limit", "-1", "it must be at least 1: '-1'"),
+        ("seed_queue.py", "--refresh", "x", "it must be at least 1: 'x'"),
+        ("worker.py", "--limit", "1_0", "it must be at least 1: '1_0'"),
+        ("worker.py", "--max-seconds", "soon", "not a duration such as 90s, 5m, 3h or 2d: 'soon'"),
+    ],
+)
+def test_a_flag_that_counts_says_what_it_takes(
+    end: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    flag: str,
+    text: str,
+    why: str,
+) -> None:
+    assert end(script, flag, text) == errors.EXIT_USAGE
+    line = f"{script}: argument {flag}: {why} (see {script} --help)\n"
+    assert capsys.readouterr().err == line

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -42,6 +43,13 @@ def parser(doc: str | None, *settings: str) -> argparse.ArgumentParser:
     result.add_argument("--env-file", metavar="FILE", help="read settings from FILE, not .env")
     config.add_flags(result, (*settings, "STATE_DIR", "LOG_FORMAT"))
     return result
+
+
+def positive(text: str) -> int:
+    """The number that a flag with `type=positive` counts something with."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"it must be at least 1: {text!r}")
+    return int(text)
 
 
 def run(
