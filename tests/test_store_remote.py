@@ -1,6 +1,7 @@
 """STORE_REMOTE: machines that push to one bare repository over Git's own transport."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from discogs_crawler import config, remote, repository_store, store
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.git import Repository
 from discogs_crawler.store import Store
 from tests.conftest import ROOT
 from tests.test_store import changes, everything, put, record
@@ -162,6 +165,30 @@ def test_a_push_that_never_arrives_completes_nothing(
             put(machine_a, [2])
     assert set(machine_a.read("releases", [1, 2])) == {1}
     assert put(machine_a, [2]).added == 1
+
+
+def test_a_push_that_was_killed_without_a_word_completes_nothing(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does when memory is short."""
+    machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    put(machine_a, [1])
+    talk = Repository.talk
+
+    def killed(
+        self: Repository, command: str, *arguments: str, **options: Any
+    ) -> "subprocess.CompletedProcess[bytes] | None":
+        if command == "push":
+            return subprocess.CompletedProcess([command], -signal.SIGKILL, b"", b"")
+        return talk(self, command, *arguments, **options)
+
+    machine_a.patience_s = 0
+    with monkeypatch.context() as broken:
+        broken.setattr(Repository, "talk", killed)
+        with pytest.raises(Unavailable, match="git push was killed by signal 9"):
+            put(machine_a, [2])
+    assert put(machine_a, [2]).added == 1
+    assert set(machine_a.read("releases", [1, 2])) == {1, 2}
 
 
 def test_a_remote_that_comes_back_gets_the_batch(

@@ -161,8 +161,12 @@ class Remote:
             raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {what}")
         said = (done.stdout + done.stderr).decode("utf-8", "replace")
         # A shallow fetch from a remote that is empty ends with 1 and says nothing.
-        if done.returncode == 0 or not said.strip():
+        is_empty = command[0] == "fetch" and done.returncode == 1 and not said.strip()
+        if done.returncode == 0 or is_empty:
             return done.stdout
+        if done.returncode < 0:
+            killed = f"git {command[0]} was killed by signal {-done.returncode}"
+            raise Unavailable(f"STORE_REMOTE {self._address.url}: {killed}")
         if any(text in said for text in _FORBIDDEN):
             raise ConfigurationError(f"STORE_REMOTE {self._address.url} refuses us: {_gist(said)}")
         if any(text in said for text in _MOVED):
