@@ -4,8 +4,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from discogs_crawler import config, consumers, mirror, output
+from discogs_crawler.errors import Unavailable
 from discogs_crawler.store import Change, open_store
 from tests.conftest import ROOT, Run
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
@@ -533,6 +536,28 @@ def test_a_remote_that_is_down_changes_nothing(tmp_path: Path, export: Run) -> N
     (tmp_path / "away.git").rename(upstream.folder)
     upstream.commit({("releases", 2): record(2)})
     assert export("--repository", url).stdout == paths(2)
+
+
+def test_a_remote_that_falls_silent_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "SILENCE_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
+        release = threading.Timer(20, silent.close)
+        release.start()
+        with pytest.raises(Unavailable, match="too slow"):
+            mirror.of_url(url, tmp_path)
+        release.cancel()
+
+
+def test_why_records_cannot_be_fetched_is_said(tmp_path: Path) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    copy = mirror.of_url(f"file://{upstream.folder}", tmp_path / "mirrors")
+    upstream.folder.rename(tmp_path / "away.git")
+    with pytest.raises(Unavailable, match=r"does not answer: fatal: .*upstream\.git"):
+        mirror.fetch_objects(copy.folder, "origin", b"0123456789" * 4 + b"\n")
 
 
 def test_a_password_in_a_url_stays_with_git() -> None:
