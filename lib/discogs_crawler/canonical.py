@@ -17,11 +17,10 @@ import re
 from lxml import etree
 
 from discogs_crawler.records import ELEMENTS
+from discogs_crawler.usual_form import IGNORED, usual_form
 
 # Raise it when the same record may get another hash: seeding then refuses to compare.
 CANONICAL_VERSION = 1
-
-_IGNORED = ("videos", "images", "resource_url")
 
 # libxml2 itself leaves out white space between elements, as it should but beside a comment, a
 # processing instruction or a CDATA section; there it is left in, and cut out of the C14N output.
@@ -51,9 +50,14 @@ def content_hash(record: bytes, kind: str) -> bytes:
 
 def canonical_form(record: bytes, kind: str) -> bytes:
     """What is hashed: UTF-8 XML that two records share if and only if their content is the same."""
+    return usual_form(record, kind) or parsed_form(record, kind)
+
+
+def parsed_form(record: bytes, kind: str) -> bytes:
+    """The same by libxml2 alone, whatever the spelling."""
     odd = _is_odd(record)
     element = _parse(record, kind, _EXACT_PARSER if odd else _PARSER)
-    etree.strip_elements(element, *_IGNORED, with_tail=False)
+    etree.strip_elements(element, *IGNORED, with_tail=False)
     attributes = element.attrib
     if len(attributes) > 1 or (attributes and "id" not in attributes):
         for name in attributes:
