@@ -6,13 +6,16 @@ input and answers each with a list of hashes; it ends when its standard input do
 """
 
 import contextlib
+import fcntl
+import itertools
 import os
 import pickle
 import queue
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -28,6 +31,12 @@ MAX_WORKERS = 8
 
 # Else the C library gives the memory of each tree back to the system, and asks for it again: 5 %.
 _MALLOC = {"MALLOC_TOP_PAD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+
+# Room for the next batches of a worker, so that it finds one when it has done with the last: what a
+# process may ask for.
+PIPE_BYTES = 1024 * 1024
+
+_KILLED = "a process that hashes records was killed; is memory short?"
 
 # A content hash, or why the record is malformed.
 Outcome = bytes | str
@@ -50,57 +59,26 @@ class Hasher:
     def __init__(self, kind: str, workers: int | None = None) -> None:
         """`workers`: processes, by default one a core; with less than two it all happens here."""
         self._kind = kind
-        self._workers = min(workers or len(os.sched_getaffinity(0)), MAX_WORKERS)
+        self._count = min(workers or len(os.sched_getaffinity(0)), MAX_WORKERS)
         self._patience = PATIENCE
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._threads: ThreadPoolExecutor | None = None
+        self._workers: list[_Worker] = []
+        self._turns: Iterator[_Worker] = iter(())
 
     @property
     def capacity(self) -> int:
         """How many calls of `submit` may wait for their results: enough to keep workers busy."""
-        return 2 * self._workers
+        return 2 * self._count
 
     def submit(self, records: list[bytes]) -> Callable[[], list[Outcome]]:
         """Begin to hash; the function that is returned waits for the outcomes."""
-        if self._workers < 2 or self._patience > 0 or not records:
+        if self._count < 2 or self._patience > 0 or not records:
             self._patience -= len(records)
             outcomes = hash_records(records, self._kind)
             return lambda: outcomes
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._workers)
-            for _ in range(self._workers):
-                self._start()
-        future: Future[list[Outcome]] = self._threads.submit(self._ask, records)
-        return future.result
-
-    def _start(self) -> None:
-        library = str(Path(__file__).resolve().parents[1])
-        paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "discogs_crawler.hashing", self._kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for us alone; they end when we do
-        )
-        self._processes.append(process)
-        self._idle.put(process)
-
-    def _ask(self, records: list[bytes]) -> list[Outcome]:
-        process = self._idle.get()
-        assert process.stdin and process.stdout
-        try:
-            pickle.dump(records, process.stdin, pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            outcomes: list[Outcome] = pickle.load(process.stdout)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            raise Unavailable(
-                "a process that hashes records was killed; is memory short?"
-            ) from None
-        finally:
-            self._idle.put(process)
-        return outcomes
+        if not self._workers:
+            self._workers.extend(_Worker(self._kind) for _ in range(self._count))
+            self._turns = itertools.cycle(self._workers)
+        return next(self._turns).ask(records).result
 
     def __enter__(self) -> "Hasher":
         return self
@@ -111,13 +89,56 @@ class Hasher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in self._processes:
-            process.kill()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
-            with contextlib.suppress(OSError):
-                process.communicate()
+        for worker in self._workers:
+            worker.end()
+
+
+class _Worker:
+    """A process, and a thread that takes its answers: so it never waits for us to take them."""
+
+    def __init__(self, kind: str) -> None:
+        library = str(Path(__file__).resolve().parents[1])
+        paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "discogs_crawler.hashing", kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C is for us alone; they end when we do
+        )
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        with contextlib.suppress(AttributeError, OSError):
+            fcntl.fcntl(self._requests, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._promises: queue.SimpleQueue[Future[list[Outcome]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._listen, name="hashes", daemon=True)
+        self._thread.start()
+
+    def ask(self, records: list[bytes]) -> Future[list[Outcome]]:
+        """Send records; their outcomes are promised in the order of the calls."""
+        promise: Future[list[Outcome]] = Future()
+        self._promises.put(promise)
+        try:
+            pickle.dump(records, self._requests, pickle.HIGHEST_PROTOCOL)
+            self._requests.flush()
+        except OSError:
+            raise Unavailable(_KILLED) from None
+        return promise
+
+    def end(self) -> None:
+        """Whatever it is doing."""
+        self._process.kill()
+        self._promises.put(None)
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._process.communicate()
+
+    def _listen(self) -> None:
+        while (promise := self._promises.get()) is not None:
+            try:
+                promise.set_result(pickle.load(self._answers))
+            except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+                promise.set_exception(Unavailable(_KILLED))
 
 
 def _serve(kind: str, requests: IO[bytes], answers: IO[bytes]) -> None:
