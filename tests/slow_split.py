@@ -14,7 +14,7 @@ from discogs_crawler.boundaries import Boundaries
 from discogs_crawler.hashing import Hasher
 from discogs_crawler.records import ELEMENTS, KINDS, parse_id
 from discogs_crawler.result import ResultWriter
-from discogs_crawler.splitting import Splitter
+from discogs_crawler.splitting import Hasty, Splitter
 
 
 def slow_split(xml: bytes) -> bytes:
@@ -34,6 +34,15 @@ def our_split(
     dump: bytes, block_size: int = 512 * 1024, book: bytes = b"", workers: int = 1
 ) -> tuple[bytes, bytes, Splitter]:
     """RESULT, the new book, and the splitter after its work on a dump in a file."""
+    try:
+        return _split(dump, block_size, book, workers, careful=False)
+    except Hasty:
+        return _split(dump, block_size, book, workers, careful=True)
+
+
+def _split(
+    dump: bytes, block_size: int, book: bytes, workers: int, careful: bool
+) -> tuple[bytes, bytes, Splitter]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dump").write_bytes(dump)
@@ -41,7 +50,8 @@ def our_split(
             with Source(folder / "dump") as source, Blocks(source, block_size) as blocks:
                 boundaries = Boundaries(blocks, None)
                 with Hasher(boundaries.kind, workers) as hasher:
-                    splitter = Splitter(blocks, boundaries, Book(io.BytesIO(book)), hasher)
+                    known = Book(io.BytesIO(book))
+                    splitter = Splitter(blocks, boundaries, known, hasher, careful)
                     writer = ResultWriter(result, BookWriter(new_book), folder)
                     splitter.run(writer, lambda: None)
             result.seek(0)

@@ -187,6 +187,31 @@ def test_a_damaged_record_is_reported_and_the_run_goes_on(
     assert lines[:6] + lines[7:] == RESULT.splitlines()[:6] + RESULT.splitlines()[7:]
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b'<!-- </release>\n<release id="300"></release>\n<release id="301"> -->',
+        b'<!-- </release>\n<release id="x"></release>\n<release id="y"> -->',
+        b'<!-- </release>\n<release id="7"> -->',
+        b'<i><release id="8">inner</release>\n<release id="9"/></i>',
+    ],
+)
+def test_what_only_looks_like_the_end_of_a_record_is_not(
+    comment: bytes, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    content = _swap(b"7</title>", b"7</title>" + comment)
+    path = tmp_path / "discogs_20261101_releases.xml"
+    path.write_bytes(content)
+    done = run("discogs_xml_split.py", "-d", path, "-r", tmp_path / "result")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "result").read_bytes() == slow_split(content)
+    script = [sys.executable, str(ROOT / "bin" / "discogs_xml_split.py"), "-d", "-", "-r", "-"]
+    piped = subprocess.run(
+        script, input=content, env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert (piped.returncode, piped.stdout) == (0, slow_split(content))
+
+
 def test_standard_input_and_output_do(environment: dict[str, str]) -> None:
     script = [sys.executable, str(ROOT / "bin" / "discogs_xml_split.py"), "-d", "-", "-r", "-"]
     for content in (GOOD, gzip.compress(GOOD[:900]) + gzip.compress(GOOD[900:])):

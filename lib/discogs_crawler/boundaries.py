@@ -1,12 +1,10 @@
 """Where the records of a dump begin and end.
 
-Two ways, which give the same answer. `plain` finds `</release>\\n<release id="`, at 2-3 GB/s, and
-takes for a record what lies between two of them. That is right if the bytes were found to be one
-element in an earlier month, or if it `agrees` with a closer look. Otherwise the caller asks
-`exact`, which knows comments, CDATA sections, nested elements of the same name, and what may stand
-before, between and after records, and finds the record's true end tag.
-
-Neither looks into a record: that its bytes are one well-formed element is for lxml to say.
+Two ways. `plain` finds `</release>\\n<release id="`, at 2-3 GB/s, and takes for a record what lies
+between two of them: rightly, if its bytes are one well-formed element, now or in an earlier month.
+`exact` knows comments, CDATA sections, nested elements of the same name, and what may stand before,
+between and after records, and finds the record's true end tag; it is asked where `plain` finds
+nothing usual, or `is_doubtful`.
 """
 
 import re
@@ -115,13 +113,21 @@ class Boundaries:
             id_start = boundary + length
         return spans
 
-    def agrees(self, start: int, stop: int) -> bool:
-        """Whether what `plain` took for a record is what `exact` would."""
+    def agrees(self, start: int, stop: int, careful: bool) -> bool:
+        """Whether what `plain` took for a record is what `exact` would.
+
+        Unless `careful`, that is so only if the record turns out to be well-formed.
+        """
         buffer = self._blocks.buffer
         if not self._plain_start.match(buffer, start):
             return False
-        doubtful = self._doubtful.search(buffer, start + 1, stop - len(self._end_tag))
-        return doubtful is None or self._find_end(start) == stop
+        if not careful or not self._doubtful.search(buffer, start + 1, stop - len(self._end_tag)):
+            return True
+        return self._find_end(start) == stop
+
+    def is_doubtful(self, record: bytes) -> bool:
+        """Whether `exact` may see another end of what `plain` took for a record."""
+        return self._doubtful.search(record, 1, len(record) - len(self._end_tag)) is not None
 
     def go_on(self, stop: int) -> None:
         """The record that stops there was taken."""

@@ -1,8 +1,8 @@
 """From a dump to RESULT: cut, hash, look up in the book, parse what the book does not know.
 
-Every record whose bytes are not in the book passes lxml, so each is known to be one well-formed
-element: those in the book passed it in an earlier month. With that, and the checks on what stands
-around records, the dump is verified as a whole although hardly any of it is parsed.
+Every record whose bytes are not in the book is proven to be one well-formed element: those in the
+book were in an earlier month. With that, and the checks on what stands around records, the dump is
+verified as a whole although hardly any of it is parsed.
 """
 
 import hashlib
@@ -28,6 +28,10 @@ BATCH_BYTES = 256 * 1024
 MAX_DAMAGED = 100
 
 
+class Hasty(Exception):
+    """A record was perhaps not cut where it ends. Start again, and carefully."""
+
+
 class _Batch(NamedTuple):
     ids: list[int]
     offsets: list[int]
@@ -40,13 +44,23 @@ class Splitter:
     """One pass over one dump. `records`, `parsed`, `damaged` tell how far it has come."""
 
     def __init__(
-        self, blocks: Blocks, boundaries: Boundaries, book: Book, hasher: Hasher | None
+        self,
+        blocks: Blocks,
+        boundaries: Boundaries,
+        book: Book,
+        hasher: Hasher | None,
+        careful: bool,
     ) -> None:
-        """Without a `hasher` nothing is parsed: the raw hashes are the result."""
+        """Without a `hasher` nothing is parsed: the raw hashes are the result.
+
+        `careful`: look for the end of every unknown record before it is cut. Otherwise it is cut
+        where it usually ends, which is right if it is well-formed; then `run` may raise Hasty.
+        """
         self._blocks = blocks
         self._boundaries = boundaries
         self._book = book
         self._hasher = hasher
+        self._careful = careful or hasher is None
         self._batch = _Batch([], [], [], [], [])
         self._unknown_bytes = 0
         self._waiting: deque[tuple[_Batch, Callable[[], list[Outcome]]]] = deque()
@@ -54,23 +68,29 @@ class Splitter:
         self.parsed = self.damaged = 0
 
     def run(self, result: ResultWriter, progress: Callable[[], None]) -> None:
-        """Write all records to `result`. Damage if the dump is not whole."""
-        while True:
-            spans = self._boundaries.plain()
-            if spans and self._take(spans):
-                progress()
-            elif span := self._boundaries.exact():
-                self._take([span], exact=True)
-            else:
-                break
+        """Write all records to `result`. Damage if the dump is not whole; Hasty, see above."""
+        while self._cut(result):
+            progress()
             if len(self._batch.ids) >= BATCH_RECORDS or self._unknown_bytes >= BATCH_BYTES:
                 self._hand_over(result)
-        self._hand_over(result)
-        while self._waiting:
-            self._finish_one(result)
+        self._settle(result)
         result.finish()
         if not result.records:
             raise Damage("it holds not a single record")
+
+    def _cut(self, result: ResultWriter) -> bool:
+        """Take the next records; False at the end of the dump."""
+        try:
+            spans = self._boundaries.plain()
+            if spans and self._take(spans):
+                return True
+            span = self._boundaries.exact()
+        except Damage:
+            self._settle(result)  # Hasty, if what came before was not cut well
+            raise
+        if span:
+            self._take([span], exact=True)
+        return span is not None
 
     def _take(self, spans: list[tuple[int, int, int]], exact: bool = False) -> int:
         """Hash and look up records; the number taken before one that needs the exact way."""
@@ -102,7 +122,7 @@ class Splitter:
             if content is not None:
                 continue
             start, stop, _ = spans[number]
-            if not exact and not self._boundaries.agrees(start, stop):
+            if not exact and not self._boundaries.agrees(start, stop, self._careful):
                 return number
             if self._hasher is not None:
                 self._batch.unknown.append(bytes(buffer[start:stop]))
@@ -122,20 +142,28 @@ class Splitter:
         while len(self._waiting) > self._hasher.capacity:
             self._finish_one(result)
 
+    def _settle(self, result: ResultWriter) -> None:
+        """Write all that was taken."""
+        self._hand_over(result)
+        while self._waiting:
+            self._finish_one(result)
+
     def _finish_one(self, result: ResultWriter) -> None:
         batch, outcomes_of = self._waiting.popleft()
-        outcomes = iter(outcomes_of())
+        outcomes = zip(batch.unknown, outcomes_of(), strict=True)
         contents = [
-            self._outcome(batch, number, next(outcomes)) if content is None else content
+            self._outcome(batch, number, *next(outcomes)) if content is None else content
             for number, content in enumerate(batch.contents)
         ]
         self.parsed += len(batch.unknown)
         result.write(Hashed(batch.ids, batch.offsets, batch.keys, contents, self._damaged_keys))
 
-    def _outcome(self, batch: _Batch, number: int, outcome: Outcome) -> bytes:
+    def _outcome(self, batch: _Batch, number: int, record: bytes, outcome: Outcome) -> bytes:
         """The content hash of a parsed record: its raw hash if it is damaged, which is said."""
         if isinstance(outcome, bytes):
             return outcome
+        if not self._careful and self._boundaries.is_doubtful(record):
+            raise Hasty
         record_id, offset = batch.ids[number], batch.offsets[number]
         self._damaged_keys.add(batch.keys[number])
         self.damaged += 1

@@ -1,6 +1,7 @@
 """One dump file as a whole: split or check it, and say whether it is whole."""
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -19,7 +20,9 @@ from discogs_crawler.dump import WHOLE, Damage, DumpFacts
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
 from discogs_crawler.hashing import Hasher
 from discogs_crawler.result import ResultWriter
-from discogs_crawler.splitting import Splitter
+from discogs_crawler.splitting import Hasty, Splitter
+
+log = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -71,8 +74,9 @@ class Report(NamedTuple):
 class _Run:
     """How far a run has come, for the facts of a dump that turns out to be damaged, too."""
 
-    def __init__(self, task: Task, source: Source) -> None:
+    def __init__(self, task: Task, source: Source, careful: bool) -> None:
         self.task = task
+        self.careful = careful
         self.source = source
         self.kind = (task.path and dump.parse_name(task.path.name).kind) or ""
         self.boundaries: Boundaries | None = None
@@ -109,7 +113,7 @@ class _Run:
         file = stack.enter_context(_open_result(task))
         hasher = None if task.raw else stack.enter_context(Hasher(kind, task.workers))
         assert self.boundaries
-        self.splitter = Splitter(blocks, self.boundaries, book, hasher)
+        self.splitter = Splitter(blocks, self.boundaries, book, hasher, self.careful)
         self.result = ResultWriter(file, self.book, task.state_dir)
 
     def facts(self, verdict: str) -> DumpFacts:
@@ -141,8 +145,24 @@ def examine(task: Task) -> Report:
     not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
     """
     started = time.monotonic()
+    try:
+        run, verdict = _attempt(task, careful=task.path is None or not task.path.is_file())
+    except Hasty:
+        log.info("a record may end elsewhere than usual: starting again, and looking closely")
+        run, verdict = _attempt(task, careful=True)
+    return Report(
+        facts=run.facts(verdict),
+        parsed=run.splitter.parsed if run.splitter else 0,
+        out_of_order=run.result.out_of_order if run.result else 0,
+        xml_size=run.boundaries.offset if run.boundaries else 0,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _attempt(task: Task, careful: bool) -> tuple[_Run, str]:
+    """One pass over the dump, and the verdict. Hasty if it takes a `careful` one."""
     with Source(task.path) as source:
-        run = _Run(task, source)
+        run = _Run(task, source, careful)
         total = task.path.stat().st_size if task.path else 0
         with progress.bar("split", total, "MB/s", 1e6) if total else _no_bar() as advance:
             try:
@@ -155,13 +175,7 @@ def examine(task: Task) -> Report:
                 raise
             except OSError as error:
                 raise _not_written(error) from error
-    return Report(
-        facts=run.facts(verdict),
-        parsed=run.splitter.parsed if run.splitter else 0,
-        out_of_order=run.result.out_of_order if run.result else 0,
-        xml_size=run.boundaries.offset if run.boundaries else 0,
-        seconds=time.monotonic() - started,
-    )
+    return run, verdict
 
 
 def _not_written(error: OSError) -> CrawlerError:
