@@ -63,7 +63,7 @@ class Hasher:
         self._kind = kind
         self._count = min(workers or len(os.sched_getaffinity(0)), MAX_WORKERS)
         self._patience = PATIENCE
-        self._workers: list[_Worker] = []
+        self.workers: list[Worker] = []
 
     @property
     def capacity(self) -> int:
@@ -75,9 +75,9 @@ class Hasher:
         self._patience -= len(records)
         if self._patience < 0 and self._count > 1:
             wanted = self._count if sum(map(len, records)) > MANY_BYTES else 1
-            while len(self._workers) < wanted:
-                self._workers.append(_Worker(self._kind))
-        ready = [worker for worker in self._workers if worker.is_ready]
+            while len(self.workers) < wanted:
+                self.workers.append(Worker(self._kind))
+        ready = [worker for worker in self.workers if worker.is_ready]
         if ready and records:
             return min(ready, key=lambda worker: worker.waiting).ask(records).result
         outcomes = hash_records(records, self._kind)
@@ -92,11 +92,11 @@ class Hasher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.end()
 
 
-class _Worker:
+class Worker:
     """A process, and a thread that takes its answers: so it never waits for us to take them."""
 
     def __init__(self, kind: str) -> None:
@@ -110,6 +110,7 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for us alone; they end when we do
         )
         assert self._process.stdin and self._process.stdout
+        self.pid = self._process.pid
         self._requests, self._answers = self._process.stdin, self._process.stdout
         with contextlib.suppress(AttributeError, OSError):
             fcntl.fcntl(self._requests, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
