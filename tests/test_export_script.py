@@ -541,7 +541,7 @@ def test_a_remote_that_is_down_changes_nothing(tmp_path: Path, export: Run) -> N
 def test_a_remote_that_falls_silent_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "SILENCE_S", 1)
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
         release = threading.Timer(20, silent.close)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from discogs_crawler import importing
-from discogs_crawler.git import EMPTY_TREE, Repository
+from discogs_crawler.git import Repository
+from discogs_crawler.history import EMPTY_TREE
 from discogs_crawler.importing import Entry, Refused
 from discogs_crawler.queue import Queue
 from discogs_crawler.records import parse_record_path

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from discogs_crawler import exact_json, git, importing, progress
 from discogs_crawler.errors import BadData, CrawlerError
-from discogs_crawler.git import EMPTY_TREE, Repository
+from discogs_crawler.git import Repository
+from discogs_crawler.history import EMPTY_TREE
 from discogs_crawler.ledger import Ledger
 from discogs_crawler.records import parse_record_path, record_path
 from discogs_crawler.repository_store import Store

@@ -29,6 +29,7 @@ from discogs_crawler.errors import (
     CrawlerError,
     Unavailable,
 )
+from discogs_crawler.history import SILENCE
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ KINDLY_S = 1
 
 # What the machine is short of now, and may have again later.
 _PASSING = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO)
-
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 # By default Git syncs neither loose objects nor references, collects garbage whenever it likes
 # (which breaks writers beside it), and makes loose files of small imports.
@@ -102,7 +101,7 @@ def environment(*, network: bool = False) -> dict[str, str]:
     """
     kept = {name: text for name, text in os.environ.items() if not _POINTERS.fullmatch(name)}
     kept |= {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return kept if network else kept | _ISOLATION
+    return SILENCE | kept if network else kept | _ISOLATION
 
 
 class Repository:

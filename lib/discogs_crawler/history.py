@@ -29,6 +29,11 @@ TECHNICAL = "Technical"
 # Room for Git to run ahead of us, and we of it, without a change of processes for each record.
 PIPE = 1 << 20
 
+# How long a remote over http may be silent, in seconds, unless the user's environment says it: a
+# connection that died without a word (a router began anew) is not waited for without end. While a
+# server of Git thinks, it sends 5 bytes every 5 seconds.
+SILENCE = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": "900"}
+
 _ENTRY = re.compile(
     rb":(?P<old_mode>\d+) (?P<new_mode>\d+) (?P<old>[0-9a-f]+) (?P<new>[0-9a-f]+) [A-Z]\t"
     rb"(?P<name>[0-9]{2,3})\n"
@@ -65,8 +70,9 @@ def environment() -> dict[str, str]:
     """The environment of a Git that reads: ours, without what would lead it elsewhere."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     kept = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_EXEC_PATH", "GIT_SSL_CAINFO")
-    ours |= {name: os.environ[name] for name in kept if name in os.environ}
-    return ours | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+    ours |= {name: os.environ[name] for name in (*kept, *SILENCE) if name in os.environ}
+    fixed = {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+    return SILENCE | ours | fixed
 
 
 class Pipes(NamedTuple):
@@ -101,7 +107,13 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
             _close(process)
         if code not in codes:
             words.seek(0)
-            raise BadData(f"{folder}: git {arguments[0]}: {_last_words(words.read(), code)}")
+            said = _last_words(words.read(), code)
+            raise BadData(f"{folder}: git {_command(arguments)}: {said}")
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The name of the command in the arguments of Git, behind `-c NAME=VALUE`."""
+    return arguments[0] if arguments[0] != "-c" else _command(arguments[2:])
 
 
 def _started(command: Sequence[str], words: IO[bytes]) -> "subprocess.Popen[bytes]":

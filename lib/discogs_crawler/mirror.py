@@ -17,10 +17,6 @@ from discogs_crawler.history import Source
 # Where the tip of the remote's default branch is kept.
 TIP = "refs/heads/main"
 
-# How long a remote may be silent; the next exports wait for this one, so it must not wait for ever.
-# While a server of Git thinks, it sends 5 bytes every 5 seconds.
-SILENCE_S = 900
-
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[\w.-]+@[\w.-]+:.+", re.ASCII)
 _NO_NEGOTIATION = ("-c", "fetch.negotiationAlgorithm=noop")
 _ONLY_OBJECTS = ("--no-tags", "--no-write-fetch-head", "--recurse-submodules=no", "--quiet")
@@ -72,19 +68,14 @@ def _update(target: Path, url: str) -> None:
     history.output(target, "config", "remote.origin.url", url)
     filtered = ["--filter=blob:none", "--no-tags", "--quiet", "origin", f"+HEAD:{TIP}"]
     try:
-        history.output(target, *_while_it_speaks(), "fetch", *filtered)
+        history.output(target, "fetch", *filtered)
     except BadData as error:
         raise Unavailable(f"{public_name(url)}: {_last_words(error)}") from error
 
 
-def _while_it_speaks() -> list[str]:
-    limits = ("http.lowSpeedLimit=1", f"http.lowSpeedTime={SILENCE_S}")
-    return [word for limit in limits for word in ("-c", limit)]
-
-
 def _last_words(error: BadData) -> str:
     """What Git said, without user name and password."""
-    return re.sub(r"(://)[^/@\s]*@", r"\1", str(error).partition(": git -c: ")[2])
+    return re.sub(r"(://)[^/@\s]*@", r"\1", str(error).partition(": git fetch: ")[2])
 
 
 def _submodules(folder: Path) -> dict[str, str]:
@@ -125,7 +116,6 @@ def fetch_objects(folder: Path, remote: str, names: bytes) -> None:
     """Fetch these objects (hexadecimal, one a line), as far as they are not here, in one go."""
     arguments = [*_ONLY_OBJECTS, "--filter=blob:none", "--stdin", remote]
     try:
-        options = (*_while_it_speaks(), *_NO_NEGOTIATION)
-        history.output(folder, *options, "fetch", *arguments, given=names)
+        history.output(folder, *_NO_NEGOTIATION, "fetch", *arguments, given=names)
     except BadData as error:
         raise Unavailable(f"{folder}: its remote does not answer: {_last_words(error)}") from error
