@@ -91,17 +91,22 @@ def redis_client(redis_socket: Path) -> Iterator[redis.Redis]:
     client.close()
 
 
-@pytest.fixture
-def environment(tmp_path: Path, redis_socket: Path) -> dict[str, str]:
+def bare_environment(home: Path, state: Path) -> dict[str, str]:
     """The environment of a script that must find nothing of this machine's user."""
     return {
         "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path / "home"),
+        "HOME": str(home),
         "LANG": "C.UTF-8",
         "ENV_FILE": os.devnull,
-        "STATE_DIR": str(tmp_path / "state"),
-        "REDIS_URL": f"unix://{redis_socket}",
+        "STATE_DIR": str(state),
     }
+
+
+@pytest.fixture
+def environment(tmp_path: Path, redis_socket: Path) -> dict[str, str]:
+    """A bare one with the test server."""
+    bare = bare_environment(tmp_path / "home", tmp_path / "state")
+    return bare | {"REDIS_URL": f"unix://{redis_socket}"}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Machines of a test: each with a state folder, a worker, and cables that can be cut and mended."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bare_environment
 
 Cut = Literal["refused", "reset", "silent"]
 
@@ -128,11 +127,7 @@ class Host:
             "remote": Cable(("127.0.0.1", remote_port)),
         }
         port = {name: cable.port for name, cable in self.cables.items()}
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "ENV_FILE": os.devnull,
-            "STATE_DIR": str(folder / "state"),
+        self.environment = bare_environment(folder, folder / "state") | {
             "REDIS_URL": f"redis://127.0.0.1:{port['redis']}/0",
             "DISCOGS_API": f"http://127.0.0.1:{port['api']}",
             "STORE_REMOTE": f"git://127.0.0.1:{port['remote']}/remote.git",

@@ -28,6 +28,7 @@ from tabulate import tabulate
 from discogs_crawler import config, redis_server
 from discogs_crawler.config import Settings
 from discogs_crawler.queue import Queue
+from tests.conftest import bare_environment
 from tests.discogs.api import Api
 from tests.discogs.quota import Quota
 from tests.discogs.world import World
@@ -77,11 +78,7 @@ def stage(window_s: float, limit: int, latency_s: float) -> Iterator[tuple[Api, 
         tempfile.TemporaryDirectory(prefix="bench-quota-") as folder,
         Api(world, quota, latency_s=scaled, jitter_s=scaled / 2) as api,
     ):
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": folder,
-            "ENV_FILE": os.devnull,
-            "STATE_DIR": folder,
+        environment = bare_environment(Path(folder), Path(folder)) | {
             "DISCOGS_API": api.url,
             "DISCOGS_TOKEN": "bench",
             "RATE_WINDOW_S": str(window_s),

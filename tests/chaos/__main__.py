@@ -27,8 +27,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--remote", action="store_true", help="with a remote that comes and goes")
     flags = parser.parse_args()
-    columns = ["rounds", "kills", "freezes", "Redis kills", "remote away", "full disks", "requests"]
-    columns += ["429", *WRONG]
+    columns = ["rounds", "kills", "kills of Git", "freezes", "Redis kills", "remote away"]
+    columns += ["full disks", "requests", "429", *WRONG]
     total = dict.fromkeys(columns, 0)
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for start in range(0, flags.rounds, ROUNDS_A_LIFE):

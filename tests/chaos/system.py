@@ -13,7 +13,6 @@ import os
 import random
 import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -22,11 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from discogs_crawler import clean, config, exact_json, redis_server, store
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.records import parse_record_path
 from tests.chaos import scripts
-from tests.conftest import ROOT
+from tests.chaos.consumer import EXPORT, Consumer
+from tests.conftest import ROOT, bare_environment
 from tests.discogs.dump import write
 from tests.discogs.world import invented
 
@@ -64,15 +66,10 @@ class System:
         self.world = invented(RECORDS)
         self.day = 0
         self.table: collections.Counter[str] = collections.Counter()
-        self.consumed: dict[str, str | None] = {}
-        self.place: str | None = None
+        self.consumer = Consumer(folder / "s" / "crawler.db")
         self.remote = folder / "remote.git" if remote else None
         self.upstream, self.url = self._start_upstream()
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "ENV_FILE": os.devnull,
-            "STATE_DIR": str(folder / "s"),
+        self.environment = bare_environment(folder, folder / "s") | {
             "DISCOGS_API": self.url,
             "DISCOGS_TOKEN": "not-a-real-one",
             "RATE_WINDOW_S": str(WINDOW_S),
@@ -144,7 +141,7 @@ class System:
         commands: list[tuple[Any, ...]] = [("worker.py", "--until-empty")] * WORKERS
         hashes = ("-n", self.split_a_dump()) if month else ()
         commands.append(("seed_queue.py", *hashes))
-        commands.append(("export_changes.py", "--consumer", "demo", "--format", "jsonl"))
+        commands.append(EXPORT)
         if self.chance.random() < 0.3:
             commands.append(("maintain_store.py",))
         self.chance.shuffle(commands)
@@ -161,10 +158,10 @@ class System:
             self.reap(pid, number, script)
 
     def start(self, number: int, script: str, *arguments: Any) -> int:
-        full = script == "export_changes.py" and self.chance.random() < 0.2
+        full = script == EXPORT[0] and self.chance.random() < 0.2
         self.table["full disks"] += full
-        if script == "export_changes.py":
-            self.place = self.place_of_consumer()
+        if script == EXPORT[0]:
+            self.consumer.begin()
         return scripts.start(
             script,
             *arguments,
@@ -181,6 +178,7 @@ class System:
         deeds: list[tuple[float, Callable[[int], None]]] = [
             (0.5, self.kill),
             (0.2, self.freeze),
+            (0.2, self.kill_git),
             (0.1, self.kill_redis),
         ]
         end = time.monotonic() + ROUND_S
@@ -193,6 +191,15 @@ class System:
     def kill(self, pid: int) -> None:
         self._signal(pid, signal.SIGKILL)
         self.table["kills"] += 1
+
+    def kill_git(self, pid: int) -> None:
+        """Kill a Git that the script has started, as a machine short of memory does."""
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(pid).children(recursive=True)
+            gits = [child for child in children if child.name().startswith("git")]
+            if gits:
+                self.chance.choice(gits).kill()
+                self.table["kills of Git"] += 1
 
     def freeze(self, pid: int) -> None:
         self._signal(pid, signal.SIGSTOP)
@@ -240,26 +247,8 @@ class System:
         if "Traceback" in errors or code == 70:
             self.table["bugs"] += 1
             self._keep(f"bug{self.table['bugs']}", number, f"{script} {code}")
-        # Killed at the last moment, it may have done all; a file that it had begun is whole then.
-        moved = code == -signal.SIGKILL and self.place_of_consumer() != self.place
-        if script == "export_changes.py" and (code == 0 or moved):
-            for line in self.output(number).read_text().splitlines():
-                change = json.loads(line)
-                path = record_path(change["kind"], change["id"])
-                self.consumed[path] = json.dumps(change["data"]) if change["data"] else None
-
-    def place_of_consumer(self) -> str | None:
-        """The revision up to which the consumer has got everything, as the ledger has it."""
-        database = self.folder / "s" / "crawler.db"
-        if not database.exists():
-            return None
-        with contextlib.closing(sqlite3.connect(database)) as books:
-            try:
-                rows = books.execute("SELECT revision FROM consumers WHERE name = 'demo'")
-            except sqlite3.OperationalError:  # whoever was to make the table was killed
-                return None
-            found = rows.fetchone()
-        return found and found[0]
+        if script == EXPORT[0]:
+            self.consumer.take(self.output(number), code)
 
     def _keep(self, name: str, number: int, what: str) -> None:
         """Keep what a child has said on stderr, for people to look at."""
@@ -270,6 +259,7 @@ class System:
         """Run a script again and again, as cron does, until it exits 0."""
         code = None
         for _ in range(20):
+            self.consumer.begin()
             code = scripts.wait(
                 scripts.start(
                     script, *arguments, environment=self.environment, output=self.output(99)
@@ -292,7 +282,7 @@ class System:
             self.until_done("seed_queue.py", *hashes)
             self.until_done("worker.py", "--until-empty")
         self.until_done("maintain_store.py")
-        self.until_done("export_changes.py", "--consumer", "demo", "--format", "jsonl")
+        self.until_done(*EXPORT)
 
     def judge(self) -> None:
         """Compare the store with upstream and the consumer with the store; count what differs."""
@@ -308,8 +298,8 @@ class System:
         self.table["lost"] = len(alive - set(stored))
         self.table["not removed"] = len(set(stored) - alive)
         self.table["stale"] = sum(stored[n] != right[n] for n in alive & set(stored))
-        consumer = {path: data for path, data in self.consumed.items() if data is not None}
-        places = {parse_record_path(path): json.loads(data) for path, data in consumer.items()}
+        given = self.consumer.records.items()
+        places = {parse_record_path(path): json.loads(data) for path, data in given if data}
         truth = {("releases", n): json.loads(data) for n, data in stored.items()}
         self.table["consumer differs"] = sum(
             places.get(place) != truth.get(place)  # type: ignore[arg-type]

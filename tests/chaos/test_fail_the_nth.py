@@ -1,11 +1,7 @@
 """Every call to Redis, HTTP, Git and SQLite of a whole run fails once: the end is always right."""
 
-import contextlib
 import json
-import os
 import random
-import signal
-import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -19,7 +15,8 @@ import redis
 from discogs_crawler import clean, config, exact_json, store
 from discogs_crawler.records import parse_record_path, record_path
 from tests.chaos import failing, scripts
-from tests.conftest import ROOT
+from tests.chaos.consumer import EXPORT, Consumer
+from tests.conftest import ROOT, bare_environment
 from tests.discogs.dump import write
 from tests.discogs.world import World, invented
 
@@ -73,11 +70,7 @@ class Crawl:
         self.counter.reset()
         with redis.Redis(unix_socket_path=str(redis_socket)) as client:
             client.flushall()
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "ENV_FILE": os.devnull,
-            "STATE_DIR": str(folder / "state"),
+        self.environment = bare_environment(folder, folder / "state") | {
             "REDIS_URL": f"unix://{redis_socket}",
             "DISCOGS_API": upstream.url,
             "DISCOGS_TOKEN": "not-a-real-one",
@@ -86,24 +79,23 @@ class Crawl:
             "RETRY_DELAYS": "1s,1s,1s,1s,1s",
             "COMMIT_EVERY": "4",
         }
-        self.consumed: dict[str, str | None] = {}
+        self.consumer = Consumer(folder / "state" / "crawler.db")
 
     def run(self, nth: int, mode: str) -> None:
         """Run everything while the `nth` call fails; then once more as the next day would."""
         hashes = self.folder / "hashes.txt"
         split = ("discogs_xml_split.py", "-d", self.upstream.dump, "-r", hashes)
         worker = ("worker.py", "--until-empty")
-        export = ("export_changes.py", "--consumer", "demo", "--format", "jsonl")
-        for command in (split, ("seed_queue.py", "-n", hashes), worker, export):
+        for command in (split, ("seed_queue.py", "-n", hashes), worker, EXPORT):
             self.repeat(nth, mode, *command)
-        for command in (("seed_queue.py",), worker, export):
+        for command in (("seed_queue.py",), worker, EXPORT):
             self.repeat(nth, mode, *command)
 
     def repeat(self, nth: int, mode: str, script: str, *arguments: object) -> None:
         """Repeat one script until it exits 0, and consume what an export that did has printed."""
         output = self.folder / "output"
         for _ in range(ATTEMPTS):
-            place = self.place()
+            self.consumer.begin()
             pid = scripts.start(
                 script,
                 *arguments,
@@ -115,27 +107,11 @@ class Crawl:
             errors = output.with_name("output.err").read_text()
             assert code in EXPECTED_CODES, (script, code, errors)
             assert "Traceback" not in errors
-            # Killed at the last moment, it may have done all.
-            taken = code == 0 or (code == -signal.SIGKILL and self.place() != place)
-            if script == "export_changes.py" and taken:
-                self.consume(output.read_text())
+            if script == EXPORT[0]:
+                self.consumer.take(output, code)
             if code == 0:
                 return
         raise AssertionError(f"{script} never got done: exit code {code}: {errors}")
-
-    def place(self) -> object:
-        """Up to where the consumer has got everything, as the ledger has it; None if nowhere."""
-        database = self.folder / "state" / "crawler.db"
-        with contextlib.suppress(sqlite3.OperationalError):
-            with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as books:
-                return books.execute("SELECT revision FROM consumers").fetchone()
-        return None
-
-    def consume(self, lines: str) -> None:
-        for line in lines.splitlines():
-            change = json.loads(line)
-            path = record_path(change["kind"], change["id"])
-            self.consumed[path] = json.dumps(change["data"]) if change["data"] else None
 
     def check(self) -> None:
         """The store holds what upstream has, the consumer what the store has."""
@@ -147,7 +123,7 @@ class Crawl:
         for record_id, data in stored.items():
             answer = self.upstream.world.document("releases", record_id, moment=1)
             assert data == clean.clean(exact_json.loads(json.dumps(answer).encode()), rules)
-        alive = {path: data for path, data in self.consumed.items() if data is not None}
+        alive = {path: data for path, data in self.consumer.records.items() if data is not None}
         assert {parse_record_path(path) for path in alive} == {("releases", n) for n in stored}
         assert all(
             json.loads(alive[record_path("releases", n)]) == json.loads(stored[n]) for n in stored
