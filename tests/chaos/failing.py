@@ -2,7 +2,8 @@
 
 `install` patches the libraries in this process only, so it belongs into a child that was forked for
 one script. What fails is what fails in life: a connection that is cut before or after the command
-was sent, a disk error, a program that cannot be started; or the process is gone on the spot.
+was sent, a disk error, a program that cannot be started; or the process, or the Git that it has
+just started, is gone on the spot.
 """
 
 import fcntl
@@ -18,7 +19,7 @@ from typing import Any
 import redis
 import urllib3
 
-MODES = ("error", "crash before", "crash after")
+MODES = ("error", "crash before", "crash after", "Git killed")
 
 
 class Counter:
@@ -54,7 +55,11 @@ def install(counter: Counter, nth: int, mode: str) -> None:
             def call(*args: Any, **kwargs: Any) -> Any:
                 if not counts(*args) or counter.next() != nth:
                     return method(*args, **kwargs)
-                if mode == "error":
+                if mode == "Git killed" and counts is _is_git:
+                    method(*args, **kwargs)
+                    args[0].kill()
+                    return None
+                if mode in ("error", "Git killed"):
                     raise error()
                 if mode == "crash after":
                     method(*args, **kwargs)
