@@ -307,6 +307,20 @@ def test_a_port_where_nobody_listens_is_a_service_that_is_down(tmp_path: Path, s
         put(store_a, [1])
 
 
+def test_a_remote_that_falls_silent_is_a_service_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that died without a word: nobody answers, and nobody hangs up."""
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setattr(remote, "FETCH_S", 60)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
+        store_a = opened(machine(tmp_path, "a", url))
+        store_a.patience_s = 0
+        with pytest.raises(Unavailable, match=r"cannot be reached: .*too slow"):
+            put(store_a, [1])
+
+
 def test_a_machine_that_dies_before_the_push_has_completed_nothing(
     tmp_path: Path, bare: Path
 ) -> None:
