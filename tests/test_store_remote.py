@@ -321,6 +321,26 @@ def test_a_remote_that_falls_silent_is_a_service_that_is_down(
             put(store_a, [1])
 
 
+def test_ssh_is_called_as_the_user_wishes_else_so_that_it_asks_nothing(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = '#!/bin/sh\necho "$0 $*" >> {log}\nfor last; do :; done\nexec sh -c "$last"\n'
+    for name in ("ssh", "mine"):
+        (tmp_path / name).write_text(pretended.format(log=tmp_path / "log"))
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("GIT_SSH_COMMAND", "GIT_SSH"):
+        monkeypatch.delenv(name, raising=False)
+    put(opened(machine(tmp_path, "a", f"ssh://host{bare}")), [1])
+    assert "/ssh -o BatchMode=yes" in (tmp_path / "log").read_text()
+    (tmp_path / "log").unlink()
+    (tmp_path / ".gitconfig").write_text(f"[core]\n\tsshCommand = {tmp_path}/mine\n")
+    put(opened(machine(tmp_path, "b", f"ssh://host{bare}")), [2])
+    assert "/mine" in (tmp_path / "log").read_text()
+    assert "BatchMode" not in (tmp_path / "log").read_text()
+
+
 def test_a_machine_that_dies_before_the_push_has_completed_nothing(
     tmp_path: Path, bare: Path
 ) -> None:

@@ -6,6 +6,7 @@ a consumer has seen is ever orphaned. Name and password of the URL travel in the
 `git`: neither `ps`, nor its messages, nor the repository's configuration ever show them.
 """
 
+import functools
 import logging
 import os
 import time
@@ -179,8 +180,17 @@ class Remote:
             raise Refused(_gist(said))
         raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {_gist(said)}")
 
+    @functools.cached_property
+    def _ssh(self) -> dict[str, str]:
+        """How to call ssh: as the user wishes; else it asks nothing and notices a dead line."""
+        if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
+            return {}
+        wish = ["config", "--get", "core.sshCommand"]
+        found = self._repository.talk(*wish, extra={}, is_given_up=self._stop.is_overdue)
+        return {} if found and found.stdout else {"GIT_SSH_COMMAND": _SSH}
+
     def _environment(self) -> dict[str, str]:
-        extra = {"GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", _SSH)}
+        extra = dict(self._ssh)
         if self._address.user:
             extra |= _OUR_CREDENTIALS
             extra["STORE_REMOTE_USER"] = self._address.user
