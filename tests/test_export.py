@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from discogs_crawler import changes, export, history
 from discogs_crawler.consumers import Consumer
-from discogs_crawler.errors import BadData
+from discogs_crawler.errors import BadData, Unavailable
 from discogs_crawler.export import Form
 from discogs_crawler.history import Segment, Source
 from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
@@ -326,12 +326,20 @@ def test_a_file_that_is_no_record_stops_nothing(
 
 
 @pytest.mark.parametrize(
-    ("ending", "words"),
-    [("echo 'fatal: no memory' >&2; exit 128", "fatal: no memory"), ("kill -9 $$", "ended early")],
+    ("ending", "raised", "words"),
+    [
+        ("echo 'fatal: no memory' >&2; exit 128", BadData, "fatal: no memory"),
+        ("kill -9 $$", Unavailable, "killed by signal 9"),
+    ],
 )
 @pytest.mark.parametrize("output_format", changes.FORMATS)
 def test_a_git_that_dies_is_neither_an_end_nor_a_reader_that_went(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: str, ending: str, words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    output_format: str,
+    ending: str,
+    raised: type[Exception],
+    words: str,
 ) -> None:
     program = tmp_path / "bin" / "git"
     program.parent.mkdir()
@@ -339,7 +347,7 @@ def test_a_git_that_dies_is_neither_an_end_nor_a_reader_that_went(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     segment = Segment(tmp_path, "releases/00/", "1" * 40, "2" * 40)
-    with pytest.raises(BadData, match=words):
+    with pytest.raises(raised, match=words):
         list(changes.blocks(output_format, segment, "3" * 40, end=b"\n"))
-    with pytest.raises(BadData, match=words), history.running(tmp_path, "cat-file") as pipes:
+    with pytest.raises(raised, match=words), history.running(tmp_path, "cat-file") as pipes:
         pipes.stdin.write(b"x" * 10_000_000)

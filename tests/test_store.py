@@ -426,3 +426,21 @@ def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(Unavailable, match="others always commit first"):
         part.retried(refuse)
+
+
+@pytest.mark.parametrize("command", ["init", "version"])
+def test_a_git_that_is_killed_is_no_fault_of_the_configuration(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in {command}*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    git.check_version.cache_clear()
+    with pytest.raises(Unavailable):
+        git.create(tmp_path / "store.git", "main", "single")
+    monkeypatch.undo()
+    git.create(tmp_path / "store.git", "main", "single")

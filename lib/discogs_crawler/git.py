@@ -315,10 +315,16 @@ def create(path: Path, branch: str, layout: str) -> Repository:
         # Somebody else may have made it at the same time.
         if not (path / "HEAD").exists():
             reason = _last_line(getattr(error, "stderr", "") or _text(error))
-            passing = getattr(error, "errno", None) in _PASSING
-            raised = Unavailable if passing else ConfigurationError
+            raised = Unavailable if _is_passing(error) else ConfigurationError
             raise raised(f"{path}: cannot be made: {reason}") from error
     return Repository(path)
+
+
+def _is_passing(error: OSError | subprocess.CalledProcessError) -> bool:
+    """Whether the machine is only short of something now: then processes are killed, too."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return error.returncode < 0
 
 
 @functools.cache
@@ -326,7 +332,9 @@ def check_version() -> None:
     """ConfigurationError if there is no `git`, or one that is too old."""
     try:
         said = subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
+        if _is_passing(error):
+            raise Unavailable(f"git cannot be run: {_text(error)}") from error
         raise ConfigurationError("no git found: install it (Debian: apt install git)") from None
     match = re.search(r"(\d+)\.(\d+)", said)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_GIT:

@@ -86,7 +86,8 @@ class Pipes(NamedTuple):
 def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Iterator[Pipes]:
     """Run Git in the repository `folder` during the block; it is killed if the block fails.
 
-    BadData with Git's last words if it ends with a code that is not in `codes`.
+    BadData with Git's last words if it ends with a code that is not in `codes`; Unavailable if it
+    was killed.
     """
     with tempfile.TemporaryFile() as words:
         process = _started(["git", "--git-dir", str(folder), *arguments], words)
@@ -108,7 +109,8 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
         if code not in codes:
             words.seek(0)
             said = _last_words(words.read(), code)
-            raise BadData(f"{folder}: git {_command(arguments)}: {said}")
+            raised = Unavailable if code is not None and code < 0 else BadData
+            raise raised(f"{folder}: git {_command(arguments)}: {said}")
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -146,6 +148,8 @@ def _close(process: "subprocess.Popen[bytes]") -> None:
 def _last_words(words: bytes, code: int | None) -> str:
     lines = words.decode(errors="replace").split("\n")
     said = [line for line in lines if line.startswith(("fatal:", "error:"))]
+    if code is not None and code < 0:
+        said.insert(0, f"killed by signal {-code}")
     return said[0] if said else f"ended early ({code})"
 
 
