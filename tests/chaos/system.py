@@ -55,6 +55,9 @@ FULL_DISK_B = 2_000
 ROUND_S = 1.2
 STOP_S = 20
 
+# How long it lies in wait for a Git to kill.
+WAIT_FOR_GIT_S = 0.3
+
 
 class System:
     """Everything that a round starts, hurts and counts. `table` is what was done, and what came."""
@@ -193,13 +196,15 @@ class System:
         self.table["kills"] += 1
 
     def kill_git(self, pid: int) -> None:
-        """Kill a Git that the script has started, as a machine short of memory does."""
+        """Lie in wait for a Git that the script starts, and kill it; most live for milliseconds."""
+        end = time.monotonic() + WAIT_FOR_GIT_S
         with contextlib.suppress(psutil.Error):
-            children = psutil.Process(pid).children(recursive=True)
-            gits = [child for child in children if child.name().startswith("git")]
-            if gits:
-                self.chance.choice(gits).kill()
-                self.table["kills of Git"] += 1
+            while time.monotonic() < end:
+                for child in psutil.Process(pid).children(recursive=True):
+                    if child.name().startswith("git"):
+                        child.kill()
+                        self.table["kills of Git"] += 1
+                        return
 
     def freeze(self, pid: int) -> None:
         self._signal(pid, signal.SIGSTOP)
