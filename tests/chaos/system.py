@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from discogs_crawler import clean, config, exact_json, redis_server, store
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path
@@ -198,13 +196,12 @@ class System:
     def kill_git(self, pid: int) -> None:
         """Lie in wait for a Git that the script starts, and kill it; most live for milliseconds."""
         end = time.monotonic() + WAIT_FOR_GIT_S
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(OSError):
             while time.monotonic() < end:
-                for child in psutil.Process(pid).children(recursive=True):
-                    if child.name().startswith("git"):
-                        child.kill()
-                        self.table["kills of Git"] += 1
-                        return
+                for git in _gits_of(pid):
+                    self._signal(git, signal.SIGKILL)
+                    self.table["kills of Git"] += 1
+                    return
 
     def freeze(self, pid: int) -> None:
         self._signal(pid, signal.SIGSTOP)
@@ -317,6 +314,15 @@ class System:
         self.table["fsck errors"] = subprocess.run(
             fsck, capture_output=True, check=False
         ).returncode
+
+
+def _gits_of(pid: int) -> list[int]:
+    """The processes of Git that a process has started; OSError if it is gone."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [
+        child for child in children if Path(f"/proc/{child}/comm").read_text().startswith("git")
+    ]
 
 
 def _fill_the_disk() -> None:
