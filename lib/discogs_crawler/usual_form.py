@@ -15,8 +15,8 @@ from discogs_crawler.records import ELEMENTS
 
 IGNORED = ("videos", "images", "resource_url")
 
-# Bytes of a record; libxml2 has limits of its own for larger ones.
-_MAX_RECORD = 1024 * 1024
+# Bytes of a record, of which the largest real ones have 72 kB: a long one takes memory to match.
+_MAX_RECORD = 128 * 1024
 
 # Elements in one another. Today's releases have 8: the name of who wrote a part of a medley.
 _DEPTH = 10
@@ -41,15 +41,15 @@ def _element(level: int) -> bytes:
 
 _RECORD = re.compile(_element(1))
 
-# References that are unknown, or that C14N does not write in a text.
-_ODD_REFERENCE = re.compile(rb"&(?:(?:quot|#9);[^<>]*<|(?!(?:amp|lt|gt|quot|#9|#13);))")
+# References that are unknown, or that C14N does not write in a text: it is one if no tag ends soon.
+_ODD_REFERENCE = re.compile(rb"&(?:(?:quot|#9);(?![^<>]{0,300}>)|(?!(?:amp|lt|gt|quot|#9|#13);))")
 _IGNORED_START = re.compile(rb"<(%b)[ >]" % "|".join(IGNORED).encode())
 _TAG = re.compile(rb"<[A-Za-z_]+ [^<>]*>")
 _NO_CHARACTER = re.compile(rb"\xef\xbf[\xbe\xbf]")
 # With what follows looked at only where its first byte was found, which is fastest.
 _CHARACTER = re.compile(rb"&(?=#)")
-# From the first value in a tag to its end.
-_VALUES = re.compile(rb'=(?=")[^<>]*>')
+# From the first value in a tag to its end; in a text, which has no end of a tag, it is no value.
+_VALUES = re.compile(rb'=(?=")[^<>]*(>?)')
 
 
 def usual_form(record: bytes, kind: str) -> bytes | None:
@@ -101,6 +101,8 @@ def _with_canonical_tags(text: bytes) -> bytes | None:
     pieces: list[bytes] = []
     done = 0
     for found in _VALUES.finditer(text):
+        if not found[1]:
+            continue
         start, stop = text.rfind(b"<", 0, found.start()), found.end()
         tag = text[start:stop].replace(b"&gt;", b">").split(b'"')
         values = tag[1::2]
