@@ -196,12 +196,11 @@ class System:
     def kill_git(self, pid: int) -> None:
         """Lie in wait for a Git that the script starts, and kill it; most live for milliseconds."""
         end = time.monotonic() + WAIT_FOR_GIT_S
-        with contextlib.suppress(OSError):
-            while time.monotonic() < end:
-                for git in _gits_of(pid):
-                    self._signal(git, signal.SIGKILL)
-                    self.table["kills of Git"] += 1
-                    return
+        while time.monotonic() < end:
+            for git in _gits_of(pid)[:1]:
+                self._signal(git, signal.SIGKILL)
+                self.table["kills of Git"] += 1
+                return
 
     def freeze(self, pid: int) -> None:
         self._signal(pid, signal.SIGSTOP)
@@ -317,12 +316,14 @@ class System:
 
 
 def _gits_of(pid: int) -> list[int]:
-    """The processes of Git that a process has started; OSError if it is gone."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [
-        child for child in children if Path(f"/proc/{child}/comm").read_text().startswith("git")
-    ]
+    """The processes of Git that a process has started, as far as they are still there."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                if Path(f"/proc/{child}/comm").read_text().startswith("git"):
+                    found.append(int(child))
+    return found
 
 
 def _fill_the_disk() -> None:
