@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--result", help="file for the hashes; - is standard output")
     parser.add_argument("--check", action="store_true", help="only print the verdict")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--verify", action="store_true", help="parse all, whatever the book says")
+    how.add_argument("--verify", action="store_true", help="look into every record, by libxml2")
     how.add_argument("--raw", action="store_true", help="hash the records' bytes, parse nothing")
     return parser
 

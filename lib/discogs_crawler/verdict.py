@@ -111,7 +111,9 @@ class _Run:
         if task.keeps_book:
             self.book = stack.enter_context(new_book(books, kind))
         file = stack.enter_context(_open_result(task))
-        hasher = None if task.raw else stack.enter_context(Hasher(kind, task.workers))
+        hasher = None
+        if not task.raw:
+            hasher = stack.enter_context(Hasher(kind, task.workers, parse_all=task.verify))
         assert self.boundaries
         self.splitter = Splitter(blocks, self.boundaries, book, hasher, self.careful)
         self.result = ResultWriter(file, self.book, task.state_dir)
