@@ -1,8 +1,10 @@
 """What an export prints, and that applying it always gives what the store holds."""
 
+import contextlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -323,6 +325,24 @@ def test_a_file_that_is_no_record_stops_nothing(
     lines = exported(store, Form("jsonl"))[0].splitlines()
     assert [json.loads(line)["id"] for line in lines] == [1]
     assert "01.json is not a record's path" in caplog.text
+
+
+def test_a_git_is_not_waited_for_when_another_one_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for more to do, as long as its pipe is open."""
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nmkdir {tmp_path}/first 2>&- && kill -9 $$\nexec cat\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(history, "GOING_S", 0.2)
+    with pytest.raises(Unavailable, match="killed by signal 9"), contextlib.ExitStack() as stack:
+        first = stack.enter_context(history.running(tmp_path, "cat-file"))
+        while not (tmp_path / "first").exists():
+            time.sleep(0.01)
+        stack.enter_context(history.running(tmp_path, "cat-file"))
+        first.stdin.write(b"x" * 10_000_000)
 
 
 @pytest.mark.parametrize(

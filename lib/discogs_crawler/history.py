@@ -29,6 +29,9 @@ TECHNICAL = "Technical"
 # Room for Git to run ahead of us, and we of it, without a change of processes for each record.
 PIPE = 1 << 20
 
+# How long a process takes at most to be gone once it has closed its end of a pipe.
+GOING_S = 2
+
 # How long a remote over http may be silent, in seconds, unless the user's environment says it: a
 # connection that died without a word (a router began anew) is not waited for without end. While a
 # server of Git thinks, it sends 5 bytes every 5 seconds.
@@ -98,8 +101,12 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
             _close(process)
             code: int | None = process.wait()
         except BrokenPipeError:
+            if not _has_gone(process):  # it was another one's pipe
+                process.kill()
+                process.wait()
+                raise
             # It went before it had read everything, and its last words say why.
-            code = process.wait() or None
+            code = process.returncode or None
         except BaseException:
             process.kill()
             process.wait()
@@ -111,6 +118,14 @@ def running(folder: Path, *arguments: str, codes: Collection[int] = (0,)) -> Ite
             said = _last_words(words.read(), code)
             raised = Unavailable if code is not None and code < 0 else BadData
             raise raised(f"{folder}: git {_command(arguments)}: {said}")
+
+
+def _has_gone(process: "subprocess.Popen[bytes]") -> bool:
+    try:
+        process.wait(GOING_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _command(arguments: Sequence[str]) -> str:
