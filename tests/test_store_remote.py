@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from discogs_crawler import config, remote, repository_store, store
+from discogs_crawler import config, leftovers, remote, repository_store, store
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.git import Repository
@@ -319,6 +319,23 @@ def test_a_remote_that_falls_silent_is_a_service_that_is_down(
         store_a.patience_s = 0
         with pytest.raises(Unavailable, match=r"cannot be reached: .*too slow"):
             put(store_a, [1])
+
+
+def test_the_lock_of_a_fetch_that_was_killed_is_removed(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    put(machine_a, [1])
+    put(opened(machine(tmp_path, "b", f"file://{bare}")), [2])
+    lock = machine_a.repository.path / "refs/remotes/origin/main.lock"
+    lock.touch()
+    monkeypatch.setattr(remote, "LOCKED_S", 0)
+    with pytest.raises(Unavailable, match=r"main\.lock': File exists"):
+        machine_a.refresh()
+    assert lock.exists(), "it is young: somebody may be at work"
+    monkeypatch.setattr(remote, "LOCKED_S", 20)
+    monkeypatch.setattr(leftovers, "STALE_LOCK_S", 0.5)
+    assert machine_a.refresh() == tip_of(bare)
 
 
 def test_ssh_is_called_as_the_user_wishes_else_so_that_it_asks_nothing(

@@ -187,13 +187,20 @@ def _answers(
         if not change.blob:
             yield change, None
             continue
-        _, what, *size = stream.readline().split() or (b"", b"cut")
+        _, what, *size = _unless_ended(stream.readline()).split()
         if what != b"blob":
             raise BadData(
                 f"{segment.folder}: {change.kind} {change.id}: object {change.blob.decode()} is"
                 f" {what.decode()}; the repository is pruned or damaged: see git fsck"
             )
-        yield change, stream.read(int(size[0]) + 1)
+        yield change, _unless_ended(stream.read(int(size[0]) + 1))
+
+
+def _unless_ended(read: bytes) -> bytes:
+    """What a `git cat-file` has said; if it has ended within, why is for `running` to find out."""
+    if not read.endswith(b"\n"):
+        raise BrokenPipeError
+    return read
 
 
 def _groups(changes: Iterable[Change], size: int) -> Iterator[Sequence[Change]]:

@@ -24,9 +24,11 @@ STALE_LOCK_S = 10
 # Import and repack write to temporary files for hours at most.
 STALE_FILE_S = 86_400
 
+# A lock on a reference is held for an instant; others (`shallow.lock`) as long as a fetch takes.
+_REFERENCE_LOCKS = ("refs/**/*.lock",)
 _LOCKS = (
     "*.lock",
-    "refs/**/*.lock",
+    *_REFERENCE_LOCKS,
     "objects/info/*.lock",
     "objects/info/commit-graphs/*.lock",
     "objects/pack/*.lock",
@@ -68,12 +70,12 @@ def _open(path: Path) -> int:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def remove_locks(repository: Repository) -> list[Path]:
+def remove_locks(repository: Repository, *, of_references: bool = False) -> list[Path]:
     """Remove lock files of dead processes; which they were. None while one of us is writing."""
     handle = _open(repository.path / _OURS)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove(repository.path, _LOCKS, STALE_LOCK_S)
+        return _remove(repository.path, _REFERENCE_LOCKS if of_references else _LOCKS, STALE_LOCK_S)
     except BlockingIOError:
         return []
     finally:

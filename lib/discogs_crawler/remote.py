@@ -9,13 +9,15 @@ a consumer has seen is ever orphaned. Name and password of the URL travel in the
 import functools
 import logging
 import os
+import random
 import time
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from discogs_crawler import leftovers
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.git import Repository
-from discogs_crawler.importing import Refused
+from discogs_crawler.importing import Locked, Refused
 from discogs_crawler.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 # A push of a batch takes a second; the first fetch of a whole store an hour.
 PUSH_S = 300
 FETCH_S = 6 * 3_600
+
+# How long a fetch is tried in vain because of others; a dead one's lock is removed in this time.
+LOCKED_S = 60
 
 TRACKING = "refs/remotes/origin/"
 
@@ -57,6 +62,7 @@ _FORBIDDEN = (
     "returned error: 403",
     "hook declined",
 )
+_LOCKED = ".lock': File exists"
 # Somebody else, or a process of ours that fetches at the same time, was faster.
 _MOVED = (
     "[rejected]",
@@ -67,7 +73,7 @@ _MOVED = (
     "cannot lock ref",
     "incorrect old value",
     "reference already exists",
-    ".lock': File exists",
+    _LOCKED,
 )
 
 
@@ -144,8 +150,19 @@ class Remote:
         self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
 
     def _fetch(self, *options: str) -> None:
+        """Another fetch may be at it, or one that was killed may have left its lock."""
         arguments = ["fetch", "--quiet", "--prune", "--no-tags", *options]
-        self._talk(arguments, "origin", timeout_s=FETCH_S)
+        deadline = time.monotonic() + LOCKED_S
+        while True:
+            try:
+                self._talk(arguments, "origin", timeout_s=FETCH_S)
+                return
+            except Refused as refused:
+                if self._stop or time.monotonic() > deadline:
+                    raise Unavailable(f"{self._repository.path}: {refused}") from None
+                if isinstance(refused, Locked):
+                    leftovers.remove_locks(self._repository, of_references=True)
+            time.sleep(random.uniform(0.1, 0.3))
 
     def push(self, commit: str, branch: str) -> None:
         """Make `branch` of the remote `commit`. Refused if it has moved; never forced."""
@@ -177,7 +194,7 @@ class Remote:
         if any(text in said for text in _FORBIDDEN):
             raise ConfigurationError(f"STORE_REMOTE {self._address.url} refuses us: {_gist(said)}")
         if any(text in said for text in _MOVED):
-            raise Refused(_gist(said))
+            raise (Locked if _LOCKED in said else Refused)(_gist(said))
         raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {_gist(said)}")
 
     @functools.cached_property
