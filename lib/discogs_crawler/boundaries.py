@@ -4,7 +4,7 @@ Two ways. `plain` finds `</release>\\n<release id="`, at 2-3 GB/s, and takes for
 between two of them: rightly, if its bytes are one well-formed element, now or in an earlier month.
 `exact` knows comments, CDATA sections, nested elements of the same name, and what may stand before,
 between and after records, and finds the record's true end tag; it is asked where `plain` finds
-nothing usual, or `is_doubtful`.
+nothing usual, and in a careful run wherever the two may differ.
 """
 
 import re

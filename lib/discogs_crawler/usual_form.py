@@ -1,4 +1,4 @@
-"""The canonical form of a record as Discogs writes it today, without a parser: twice as fast.
+"""The canonical form of a record as Discogs writes it today, without a parser: 1.5 times as fast.
 
 A regular expression proves that the bytes are one well-formed element in today's spelling. Texts
 are in canonical form then, but for a line end; tags are rewritten, and what is ignored is cut out.
