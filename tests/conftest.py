@@ -91,6 +91,14 @@ def redis_client(redis_socket: Path) -> Iterator[redis.Redis]:
     client.close()
 
 
+def program(folder: Path, name: str, script: str) -> str:
+    """Make a program in `folder` of what `sh` is to do; the PATH on which it comes first."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 def bare_environment(home: Path, state: Path) -> dict[str, str]:
     """The environment of a script that must find nothing of this machine's user."""
     return {

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from discogs_crawler.consumers import Consumer
 from discogs_crawler.errors import BadData, Unavailable
 from discogs_crawler.export import Form
 from discogs_crawler.history import Segment, Source
+from tests.conftest import program
 from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
 
 Store = SingleStore | SubmoduleStore
@@ -331,11 +331,8 @@ def test_a_git_is_not_waited_for_when_another_one_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for more to do, as long as its pipe is open."""
-    program = tmp_path / "bin" / "git"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nmkdir {tmp_path}/first 2>&- && kill -9 $$\nexec cat\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    script = f"mkdir {tmp_path}/first 2>&- && kill -9 $$\nexec cat"
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
     monkeypatch.setattr(history, "GOING_S", 0.2)
     with pytest.raises(Unavailable, match="killed by signal 9"), contextlib.ExitStack() as stack:
         first = stack.enter_context(history.running(tmp_path, "cat-file"))
@@ -361,11 +358,8 @@ def test_a_git_that_dies_is_neither_an_end_nor_a_reader_that_went(
     raised: type[Exception],
     words: str,
 ) -> None:
-    program = tmp_path / "bin" / "git"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho releases/00/00/00/1.json\n{ending}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    script = f"echo releases/00/00/00/1.json\n{ending}"
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
     segment = Segment(tmp_path, "releases/00/", "1" * 40, "2" * 40)
     with pytest.raises(raised, match=words):
         list(changes.blocks(output_format, segment, "3" * 40, end=b"\n"))

@@ -11,7 +11,7 @@ import pytest
 import sqlite_utils
 
 from tests import readme
-from tests.conftest import ROOT
+from tests.conftest import ROOT, program
 from tests.plain_git import SingleStore
 
 
@@ -37,11 +37,8 @@ def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path
     folder = tmp_path / "consumer"
     programs = tmp_path / "programs"
     folder.mkdir()
-    programs.mkdir()
+    program(programs, "sendmail", f'echo "$@" >> {folder}/mail; cat >> {folder}/mail')
     (programs / "python3").symlink_to(sys.executable)
-    sendmail = programs / "sendmail"
-    sendmail.write_text(f'#!/bin/sh\necho "$@" >> {folder}/mail; cat >> {folder}/mail\n')
-    sendmail.chmod(0o755)
     # A link to an interpreter of a virtual environment is not one itself.
     packages = str(Path(sqlite_utils.__file__).parents[1])
     path = f"{programs}:{ROOT / 'bin'}:{environment['PATH']}"

@@ -16,7 +16,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.records import record_path
 from discogs_crawler.store import AnyStore, Change
-from tests.conftest import ROOT
+from tests.conftest import ROOT, program
 
 EVERYTHING = range(1, 10**9)
 
@@ -231,17 +231,14 @@ def test_killed_at_any_step_no_stored_record_is_lost(
     """A `git` that kills its caller before or after the n-th call, counted from the first ack."""
     put(store.open_store(plain), [999])
     real = shutil.which("git")
-    wrapper = tmp_path / "bin" / "git"
-    wrapper.parent.mkdir()
     kill = f'[ "$n" = {step + 6} ] && kill -9 $PPID'
     before, after = (kill, ":") if when == "before" else (":", kill)
-    wrapper.write_text(
-        f"#!/bin/sh\nn=$(cat {tmp_path}/n 2>/dev/null || echo 0)\n"
+    script = (
+        f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0)\n"
         f"n=$((n + 1))\necho $n > {tmp_path}/n\n"
-        f'{before}\n{real} "$@"\ncode=$?\n{after}\nexit $code\n'
+        f'{before}\n{real} "$@"\ncode=$?\n{after}\nexit $code'
     )
-    wrapper.chmod(0o755)
-    path = f"{wrapper.parent}:{os.environ['PATH']}"
+    path = program(tmp_path / "bin", "git", script)
     writer = _writer(plain.state_dir, "single", 1, 5, path)
     said, _ = writer.communicate(timeout=60)
     assert writer.returncode == -signal.SIGKILL
@@ -396,10 +393,7 @@ def test_the_layouts_are_not_mixed(plain: Settings) -> None:
 
 
 def test_an_old_git_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake = tmp_path / "git"
-    fake.write_text("#!/bin/sh\necho git version 2.30.2\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", program(tmp_path, "git", "echo git version 2.30.2"))
     git.check_version.cache_clear()
     with pytest.raises(ConfigurationError, match=r"2\.30\.2 is too old"):
         git.check_version()
@@ -432,13 +426,8 @@ def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatc
 def test_a_git_that_is_killed_is_no_fault_of_the_configuration(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "bin" / "git"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\ncase "$*" in {command}*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    script = f'case "$*" in {command}*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"'
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
     git.check_version.cache_clear()
     with pytest.raises(Unavailable):
         git.create(tmp_path / "store.git", "main", "single")

@@ -18,7 +18,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.git import Repository
 from discogs_crawler.store import Store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, program
 from tests.test_store import changes, everything, put, record
 
 
@@ -276,15 +276,11 @@ def test_a_password_reaches_the_remote_and_nothing_else(
     real = subprocess.run(
         ["sh", "-c", "command -v git"], capture_output=True, text=True, check=True
     )
-    wrapper = tmp_path / "bin" / "git"
-    wrapper.parent.mkdir()
     ps = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done"
-    wrapper.write_text(
-        f'#!/bin/sh\n{real.stdout.strip()} "$@" & \nsleep 0.05\n{ps} >> {tmp_path}/ps 2>/dev/null\n'
-        f"wait $!\n"
+    script = (
+        f'{real.stdout.strip()} "$@" & \nsleep 0.05\n{ps} >> {tmp_path}/ps 2>/dev/null\nwait $!'
     )
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
     settings = machine(tmp_path, "a", f"http://me:sesame@{address}/x.git")
     with pytest.raises(ConfigurationError, match="refuses us") as caught:
         opened(settings).commit("releases", changes([1]), everything, {})
@@ -296,15 +292,20 @@ def test_a_password_reaches_the_remote_and_nothing_else(
     assert all(b"sesame" not in path.read_bytes() for path in written)
 
 
+def assert_down(tmp_path: Path, url: str, why: str) -> None:
+    """Nothing can be stored, for the remote cannot be reached."""
+    store_a = opened(machine(tmp_path, "a", url))
+    store_a.patience_s = 0
+    with pytest.raises(Unavailable, match=f"cannot be reached: .*{why}"):
+        put(store_a, [1])
+
+
 @pytest.mark.parametrize("scheme", ["http", "git"])
 def test_a_port_where_nobody_listens_is_a_service_that_is_down(tmp_path: Path, scheme: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"{scheme}://127.0.0.1:{free.getsockname()[1]}/x.git"
-    store_a = opened(machine(tmp_path, "a", url))
-    store_a.patience_s = 0
-    with pytest.raises(Unavailable, match=r"cannot be reached: .*(refused|Failed to connect)"):
-        put(store_a, [1])
+    assert_down(tmp_path, url, "(refused|Failed to connect)")
 
 
 def test_a_remote_that_falls_silent_is_a_service_that_is_down(
@@ -315,10 +316,7 @@ def test_a_remote_that_falls_silent_is_a_service_that_is_down(
     monkeypatch.setattr(remote, "FETCH_S", 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
-        store_a = opened(machine(tmp_path, "a", url))
-        store_a.patience_s = 0
-        with pytest.raises(Unavailable, match=r"cannot be reached: .*too slow"):
-            put(store_a, [1])
+        assert_down(tmp_path, url, "too slow")
 
 
 def test_the_lock_of_a_fetch_that_was_killed_is_removed(
@@ -341,11 +339,9 @@ def test_the_lock_of_a_fetch_that_was_killed_is_removed(
 def test_ssh_is_called_as_the_user_wishes_else_so_that_it_asks_nothing(
     tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretended = '#!/bin/sh\necho "$0 $*" >> {log}\nfor last; do :; done\nexec sh -c "$last"\n'
-    for name in ("ssh", "mine"):
-        (tmp_path / name).write_text(pretended.format(log=tmp_path / "log"))
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = f'echo "$0 $*" >> {tmp_path}/log\nfor last; do :; done\nexec sh -c "$last"'
+    program(tmp_path, "mine", script)
+    monkeypatch.setenv("PATH", program(tmp_path, "ssh", script))
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("GIT_SSH_COMMAND", "GIT_SSH"):
         monkeypatch.delenv(name, raising=False)
