@@ -6,7 +6,6 @@ standard input and answers each with a list of hashes; it ends when its standard
 """
 
 import contextlib
-import fcntl
 import os
 import pickle
 import queue
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from discogs_crawler import canonical
+from discogs_crawler import canonical, pipes
 from discogs_crawler.errors import Unavailable
 
 # Records hashed here before workers are started, each of which takes as long as to hash 2,000.
@@ -31,12 +30,8 @@ MANY_BYTES = 128 * 1024
 # More workers than this wait for the scanner, and each takes 25 MB.
 MAX_WORKERS = 8
 
-# Else the C library gives the memory of each tree back to the system, and asks for it again: 5 %.
+# Else the C library gives memory back to the system after each batch, and asks for it again: 5 %.
 _MALLOC = {"MALLOC_TOP_PAD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
-
-# Room for the next batches of a worker, so that it finds one when it has done with the last: what a
-# process may ask for.
-PIPE_BYTES = 1024 * 1024
 
 _KILLED = "a process that hashes records was killed; is memory short?"
 
@@ -116,8 +111,8 @@ class Worker:
         assert self._process.stdin and self._process.stdout
         self.pid = self._process.pid
         self._requests, self._answers = self._process.stdin, self._process.stdout
-        with contextlib.suppress(AttributeError, OSError):
-            fcntl.fcntl(self._requests, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        # So that it finds the next batch when it has done with the last.
+        pipes.widen(self._requests)
         self._promises: queue.SimpleQueue[Future[list[Outcome]] | None] = queue.SimpleQueue()
         self._asked = self._answered = 0
         self._thread = threading.Thread(target=self._listen, name="hashes", daemon=True)

@@ -9,7 +9,6 @@ Nothing here imports GitPython, which takes longer to load (0.3 s) than most exp
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from discogs_crawler import pipes
 from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
 
 # The name that every Git knows for a tree without entries: what there was before the first commit.
@@ -25,9 +25,6 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 # Put by `maintain_store.py --reclean` on commits that change records without a change at Discogs.
 TECHNICAL = "Technical"
-
-# Room for Git to run ahead of us, and we of it, without a change of processes for each record.
-PIPE = 1 << 20
 
 # How long a process takes at most to be gone once it has closed its end of a pipe.
 GOING_S = 2
@@ -141,16 +138,14 @@ def _started(command: Sequence[str], words: IO[bytes]) -> "subprocess.Popen[byte
             stdout=subprocess.PIPE,
             stderr=words,
             env=environment(),
-            bufsize=PIPE,
+            bufsize=pipes.ROOM_B,
         )
     except FileNotFoundError:
         raise ConfigurationError("there is no git on the PATH; install it") from None
     except OSError as error:
         raise Unavailable(f"git cannot be started: {error.strerror}") from error
-    # A user with very many pipes gets no more room, and needs none.
-    with contextlib.suppress(OSError):
-        for pipe in (process.stdout, process.stdin):
-            fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, PIPE)
+    # For Git to run ahead of us, and we of it, without a change of processes for each record.
+    pipes.widen(cast(IO[bytes], process.stdout), cast(IO[bytes], process.stdin))
     return process
 
 
