@@ -121,13 +121,13 @@ class Boundaries:
         buffer = self._blocks.buffer
         if not self._plain_start.match(buffer, start):
             return False
-        if not careful or not self._doubtful.search(buffer, start + 1, stop - len(self._end_tag)):
+        if not careful or not self.is_doubtful(buffer, start, stop):
             return True
         return self._find_end(start) == stop
 
-    def is_doubtful(self, record: bytes) -> bool:
+    def is_doubtful(self, text: bytes | bytearray, start: int, stop: int) -> bool:
         """Whether `exact` may see another end of what `plain` took for a record."""
-        return self._doubtful.search(record, 1, len(record) - len(self._end_tag)) is not None
+        return self._doubtful.search(text, start + 1, stop - len(self._end_tag)) is not None
 
     def go_on(self, stop: int) -> None:
         """The record that stops there was taken."""

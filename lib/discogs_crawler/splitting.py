@@ -162,7 +162,7 @@ class Splitter:
         """The content hash of a parsed record: its raw hash if it is damaged, which is said."""
         if isinstance(outcome, bytes):
             return outcome
-        if not self._careful and self._boundaries.is_doubtful(record):
+        if not self._careful and self._boundaries.is_doubtful(record, 0, len(record)):
             raise Hasty
         record_id, offset = batch.ids[number], batch.offsets[number]
         self._damaged_keys.add(batch.keys[number])
