@@ -194,7 +194,9 @@ class Remote:
         if any(text in said for text in _FORBIDDEN):
             raise ConfigurationError(f"STORE_REMOTE {self._address.url} refuses us: {_gist(said)}")
         if any(text in said for text in _MOVED):
-            raise (Locked if _LOCKED in said else Refused)(_gist(said))
+            # What a push finds locked is the remote's, and not ours to remove.
+            ours = command[0] == "fetch" and _LOCKED in said
+            raise (Locked if ours else Refused)(_gist(said))
         raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {_gist(said)}")
 
     @functools.cached_property
