@@ -30,11 +30,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import book, canonical, command, config, dump, ledger, verdict
+from discogs_crawler import config
+from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
+from discogs_crawler.dumps import canonical, hash_cache, metadata
+from discogs_crawler.dumps import split as verdict
+from discogs_crawler.dumps.split import Report, Task
 from discogs_crawler.errors import EXIT_DONE, BadData, UsageError
-from discogs_crawler.ledger import Ledger
-from discogs_crawler.verdict import Report, Task
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
 
 log = logging.getLogger("discogs_crawler.split")
 
@@ -56,19 +60,19 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         raise UsageError("give either -r RESULT or --check")
     if "" in (flags.dump, flags.result):
         raise UsageError("the name of a file is empty")
-    source = None if flags.dump == dump.STDIN else Path(flags.dump)
+    source = None if flags.dump == metadata.STDIN else Path(flags.dump)
     if source and not flags.check and source.resolve() == Path(flags.result).resolve():
         raise UsageError("RESULT would overwrite the dump")
     config.make_state_dir(settings)
     if flags.check:
         report = check(source, flags, settings)
     else:
-        with ledger.open(settings.database) as opened:
+        with database.open(settings.database) as opened:
             if is_split(source, flags, opened):
                 log.info("%s was split before, into this very file", source)
                 return EXIT_DONE
             report = split(source, flags, settings, opened)
-    if report.facts.verdict != dump.WHOLE:
+    if report.facts.verdict != metadata.WHOLE:
         raise BadData(f"{report.facts.file}: {report.facts.verdict}")
     if flags.check:
         print(report.line())
@@ -83,7 +87,7 @@ def check(source: Path | None, flags: argparse.Namespace, settings: Settings) ->
     def book_of(kind: str) -> bytes | None:
         if not settings.database.exists():
             return None
-        with ledger.open(settings.database, read_only=True) as opened:
+        with database.open(settings.database, read_only=True) as opened:
             return opened.book_of(kind, canonical.CANONICAL_VERSION)
 
     return verdict.examine(Task(source, None, settings.state_dir, book_of, flags.raw, flags.verify))
@@ -98,7 +102,7 @@ def is_split(source: Path | None, flags: argparse.Namespace, opened: Ledger) -> 
     version = 0 if flags.raw else canonical.CANONICAL_VERSION
     if before is None or before.canonical_version != version:
         return False
-    return before.verdict == dump.WHOLE and before.sha256 == _sha256(source)
+    return before.verdict == metadata.WHOLE and before.sha256 == _sha256(source)
 
 
 def _sha256(path: Path) -> bytes:
@@ -122,7 +126,7 @@ def split(
     if facts.kind:
         opened.record_dump(facts)
     if facts.book_sha256:
-        book.forget_other_books(settings.state_dir / "books", facts.kind, facts.book_sha256)
+        hash_cache.forget_other_books(settings.state_dir / "books", facts.kind, facts.book_sha256)
     return report
 
 

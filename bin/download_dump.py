@@ -27,8 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import command, config, download, locks
+from discogs_crawler import config, locks
+from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
+from discogs_crawler.dumps import download
 from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.records import KINDS
 

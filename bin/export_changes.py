@@ -52,14 +52,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import clock, command, consumers, export, history, output
-from discogs_crawler.changes import FORMATS
+from discogs_crawler import clock
+from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
-from discogs_crawler.consumers import Consumer
 from discogs_crawler.errors import EXIT_DONE, UsageError
-from discogs_crawler.export import Form, Plan
-from discogs_crawler.history import Source
+from discogs_crawler.export import delivery
+from discogs_crawler.export import run as export_run
+from discogs_crawler.export.formats import FORMATS
+from discogs_crawler.export.run import Form, Plan
+from discogs_crawler.ledger import consumers
+from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import KINDS
+from discogs_crawler.store import history
+from discogs_crawler.store.history import Source
 
 log = logging.getLogger("discogs_crawler.export_changes")
 
@@ -71,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
     task.add_argument("--list", action="store_true", help="show all consumers and their places")
     parser.add_argument("--format", choices=FORMATS, default="names", help="default: names")
     parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
-    parser.add_argument("--kind", choices=(*KINDS, export.ALL), help="default: releases")
+    parser.add_argument("--kind", choices=(*KINDS, export_run.ALL), help="default: releases")
     parser.add_argument(
         "--from",
         dest="start",
@@ -102,8 +107,8 @@ def arguments() -> argparse.ArgumentParser:
 def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     check_usage(flags)
-    source = export.find_source(flags.repository, settings)
-    database = export.find_database(flags.repository, source, settings)
+    source = export_run.find_source(flags.repository, settings)
+    database = export_run.find_database(flags.repository, source, settings)
     if flags.repository and flags.database:
         database = settings.database
     with consumers.opened(database) as db:
@@ -113,11 +118,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         # What is refused is refused here, without a lock, whose file would be left behind.
         if flags.reset or flags.forget:
             consumers.get(db, flags.consumer)
-            export.resolve(source, flags.reset or "start")
+            export_run.resolve(source, flags.reset or "start")
         else:
             enrol(db, source, flags, keep=False)
         only_look = contextlib.nullcontext(-1)
-        with only_look if flags.dry_run else export.alone(database, flags.consumer) as lock:
+        with only_look if flags.dry_run else export_run.alone(database, flags.consumer) as lock:
             if flags.reset:
                 reset(db, source, flags)
             elif flags.forget:
@@ -130,7 +135,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
-    if flags.format == "ids" and flags.kind == export.ALL:
+    if flags.format == "ids" and flags.kind == export_run.ALL:
         raise UsageError("--format ids: kinds share their numbers; name one with --kind")
 
 
@@ -159,7 +164,7 @@ def table(db: sqlite3.Connection, source: Source) -> str:
 
 def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:
     consumer = consumers.get(db, flags.consumer)
-    revision = export.resolve(source, flags.reset)
+    revision = export_run.resolve(source, flags.reset)
     moved = consumer._replace(repository=source.name, kind=flags.kind or consumer.kind)
     if not flags.dry_run:
         consumers.move(db, moved, "reset", revision)
@@ -169,7 +174,7 @@ def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> 
 def forget(db: sqlite3.Connection, database: Path, flags: argparse.Namespace) -> None:
     if not flags.dry_run:
         consumers.forget(db, consumers.get(db, flags.consumer))
-        export.lock_of(database, flags.consumer).unlink(missing_ok=True)
+        export_run.lock_of(database, flags.consumer).unlink(missing_ok=True)
     log.info("%s: forgotten", flags.consumer)
 
 
@@ -177,8 +182,8 @@ def enrol(
     db: sqlite3.Connection, source: Source, flags: argparse.Namespace, *, keep: bool
 ) -> Consumer:
     """The consumer of the command line; a new one is remembered if `keep`."""
-    consumer = export.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
-    if flags.format == "ids" and consumer.kind == export.ALL:
+    consumer = export_run.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
+    if flags.format == "ids" and consumer.kind == export_run.ALL:
         raise UsageError(f"--format ids: {consumer.name} gets all kinds, which share their numbers")
     return consumer
 
@@ -187,13 +192,13 @@ def export_changes(
     db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
 ) -> None:
     consumer = enrol(db, source, flags, keep=not flags.dry_run)
-    plan = export.plan(consumer, source, flags.limit)
+    plan = export_run.plan(consumer, source, flags.limit)
     if plan is None:
         log.info("%s: nothing new", consumer.name)
         return
     form = Form(flags.format, flags.nul, flags.skip_technical)
     with receiver(flags, plan, lock) as write:
-        count = export.write(plan, form, write)
+        count = export_run.write(plan, form, write)
     if not flags.dry_run:
         command.end_undisturbed()
         consumers.move(db, consumer, "export", plan.new, count)
@@ -202,11 +207,11 @@ def export_changes(
 
 def receiver(
     flags: argparse.Namespace, plan: Plan, lock: int
-) -> AbstractContextManager[output.Write]:
+) -> AbstractContextManager[delivery.Write]:
     if flags.line and not flags.dry_run:
         variables = plan.variables() | {"EXPORT_FORMAT": flags.format}
-        return output.to_command(flags.line, variables, lock)
-    return output.to_stdout()
+        return delivery.to_command(flags.line, variables, lock)
+    return delivery.to_stdout()
 
 
 if __name__ == "__main__":

@@ -30,31 +30,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import (
-    __version__,
-    asking,
-    branches,
-    check,
-    clean,
-    command,
-    convert,
-    handover,
-    landing,
-    ledger,
-    locks,
-    maintenance,
-    progress,
-    reclean,
-    redis_server,
-    store,
-)
-from discogs_crawler.check import Finding
+from discogs_crawler import __version__, locks
+from discogs_crawler.api import cleaning
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.cli import command, progress
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
-from discogs_crawler.ledger import Ledger
-from discogs_crawler.queue import Queue
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.maintenance import (
+    convert_layout,
+    housekeeping,
+    integrity,
+    merge_branches,
+    reclean,
+    store_readme,
+)
+from discogs_crawler.maintenance.integrity import Finding
 from discogs_crawler.records import KINDS
-from discogs_crawler.store import AnyStore
+from discogs_crawler.seeding import exchange, on_demand
+from discogs_crawler.store import layouts
+from discogs_crawler.store.layouts import AnyStore
 
 log = logging.getLogger("discogs_crawler.maintain_store")
 
@@ -76,7 +73,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         stack.enter_context(locks.exclusive(lock, "maintain_store.py"))
         book = None
         if settings.database.exists():
-            book = stack.enter_context(ledger.open(settings.database))
+            book = stack.enter_context(database.open(settings.database))
         if book is None:
             return maintain(flags, settings, None)
         with book.run("maintain_store", "all") as run:
@@ -87,7 +84,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 def maintain(flags: argparse.Namespace, settings: Settings, book: Ledger | None) -> int:
     if flags.to_submodules:
         return to_submodules(settings, book)
-    opened = store.open_store(settings, create=False)
+    opened = layouts.open_store(settings, create=False)
     if flags.check:
         return check_everything(opened, book, settings, all_of_it=bool(flags.verbose))
     if flags.reclean:
@@ -104,13 +101,13 @@ def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
     for part in parts:
         part.refresh()
     queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
-    merged = branches.merge(parts, queues)
+    merged = merge_branches.merge(parts, queues)
     log.info("branches merged: %d", merged.branches)
     if book is not None:
         for kind in KINDS:
             again = [number for where, number in merged.conflicts if where == kind]
             if again:
-                asking.want_ids(book, kind, again)
+                on_demand.want_ids(book, kind, again)
     opened.settle()
 
 
@@ -129,28 +126,28 @@ def _queues_of_branches(settings: Settings, *, needed: bool) -> list[Queue]:
 
 
 def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
-    client = redis_server.connect(settings, wait=wait)
+    client = private_server.connect(settings, wait=wait)
     options = {"prefix": settings.redis_prefix, "lease_s": settings.lease_s}
     return [Queue(client, kind, **options) for kind in KINDS]
 
 
 def nightly(opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of_it: bool) -> int:
     """Everything that keeps the store small and safe; the records that are new are checked."""
-    landing.update(opened, book, __version__, settings.store_branch)
+    store_readme.update(opened, book, __version__, settings.store_branch)
     repositories = opened.repositories()
     with progress.bar("pack", len(repositories), "repositories/s") as advance:
         for repository in repositories:
-            packs = maintenance.tidy(repository)
+            packs = housekeeping.tidy(repository)
             log.info("%s: packs: %d", repository.path, packs)
             advance(1)
-    copy = maintenance.back_up(settings)
+    copy = housekeeping.back_up(settings)
     if copy:
         log.info("ledger copied to %s", copy)
     tip = opened.tip()
-    since = maintenance.checked(opened.repository)
-    found = _report(check.records(opened, tip, since), all_of_it)
+    since = housekeeping.checked(opened.repository)
+    found = _report(integrity.records(opened, tip, since), all_of_it)
     if tip and not found:
-        maintenance.mark_checked(opened.repository, tip)
+        housekeeping.mark_checked(opened.repository, tip)
     return EXIT_BAD_DATA if found else EXIT_DONE
 
 
@@ -159,13 +156,13 @@ def check_everything(
 ) -> int:
     """Read every record, and compare Git with the ledger both ways."""
     tip = opened.settle()
-    found = _report(check.repositories(opened), all_of_it)
-    found += _report(check.records(opened, tip), all_of_it)
+    found = _report(integrity.repositories(opened), all_of_it)
+    found += _report(integrity.records(opened, tip), all_of_it)
     if book is not None:
         queues = _queues(settings)
         for kind, queue in zip(KINDS, queues, strict=True):
-            handover.drain(book, queue)
-            differ = _report(check.against_ledger(opened, book, kind), all_of_it)
+            exchange.drain(book, queue)
+            differ = _report(integrity.against_ledger(opened, book, kind), all_of_it)
             if differ:
                 tell_how_to_agree(kind, book, settings)
             found += differ
@@ -177,7 +174,7 @@ def check_everything(
             settings.state_dir / "backups",
         )
     if tip and not found:
-        maintenance.mark_checked(opened.repository, tip)
+        housekeeping.mark_checked(opened.repository, tip)
     return EXIT_BAD_DATA if found else EXIT_DONE
 
 
@@ -208,13 +205,13 @@ def _report(findings: Iterator[Finding], all_of_it: bool) -> int:
             number += 1
             yield finding
 
-    for line in counted() if all_of_it else check.shortened(counted()):
+    for line in counted() if all_of_it else integrity.shortened(counted()):
         print(line)
     return number
 
 
 def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
-    rules = {kind: clean.rules_for(settings, kind) for kind in KINDS}
+    rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)
     for kind, fields in reclean.lost(opened, rules, settings.commit_seconds).items():
@@ -239,7 +236,7 @@ def tell_what_is_lost(kind: str, fields: dict[str, int], book: Ledger | None) ->
 
 
 def to_submodules(settings: Settings, book: Ledger | None) -> int:
-    kept = convert.to_submodules(settings, book)
+    kept = convert_layout.to_submodules(settings, book)
     if kept:
         print(f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}")
     else:

@@ -26,24 +26,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import (
-    asking,
-    clock,
-    command,
-    config,
-    identify,
-    ledger,
-    locks,
-    redis_server,
-    seed_run,
-    store,
-)
+from discogs_crawler import clock, config, locks
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, ConfigurationError, UsageError
-from discogs_crawler.ledger import Ledger
-from discogs_crawler.queue import Queue
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
-from discogs_crawler.seed_run import Report, Request
+from discogs_crawler.seeding import dump_lookup, on_demand
+from discogs_crawler.seeding import run as seed_run
+from discogs_crawler.seeding.run import Report, Request
+from discogs_crawler.store import layouts
 
 log = logging.getLogger("discogs_crawler.seed_queue")
 
@@ -96,7 +91,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         new=flags.new,
         old=flags.old,
         dump_date=flags.dump_date,
-        ids=list(asking.parse_ids(flags.ids or (), sys.stdin)),
+        ids=list(on_demand.parse_ids(flags.ids or (), sys.stdin)),
         discover=flags.discover or 0,
         refresh=flags.refresh or 0,
         retry_dead=flags.retry_dead,
@@ -111,11 +106,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         locks.exclusive(
             settings.state_dir / "seed_queue.lock", "seed_queue", patience_s=PATIENCE_S
         ),
-        ledger.open(settings.database) as book,
+        database.open(settings.database) as book,
     ):
         if not flags.rebuild_ledger:
             _refuse_to_forget(book, settings)
-        client = redis_server.connect(settings)
+        client = private_server.connect(settings)
 
         def queue_of(kind: str) -> Queue:
             return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
@@ -130,14 +125,14 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
 
 def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
-    return store.open_store(settings, create=False).ids
+    return layouts.open_store(settings, create=False).ids
 
 
 def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
     """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
     if book.knows_something() or not (settings.store / "discogs.git").is_dir():
         return
-    if store.open_store(settings, create=False).tip() is not None:
+    if layouts.open_store(settings, create=False).tip() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
             f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
@@ -150,12 +145,12 @@ def _check_usage(flags: argparse.Namespace) -> None:
     if flags.old and not flags.new:
         raise UsageError("-o OLD is compared with -n NEW: give both")
     if flags.dump_date:
-        identify.parse_date(flags.dump_date)
+        dump_lookup.parse_date(flags.dump_date)
 
 
 def list_dead(kind: str, settings: Settings) -> int:
-    with ledger.open(settings.database, read_only=True) as book:
-        for record_id, failure, due in asking.dead_letters(book, kind):
+    with database.open(settings.database, read_only=True) as book:
+        for record_id, failure, due in on_demand.dead_letters(book, kind):
             again = f"tried again from {clock.iso(due)}" if due else "not wanted any more"
             print(f"{record_id}\t{failure}\t{again}")
     return EXIT_DONE

@@ -27,12 +27,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import command, overview, prometheus, report, stats
+from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, ConfigurationError
 from discogs_crawler.files import atomic_write
 from discogs_crawler.records import KINDS
-from discogs_crawler.snapshot import plain
+from discogs_crawler.stats import collect, html, prometheus, terminal
+from discogs_crawler.stats.snapshot import plain
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -46,15 +47,15 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
-    snapshot = stats.take(settings, flags.kind)
+    snapshot = collect.take(settings, flags.kind)
     if flags.html:
-        write(flags.html, report.render(snapshot))
+        write(flags.html, html.render(snapshot))
     if flags.prometheus:
         write(flags.prometheus, prometheus.render(snapshot))
     if flags.json:
         print(json.dumps(plain(snapshot), indent=2, ensure_ascii=False))
     elif not flags.html and not flags.prometheus:
-        print(overview.render(snapshot), end="")
+        print(terminal.render(snapshot), end="")
     return EXIT_DONE
 
 

@@ -34,12 +34,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import command, config, crawl, preflight
+from discogs_crawler import config
+from discogs_crawler.cli import command
+from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.crawl import Task
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
 from discogs_crawler.records import KINDS
-from discogs_crawler.stop import Stop
+from discogs_crawler.worker import crawler, preflight
+from discogs_crawler.worker.crawler import Task
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -98,7 +100,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     stop = Stop(flags.max_seconds)
     stop.listen()
     task = Task(flags.kind, flags.segments, flags.branch, flags.limit, flags.until_empty)
-    outcome = crawl.crawl(settings, task, stop)
+    outcome = crawler.crawl(settings, task, stop)
     return EXIT_PARTLY if flags.until_empty and not outcome.empty else EXIT_DONE
 
 

@@ -13,7 +13,8 @@ import hypothesis
 import pytest
 import redis
 
-from discogs_crawler import config, redis_server
+from discogs_crawler import config
+from discogs_crawler.broker import private_server
 from discogs_crawler.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def redis_socket() -> Iterator[Path]:
     """The socket of a real Redis server that lives as long as this test process."""
     with tempfile.TemporaryDirectory(prefix="crawler-redis-") as folder:
         socket = Path(folder) / "redis.sock"
-        command = [str(redis_server.find_server()), "--port", "0", "--unixsocket", str(socket)]
+        command = [str(private_server.find_server()), "--port", "0", "--unixsocket", str(socket)]
         command += ["--save", "", "--appendonly", "no", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
             try:

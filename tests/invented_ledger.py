@@ -8,8 +8,8 @@ import random
 from datetime import UTC, datetime
 from pathlib import Path
 
-from discogs_crawler import ledger
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.ledger import database
 from discogs_crawler.records import SEGMENT_SIZE
 
 # Share of the ids that the crawl has reached, from the lowest on.
@@ -51,7 +51,7 @@ INSERT INTO ages SELECT '{kind}', alive / 86400, count(*) FROM {kind}
 
 def invent(path: Path, rows: int, now: int, kind: str = "releases") -> None:
     """Make the ledger at `path` with so many rows of `kind`, and a history that ends at `now`."""
-    with ledger.open(path) as opened, opened.transaction() as connection:
+    with database.open(path) as opened, opened.transaction() as connection:
         triggers = connection.execute(
             "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?", (kind,)
         ).fetchall()
@@ -65,7 +65,7 @@ def invent(path: Path, rows: int, now: int, kind: str = "releases") -> None:
         _invent_history(opened, rows, now, kind)
 
 
-def _invent_history(opened: ledger.Ledger, rows: int, now: int, kind: str) -> None:
+def _invent_history(opened: database.Ledger, rows: int, now: int, kind: str) -> None:
     chance = random.Random(rows)
     for age in range(150):
         total = 84_000 + chance.randrange(2_300) if age else 84_000 * (now % DAY_S) // DAY_S

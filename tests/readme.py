@@ -3,7 +3,7 @@
 What its fences mean:
 
     ```sh       runs in the suite as it stands: tests/test_readme_runs.py, or
-                tests/test_export_readme.py where a comment above it says what it runs
+                tests/export/test_export_readme.py where a comment above it says what it runs
     ```console  `$ command` runs there too, and prints what is below it. A line of `...` stands for
                 any number of lines, `...` at the end of a line for the rest of it.
     ```python   is a file, named by the comment above it

@@ -7,12 +7,14 @@ from typing import Any
 
 import redis
 
-from discogs_crawler import clock, ledger, seed_run
+from discogs_crawler import clock
+from discogs_crawler.broker.queue import Lease, Queue, Result
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.dump import DumpFacts
-from discogs_crawler.ledger import Ledger
-from discogs_crawler.queue import Lease, Queue, Result
-from discogs_crawler.seed_run import Report, Request
+from discogs_crawler.dumps.metadata import DumpFacts
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.seeding import run as seed_run
+from discogs_crawler.seeding.run import Report, Request
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +42,7 @@ def queue_of(client: redis.Redis, kind: str = "releases") -> Queue:
     return Queue(client, kind, prefix="discogs", lease_s=LEASE_S)
 
 
-def row(book: Ledger, record_id: int) -> ledger.Row:
+def row(book: Ledger, record_id: int) -> database.Row:
     return book.rows("releases", [record_id])[record_id]
 
 
@@ -53,7 +55,7 @@ class World:
         self.upstream: dict[int, str] = {}
         self.store: dict[int, str] = {}
         self.requests: list[tuple[int, str, int]] = []
-        self.book = ledger.open(folder / "crawler.db")
+        self.book = database.open(folder / "crawler.db")
 
     def close(self) -> None:
         self.book.close()

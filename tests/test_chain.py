@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from discogs_crawler import clean, config, exact_json, store
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import record_path
+from discogs_crawler.store import layouts
 from tests.conftest import ROOT, Run
 from tests.discogs.api import Api
 from tests.discogs.dump import write
@@ -114,13 +116,13 @@ def status_lines(letter: str, ids: list[int]) -> set[str]:
 
 def assert_the_store_equals(world: World, environment: dict[str, str]) -> None:
     settings = config.load(environ=environment)
-    rules = clean.rules_for(settings, "releases")
-    held = store.open_store(settings)
+    rules = cleaning.rules_for(settings, "releases")
+    held = layouts.open_store(settings)
     stored = held.read("releases", list(held.ids("releases")))
     assert set(stored) == set(world.alive["releases"])
     for record_id, data in stored.items():
         answer = json.dumps(world.document("releases", record_id, moment=1)).encode()
-        assert data == clean.clean(exact_json.loads(answer), rules), record_id
+        assert data == cleaning.clean(exact_json.loads(answer), rules), record_id
 
 
 def test_two_months_from_dump_to_consumer(
@@ -185,7 +187,7 @@ def test_the_real_captures_pass_through_the_same_chain(
         assert set(upstream.requests()) == {*in_dump, *captured}
     finally:
         upstream.api.close()
-    held = store.open_store(config.load(environ=environment))
+    held = layouts.open_store(config.load(environ=environment))
     stored = held.read("releases", list(held.ids("releases")))
     assert set(stored) == captured
     for record_id, data in stored.items():

@@ -13,9 +13,10 @@ import pytest
 import redis
 import sqlite_utils
 
-from discogs_crawler import clean, config, exact_json
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
+from discogs_crawler.broker.queue import Lease, Queue
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, EXIT_UNAVAILABLE
-from discogs_crawler.queue import Lease, Queue
 from discogs_crawler.records import record_path
 from tests.discogs import dump
 from tests.discogs.api import Api
@@ -94,12 +95,12 @@ def stored(remote: Path) -> dict[str, bytes]:
 
 
 def expected(api: Api, host: Host) -> dict[str, bytes]:
-    rules = clean.rules_for(config.load(environ=host.environment), "releases")
+    rules = cleaning.rules_for(config.load(environ=host.environment), "releases")
     found = {}
     for number in api.world.alive["releases"]:
         text = json.dumps(api.world.document("releases", number, 1), ensure_ascii=False)
         document = exact_json.loads(text.encode())
-        found[record_path("releases", number)] = clean.clean(document, rules)
+        found[record_path("releases", number)] = cleaning.clean(document, rules)
     return found
 
 

@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.limiter import Limiter
-from discogs_crawler.queue import CLASSES, Queue, Result
+from discogs_crawler.broker.limiter import Limiter
+from discogs_crawler.broker.queue import CLASSES, Queue, Result
 from discogs_crawler.records import KINDS
 from tests.conftest import ROOT, Run
 from tests.invented_ledger import invent
@@ -108,7 +108,10 @@ def test_the_keys_of_redis_are_those_named(full: redis.Redis) -> None:
 
 def test_the_keys_of_redis_are_those_that_its_scripts_explain() -> None:
     lib = ROOT / "lib" / "discogs_crawler"
-    headers = [(lib / name).read_text().partition("]]")[0] for name in ("queue.lua", "limiter.lua")]
+    headers = [
+        (lib / "broker" / name).read_text().partition("]]")[0]
+        for name in ("queue.lua", "limiter.lua")
+    ]
     explained = re.findall(r"^  :(\w+)", "".join(headers), re.MULTILINE)
     named = {command.split()[1].split(":")[2] for command in COMMANDS}
     assert named - {"shared"} | {"permits", "foreign", "state"} == set(explained) - {"scratch"}

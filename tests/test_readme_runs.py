@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from discogs_crawler import redis_server
+from discogs_crawler.broker import private_server
 from discogs_crawler.clock import DAY_S
 from tests import readme
 from tests.conftest import ROOT
@@ -157,7 +157,7 @@ def stop_private_redis(checkout: Path) -> None:
     for state in (checkout / "var", checkout / "var" / "quickstart"):
         if (state / "redis").exists():
             environment = {"ENV_FILE": os.devnull, "STATE_DIR": str(state)}
-            redis_server.stop(config.load(environ=environment))
+            private_server.stop(config.load(environ=environment))
 
 
 def test_who_develops_it_runs_all_checks(home: Path, type_in: Type) -> None:

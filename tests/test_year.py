@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from discogs_crawler import clean, config, exact_json, store
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.store import layouts
 from tests.conftest import ROOT
 from tests.discogs import dump
 from tests.discogs.api import Api
@@ -98,13 +100,13 @@ class Year:
             self.crawl()
 
     def stored(self) -> dict[int, bytes]:
-        opened = store.open_store(config.load(environ=self.environment))
+        opened = layouts.open_store(config.load(environ=self.environment))
         return opened.read("releases", opened.ids("releases"))
 
     def upstream(self) -> dict[int, bytes]:
-        rules = clean.rules_for(config.load(environ=self.environment), "releases")
+        rules = cleaning.rules_for(config.load(environ=self.environment), "releases")
         return {
-            number: clean.clean(exact_json.loads(_json(self.api.world, number)), rules)
+            number: cleaning.clean(exact_json.loads(_json(self.api.world, number)), rules)
             for number in self.api.world.alive["releases"]
         }
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import redis
 from tabulate import tabulate
 
-from discogs_crawler import config, redis_server
-from discogs_crawler.queue import Queue, Result
+from discogs_crawler import config
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue, Result
 
 BASELINE_IDS = 200_000
 
@@ -37,9 +38,9 @@ def server() -> Iterator[redis.Redis]:
     with tempfile.TemporaryDirectory(prefix="bench-queue-") as folder:
         settings = config.load(environ={"ENV_FILE": os.devnull, "STATE_DIR": folder})
         try:
-            yield redis_server.connect(settings)
+            yield private_server.connect(settings)
         finally:
-            redis_server.stop(settings)
+            private_server.stop(settings)
 
 
 def ids(number: int) -> range:

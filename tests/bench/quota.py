@@ -25,9 +25,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from discogs_crawler import config, redis_server
+from discogs_crawler import config
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
-from discogs_crawler.queue import Queue
 from tests.conftest import bare_environment
 from tests.discogs.api import Api
 from tests.discogs.quota import Quota
@@ -87,7 +88,7 @@ def stage(window_s: float, limit: int, latency_s: float) -> Iterator[tuple[Api, 
         try:
             yield api, environment
         finally:
-            redis_server.connect(settings_of(environment)).shutdown(nosave=True)
+            private_server.connect(settings_of(environment)).shutdown(nosave=True)
 
 
 def settings_of(environment: dict[str, str]) -> Settings:
@@ -96,7 +97,7 @@ def settings_of(environment: dict[str, str]) -> Settings:
 
 def queue_of(environment: dict[str, str]) -> Queue:
     settings = settings_of(environment)
-    client = redis_server.connect(settings)
+    client = private_server.connect(settings)
     return Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
 

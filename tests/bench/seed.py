@@ -25,7 +25,7 @@ from typing import NamedTuple
 import redis
 import tabulate
 
-from discogs_crawler import redis_server
+from discogs_crawler.broker import private_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSITY = 19.5 / 38
@@ -68,7 +68,7 @@ def write_dump(path: Path, ids: int, *, month: int) -> None:
 def private_redis(folder: Path) -> Iterator[tuple[redis.Redis, str]]:
     """A client of a server that lives during the block, and its URL."""
     socket = folder / "redis.sock"
-    command = [str(redis_server.find_server()), "--port", "0", "--unixsocket", str(socket)]
+    command = [str(private_server.find_server()), "--port", "0", "--unixsocket", str(socket)]
     command += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from discogs_crawler import clock, config, redis_server
-from discogs_crawler.queue import Queue
+from discogs_crawler import clock, config
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue
 from tests.conftest import ROOT
 from tests.invented_ledger import invent
 
@@ -64,7 +65,7 @@ def main() -> int:
             measured = [_asked(environ, flags, what) for flags, what in ASKED]
             measured.append(_measured("baseline: counting the rows", lambda: _count(settings)))
         finally:
-            redis_server.stop(settings)
+            private_server.stop(settings)
         size = settings.database.stat().st_size
     print(f"{rows:,} rows, ledger of {size / 1e6:,.0f} MB, {queued:,} ids in the queue\n")
     heads = ["stats.py for", "wall s", "CPU s", "first wall s", "CPU against counting"]
@@ -75,7 +76,7 @@ def main() -> int:
 
 
 def _queue(settings: config.Settings) -> int:
-    client = redis_server.connect(settings)
+    client = private_server.connect(settings)
     queue = Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
     with sqlite3.connect(settings.database) as connection:
         due = connection.execute("SELECT id FROM releases WHERE reason = 'backfill'")

@@ -22,11 +22,12 @@ from pathlib import Path
 from git import Actor, Repo
 from tabulate import tabulate
 
-from discogs_crawler import git, importing, maintenance
-from discogs_crawler.git import Author, Repository
-from discogs_crawler.importing import Entry
+from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.records import record_path
-from discogs_crawler.store import Change, Store
+from discogs_crawler.store import fast_import, git
+from discogs_crawler.store.fast_import import Entry
+from discogs_crawler.store.git import Author, Repository
+from discogs_crawler.store.layouts import Change, Store
 
 AUTHOR = Author("bench", "bench@localhost")
 BATCHES = (1, 100, 1_000)
@@ -59,7 +60,7 @@ def fill(store: Store, records: int) -> None:
         numbers = range(start, min(start + FILL, records + 1))
         entries = [Entry(record_path("releases", n), record(n, 0)) for n in numbers]
         store.publish(store.tip(), entries, "fill\n")
-    maintenance.tidy(store.repository)
+    housekeeping.tidy(store.repository)
 
 
 def batches(records: int, size: int, rounds: int, *, sequential: bool) -> Iterator[list[Change]]:
@@ -87,7 +88,7 @@ def by_hand(repository: Repository, changes: list[Change]) -> None:
         data = change.data or b""
         path = record_path("releases", change.id)
         stream.append(f"M 100644 inline {path}\ndata {len(data)}\n".encode() + data + b"\n")
-    command = [*start, "fast-import", "--quiet", f"--depth={importing.DELTA_DEPTH}"]
+    command = [*start, "fast-import", "--quiet", f"--depth={fast_import.DELTA_DEPTH}"]
     subprocess.run(command, input=b"".join(stream), env=environment, check=True)
 
 
@@ -204,13 +205,13 @@ def upkeep(folder: Path, records: int, commits: int) -> list[list[object]]:
     last = max(store.ids("releases"))
     for number in range(commits):
         if number and number % COMMITS_A_DAY == 0:
-            maintenance.tidy(repository)
+            housekeeping.tidy(repository)
         numbers = range(last + 1 + number * 10, last + 11 + number * 10)
         store.commit("releases", [Change(n, record(n, 0)) for n in numbers], _all, {})
     stored = sum(1 for _ in store.ids("releases"))
     before = _packs_and_bytes(repository)
     started = time.perf_counter()
-    maintenance.tidy(repository)
+    housekeeping.tidy(repository)
     tidied_s = time.perf_counter() - started
     after = _packs_and_bytes(repository)
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1_000

@@ -20,9 +20,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from discogs_crawler import config, redis_server
+from discogs_crawler import config
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue, Result
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
-from discogs_crawler.queue import Queue, Result
 from tests.queue_audit import places
 
 BASE = "{discogs}:releases"
@@ -45,7 +46,7 @@ class Chaos:
             ledger.execute("CREATE TABLE cursor (generation TEXT, after TEXT)")
 
     def queue(self) -> Queue:
-        client = redis_server.connect(self.settings)
+        client = private_server.connect(self.settings)
         return Queue(client, "releases", prefix="discogs", lease_s=LEASE_S)  # type: ignore[arg-type]
 
     def ledger(self) -> sqlite3.Connection:
@@ -186,7 +187,7 @@ def main() -> int:
         try:
             table = chaos.run(flags.rounds)
         finally:
-            redis_server.stop(chaos.settings)
+            private_server.stop(chaos.settings)
     print("| " + " | ".join(table) + " |")
     print("|" + "---|" * len(table))
     print("| " + " | ".join(f"{number:,}" for number in table.values()) + " |")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from discogs_crawler import clock, command
+from discogs_crawler import clock
+from discogs_crawler.cli import command
 from tests.conftest import ROOT
 
 # A child that gets this signal writes to stderr where each of its threads is.

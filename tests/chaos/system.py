@@ -21,9 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from discogs_crawler import clean, config, exact_json, redis_server, store
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
+from discogs_crawler.broker import private_server
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path
+from discogs_crawler.store import layouts
 from tests.chaos import scripts
 from tests.chaos.consumer import EXPORT, Consumer
 from tests.conftest import ROOT, bare_environment
@@ -94,7 +97,7 @@ class System:
     def close(self) -> None:
         self.upstream.kill()
         self.upstream.communicate()
-        redis_server.stop(self.settings())
+        private_server.stop(self.settings())
 
     def settings(self) -> config.Settings:
         return config.load(environ=self.environment)
@@ -216,7 +219,7 @@ class System:
 
     def redis_process(self) -> int | None:
         try:
-            client = redis_server.connect(self.settings(), wait=False)
+            client = private_server.connect(self.settings(), wait=False)
             return int(client.info("server")["process_id"])
         except Exception:
             return None
@@ -288,14 +291,14 @@ class System:
     def judge(self) -> None:
         """Compare the store with upstream and the consumer with the store; count what differs."""
         settings = self.settings()
-        held = store.open_store(settings)
+        held = layouts.open_store(settings)
         stored = held.read("releases", list(held.ids("releases")))
-        rules = clean.rules_for(settings, "releases")
+        rules = cleaning.rules_for(settings, "releases")
         alive = set(self.world.alive["releases"])
         right = {}
         for record_id in alive:
             answer = json.dumps(self.world.document("releases", record_id, moment=1)).encode()
-            right[record_id] = clean.clean(exact_json.loads(answer), rules)
+            right[record_id] = cleaning.clean(exact_json.loads(answer), rules)
         self.table["lost"] = len(alive - set(stored))
         self.table["not removed"] = len(set(stored) - alive)
         self.table["stale"] = sum(stored[n] != right[n] for n in alive & set(stored))

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from discogs_crawler import clean, config, exact_json, store
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.store import layouts
 from tests.chaos import failing, scripts
 from tests.chaos.consumer import EXPORT, Consumer
 from tests.conftest import ROOT, bare_environment
@@ -116,13 +118,13 @@ class Crawl:
     def check(self) -> None:
         """The store holds what upstream has, the consumer what the store has."""
         settings = config.load(environ=self.environment)
-        held = store.open_store(settings)
+        held = layouts.open_store(settings)
         stored = held.read("releases", list(held.ids("releases")))
-        rules = clean.rules_for(settings, "releases")
+        rules = cleaning.rules_for(settings, "releases")
         assert set(stored) == set(self.upstream.world.alive["releases"])
         for record_id, data in stored.items():
             answer = self.upstream.world.document("releases", record_id, moment=1)
-            assert data == clean.clean(exact_json.loads(json.dumps(answer).encode()), rules)
+            assert data == cleaning.clean(exact_json.loads(json.dumps(answer).encode()), rules)
         alive = {path: data for path, data in self.consumer.records.items() if data is not None}
         assert {parse_record_path(path) for path in alive} == {("releases", n) for n in stored}
         assert all(

@@ -13,7 +13,7 @@ import pytest
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from discogs_crawler import clean, exact_json
+from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.config import Settings
 from tests.conftest import ROOT
 from tests.discogs.api import GONE, Api
@@ -44,12 +44,12 @@ def first(api: Api, kind: str = "releases") -> int:
 def test_a_record_differs_at_every_request_in_what_is_volatile_only(
     api: Api, kind: str, settings: Settings
 ) -> None:
-    rules = clean.rules_for(settings, kind)
+    rules = cleaning.rules_for(settings, kind)
     for record_id in api.world.alive[kind]:
         one, other = (get(api, f"/{kind}/{record_id}").data for _ in range(2))
         if kind in ("releases", "masters"):
             assert one != other
-        cleaned = {clean.clean(exact_json.loads(data), rules) for data in (one, other)}
+        cleaned = {cleaning.clean(exact_json.loads(data), rules) for data in (one, other)}
         assert len(cleaned) == 1
 
 
@@ -64,11 +64,11 @@ def test_a_record_has_the_fields_of_a_real_one(kind: str, samples: Path) -> None
 
 
 def test_an_edit_changes_what_lasts_and_a_new_video_does_not(settings: Settings) -> None:
-    world, rules = invented(10), clean.rules_for(settings, "releases")
+    world, rules = invented(10), cleaning.rules_for(settings, "releases")
 
     def stored(record_id: int) -> bytes:
         document = world.document("releases", record_id, 1)
-        return clean.clean(exact_json.loads(json.dumps(document).encode()), rules)
+        return cleaning.clean(exact_json.loads(json.dumps(document).encode()), rules)
 
     one, other = sorted(world.alive["releases"])[:2]
     before = stored(one), stored(other)

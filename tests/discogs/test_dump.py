@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from discogs_crawler.canonical import content_hash
+from discogs_crawler.dumps.canonical import content_hash
 from tests.conftest import ROOT
 from tests.discogs import dump, elements
 from tests.discogs.world import KINDS, World, invented

@@ -12,7 +12,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from discogs_crawler import config, redis_server
+from discogs_crawler import config
+from discogs_crawler.broker import private_server
 from discogs_crawler.clock import DAY_S
 from tests.discogs.api import Api
 from tests.discogs.dump import write
@@ -144,7 +145,7 @@ def tour_of_the_stand_in() -> Guide:
 
 def stop_private_redis() -> bool:
     environment = {"ENV_FILE": os.devnull, "STATE_DIR": str(STATE), "HOME": str(ROOT)}
-    return redis_server.stop(config.load(environ=environment))
+    return private_server.stop(config.load(environ=environment))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from discogs_crawler import config
-from discogs_crawler.api import Answer, Client
+from discogs_crawler.api.client import Answer, Client
 
 TOKEN = "kzQmXvWpLrTsYb"
 # Seconds in the rate window; a request has all of it for its body, half for each silence.

@@ -18,8 +18,8 @@ import traceback
 
 from lxml import etree
 
-from discogs_crawler.dump import Damage
-from tests.slow_split import our_split, slow_split
+from discogs_crawler.dumps.metadata import Damage
+from tests.dumps.slow_split import our_split, slow_split
 
 # Seconds for an input of a few hundred bytes: a hang.
 PATIENCE_S = 20

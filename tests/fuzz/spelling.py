@@ -10,8 +10,8 @@ import random
 import re
 import time
 
-from discogs_crawler.canonical import Malformed, parsed_form
-from discogs_crawler.usual_form import usual_form
+from discogs_crawler.dumps.canonical import Malformed, parsed_form
+from discogs_crawler.dumps.usual_form import usual_form
 
 SEEDS = (
     b'<release id="5"><artists><artist><id>1</id><name>A &amp; B</name></artist></artists>'

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discogs_crawler.api import Answer
+from discogs_crawler.api.client import Answer
 from discogs_crawler.records import MAX_ID
 from tests.fuzz.answers import QUOTA, RECORD, STATUSES, TOKEN, Tell, listener, reply
 from tests.fuzz.damage import damaged, is_one_line

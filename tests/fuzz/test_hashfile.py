@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discogs_crawler import hashfile
+from discogs_crawler.dumps import hashfile
 from discogs_crawler.errors import BadData
 from tests.fuzz.damage import damaged, is_one_line
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import given
 
-from discogs_crawler import exact_json
+from discogs_crawler.api import exact_json
 from discogs_crawler.errors import BadData
 from tests.fuzz.damage import damaged, is_one_line
 

@@ -5,7 +5,7 @@ import string
 
 from hypothesis import given
 
-from discogs_crawler import listing
+from discogs_crawler.dumps import site_index
 from discogs_crawler.errors import BadData
 from discogs_crawler.records import KINDS
 from tests.fuzz.damage import damaged, is_one_line
@@ -55,20 +55,20 @@ CHECKSUM_TOKENS = (
 @given(damaged(INDEX_SEEDS, INDEX_TOKENS))
 def test_an_index_names_what_it_names_and_no_more(text: bytes) -> None:
     page = text.decode("utf-8", "replace")
-    listed = listing.parse_index(page)
+    listed = site_index.parse_index(page)
     names = [file.name for file in listed]
     assert len(names) == len(set(names))
     for file in listed:
         kind = file.name.removeprefix(f"discogs_{file.date}_").partition(".")[0]
         assert kind == file.kind
-        assert kind in (*KINDS, listing.CHECKSUM)
+        assert kind in (*KINDS, site_index.CHECKSUM)
         assert 19_000_000 <= file.date <= 20_999_999
         assert file.place.rpartition("/")[2] == file.name
         assert 0 <= file.size < 10**20
     lines = page.splitlines()
     assert {name for name, line in INDEX.items() if line in lines} <= set(names)
     for kind in KINDS:
-        dates = listing.dates_of(listed, kind)
+        dates = site_index.dates_of(listed, kind)
         assert dates == sorted(set(dates), reverse=True)
         for date in dates:
             assert {f"discogs_{date}_{kind}.xml.gz", f"discogs_{date}_CHECKSUM.txt"} <= set(names)
@@ -79,7 +79,7 @@ def test_a_checksum_is_one_that_a_line_gives_to_that_file(text: bytes) -> None:
     page = text.decode("utf-8", "replace")
     right = slowly_read(page)
     try:
-        found = listing.parse_checksums(page)
+        found = site_index.parse_checksums(page)
     except BadData as error:
         assert is_one_line(str(error))
         assert len({name for _, name in right}) < len(right)

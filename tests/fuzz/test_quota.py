@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discogs_crawler import clock
-from discogs_crawler.api import Answer
-from discogs_crawler.fetching import SENSE
-from discogs_crawler.limiter import Limiter, Permit
+from discogs_crawler.api.client import Answer
+from discogs_crawler.broker.limiter import Limiter, Permit
+from discogs_crawler.worker.fetchers import SENSE
 from tests.fuzz.answers import QUOTA, RECORD, STATUSES, Tell, listener, reply
 from tests.fuzz.damage import damaged
 

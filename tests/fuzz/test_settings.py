@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from discogs_crawler import api, config
+from discogs_crawler import config
+from discogs_crawler.api import client
 from discogs_crawler.config import SETTINGS, Settings
 from discogs_crawler.errors import ConfigurationError
 from tests.fuzz.damage import damaged, is_one_line
@@ -59,7 +60,7 @@ def test_a_file_of_settings_is_usable_or_one_line_says_why_not(env_file: Path, t
     env_file.write_bytes(text)
     try:
         settings = config.load(environ={"ENV_FILE": str(env_file), "HOME": str(env_file.parent)})
-        api.Client(settings).close()
+        client.Client(settings).close()
     except ConfigurationError as error:
         assert is_one_line(str(error))
         return

@@ -1,0 +1,1 @@
+"""Discogs's API: the client, the cleaning rules, JSON that keeps every number as it is."""

@@ -1,0 +1,1 @@
+"""Redis: the connection, the private server, the queue and the limiter."""

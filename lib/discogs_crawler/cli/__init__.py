@@ -1,0 +1,1 @@
+"""What every script in `bin/` shares: arguments, logs, progress, health check, shutdown."""

@@ -1,0 +1,121 @@
+"""What every script in `bin/` shares: flags, logs, and how a failure becomes an exit code."""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from discogs_crawler import __version__, config, sqlite_errors
+from discogs_crawler.cli import healthcheck, logs
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import (
+    EXIT_BUG,
+    EXIT_PARTLY,
+    EXIT_USAGE,
+    CrawlerError,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[argparse.Namespace, Settings], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser(doc: str | None, *settings: str) -> argparse.ArgumentParser:
+    """A parser whose --help begins with the script's docstring, with the flags all scripts have.
+
+    `settings` names those settings that the script's user may give as flags.
+    """
+    result = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    result.add_argument("-v", "--verbose", action="count", default=0, help="tell more (twice: all)")
+    result.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    result.add_argument("--env-file", metavar="FILE", help="read settings from FILE, not .env")
+    config.add_flags(result, (*settings, "STATE_DIR", "LOG_FORMAT"))
+    return result
+
+
+def positive(text: str) -> int:
+    """The number that a flag with `type=positive` counts something with."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"it must be at least 1: {text!r}")
+    return int(text)
+
+
+def run(
+    command: Command, arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
+    """Parse, load the settings, call `command`; what it raises becomes one line and a code."""
+    script = Path(arguments.prog).name
+    logs.configure(script)
+    flags = arguments.parse_args(argv)
+    verbosity = -1 if flags.quiet else flags.verbose
+    settings: Settings | None = None
+    try:
+        settings = config.load(flags)
+        logs.configure(script, verbosity, settings.log_format, settings.secrets())
+        for warning in settings.warnings:
+            log.warning("%s", warning)
+        code = healthcheck.watch(settings, script, lambda: command(flags, settings))
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
+        return code
+    except CrawlerError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("interrupted; run it again to go on")
+        return EXIT_PARTLY
+    except BrokenPipeError:
+        # The reader of stdout has gone; give the interpreter's last flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PARTLY
+    except Exception as error:
+        meaning = _meaning(error, settings)
+        if meaning is not None:
+            log.error("%s", meaning)
+            return meaning.exit_code
+        log.exception("this is a bug; please report it with the lines below")
+        return EXIT_BUG
+
+
+def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None:
+    """What the machine's refusal of something means for the user; None for a bug."""
+    if isinstance(error, sqlite3.DatabaseError) and settings is not None:
+        return sqlite_errors.meaning(error, settings.database)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return Unavailable(f"{where}{error.strerror}")
+    return None
+
+
+def end_undisturbed() -> None:
+    """Let no signal change the exit code any more: what is about to be done counts as done."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def terminate_like_interrupt() -> None:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does.
+
+    So temporary files are removed, and what we have started is ended. A signal that our starter
+    ignores (nohup) stays ignored.
+    """
+
+    def handler(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)

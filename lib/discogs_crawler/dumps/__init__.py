@@ -1,0 +1,1 @@
+"""The XML dumps: download, verify, split into records, hash, convert to JSON."""

@@ -1,0 +1,134 @@
+"""RESULT as it is written: one line a record, `id<TAB>sha1`, ids ascending whatever the dump does.
+
+What ascends goes straight to the file. A record whose id is not above all before it is a straggler:
+those are sorted in bounded memory and merged at the end.
+"""
+
+import hashlib
+import heapq
+import io
+import logging
+import operator
+import os
+import shutil
+import tempfile
+from binascii import hexlify
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from discogs_crawler.dumps.external_sort import sort_lines
+from discogs_crawler.dumps.hash_cache import BookWriter
+from discogs_crawler.dumps.hashfile import key_of
+from discogs_crawler.dumps.metadata import Damage
+
+log = logging.getLogger(__name__)
+
+# Memory for sorting stragglers.
+SORT_MEMORY = 32 * 1024 * 1024
+
+
+class Hashed(NamedTuple):
+    """Records in the dump's order: ids, offsets in the XML, keys for the book, content hashes."""
+
+    ids: list[int]
+    offsets: list[int]
+    keys: list[bytes]
+    contents: list[bytes]
+    damaged: Collection[bytes] = ()
+    """Keys of records that the book is not to know."""
+
+
+class ResultWriter:
+    """Writes lines to `file`, open for reading too, and entries to `book`, and counts them."""
+
+    def __init__(self, file: BinaryIO, book: BookWriter | None, folder: Path) -> None:
+        """`folder` is for temporary files."""
+        self._file = file
+        self._book = book
+        self._folder = folder
+        self._last_id = 0
+        self._stragglers: BinaryIO | None = None
+        self.sha256 = hashlib.sha256()
+        self.records = self.out_of_order = self.first_id = self.last_id = 0
+
+    def write(self, hashed: Hashed) -> None:
+        ids = hashed.ids
+        if ids[0] <= self._last_id or not all(map(operator.lt, ids, ids[1:])):
+            hashed = self._put_stragglers_aside(hashed)
+            ids = hashed.ids
+        if ids:
+            self._write_ascending(hashed)
+
+    def _write_ascending(self, hashed: Hashed) -> None:
+        ids, contents = hashed.ids, hashed.contents
+        lines = b"".join(
+            [b"%d\t%b\n" % pair for pair in zip(ids, map(hexlify, contents), strict=True)]
+        )
+        self._file.write(lines)
+        self.sha256.update(lines)
+        if self._book is not None:
+            self._write_book(hashed)
+        self._last_id = ids[-1]
+        self._count(ids)
+
+    def _write_book(self, hashed: Hashed) -> None:
+        assert self._book is not None
+        keys, contents = hashed.keys, hashed.contents
+        if hashed.damaged:
+            pairs = [(k, c) for k, c in zip(keys, contents, strict=True) if k not in hashed.damaged]
+            keys, contents = [k for k, _ in pairs], [c for _, c in pairs]
+        self._book.write(keys, contents)
+
+    def _count(self, ids: Sequence[int]) -> None:
+        self.records += len(ids)
+        self.first_id = min(self.first_id or ids[0], ids[0])
+        self.last_id = max(self.last_id, ids[-1])
+
+    def _put_stragglers_aside(self, hashed: Hashed) -> Hashed:
+        """What of it ascends; the rest is kept for the end."""
+        if self._stragglers is None:
+            self._stragglers = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+        rest = Hashed([], [], [], [], hashed.damaged)
+        last_id = self._last_id
+        for row in zip(hashed.ids, hashed.offsets, hashed.keys, hashed.contents, strict=True):
+            if row[0] > last_id:
+                last_id = row[0]
+                rest.ids.append(row[0])
+                rest.offsets.append(row[1])
+                rest.keys.append(row[2])
+                rest.contents.append(row[3])
+            else:
+                self._stragglers.write(b"%d\t%b\t%d\n" % (row[0], hexlify(row[3]), row[1]))
+                self.out_of_order += 1
+                self._count(row[:1])
+        return rest
+
+    def finish(self) -> None:
+        """Merge the stragglers in; Damage if an id is there twice."""
+        if self._stragglers is None:
+            return
+        log.warning("records out of order: %d; sorting them in", self.out_of_order)
+        self._stragglers.seek(0)
+        sorted_lines = sort_lines(self._stragglers, key_of, self._folder, SORT_MEMORY)
+        with self._stragglers, tempfile.TemporaryFile(dir=self._folder) as merged:
+            self._file.flush()
+            with io.FileIO(os.dup(self._file.fileno())) as raw, io.BufferedReader(raw) as written:
+                written.seek(0)
+                merged.writelines(_without_twins(heapq.merge(written, sorted_lines, key=key_of)))
+            merged.seek(0)
+            self._file.seek(0)
+            shutil.copyfileobj(merged, self._file)
+            merged.seek(0)
+            self.sha256 = hashlib.file_digest(merged, "sha256")
+
+
+def _without_twins(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines of RESULT from sorted ones, of which those of stragglers also have an offset."""
+    last_id = b""
+    for line in lines:
+        fields = line.split(b"\t")
+        if fields[0] == last_id:
+            raise Damage("the id is there twice", int(fields[2]), int(last_id))
+        last_id = fields[0]
+        yield line if len(fields) == 2 else b"%b\t%b\n" % (fields[0], fields[1])

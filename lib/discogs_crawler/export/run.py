@@ -1,0 +1,210 @@
+"""One export: what a consumer has not got yet, written out whole before its place moves.
+
+The end is the tip as it was when the export began. Killed, cut off or refused at any point, the
+place is the old one, and the next export repeats all of it.
+"""
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from discogs_crawler import locks
+from discogs_crawler.cli import progress
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import BadData, TryLater, UsageError
+from discogs_crawler.export import formats, mirror
+from discogs_crawler.export.delivery import Write
+from discogs_crawler.ledger import consumers
+from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.records import KINDS
+from discogs_crawler.store import history
+from discogs_crawler.store.history import EMPTY_TREE, Source
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+DEFAULT_KIND = "releases"
+
+
+class Form(NamedTuple):
+    """How an export is to look: one of `changes.FORMATS`, lines ended by NUL, what is left out."""
+
+    format: str = "names"
+    nul: bool = False
+    skip_technical: bool = False
+
+
+class Plan(NamedTuple):
+    """An export that can begin: for whom, from where, and the two revisions."""
+
+    consumer: Consumer
+    source: Source
+    old: str
+    new: str
+
+    def variables(self) -> dict[str, str]:
+        """What the command of --exec finds in its environment."""
+        return {
+            "EXPORT_CONSUMER": self.consumer.name,
+            "EXPORT_KIND": self.consumer.kind,
+            "EXPORT_REPOSITORY": str(self.source.folder),
+            "EXPORT_FROM": self.old,
+            "EXPORT_TO": self.new,
+        }
+
+
+def find_source(repository: str | None, settings: Settings) -> Source:
+    """The repository to read: the crawler's own, or the folder or URL that was named."""
+    if repository is None:
+        return _own_store(settings)
+    if mirror.is_url(repository):
+        return mirror.of_url(repository, settings.state_dir / "mirrors")
+    return mirror.of_folder(Path(repository))
+
+
+def _own_store(settings: Settings) -> Source:
+    """The crawler's repository, up to what the store says that consumers may read."""
+    folder = settings.store / "discogs.git"
+    if not folder.is_dir():
+        raise TryLater(
+            f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
+            " or name another with --repository"
+        )
+    if settings.store_remote is None and settings.store_layout == "single":
+        return Source(folder, f"refs/heads/{settings.store_branch}", str(folder))
+    # Only pushed commits count, or the pins must be advanced first: the store knows how, but takes
+    # longer to load than most exports to run.
+    from discogs_crawler.store.layouts import open_store
+
+    store = open_store(settings, create=False)
+    return Source(store.repository.path, store.settle() or "", str(store.repository.path))
+
+
+def find_database(repository: str | None, source: Source, settings: Settings) -> Path:
+    """The file of consumers' places: the ledger, or one beside the clone that is read."""
+    if repository is None:
+        return settings.database
+    if mirror.is_url(repository):
+        return source.folder.with_suffix(consumers.BESIDE_A_CLONE)
+    folder = Path(source.name)
+    return folder.with_name(folder.name + consumers.BESIDE_A_CLONE)
+
+
+@contextlib.contextmanager
+def alone(database: Path, name: str) -> Iterator[int]:
+    """Be the only one who exports to that consumer; TryLater if another does.
+
+    Yields the open lock, which a command that consumes inherits: if we are killed, it still runs,
+    and the next export must not overtake it.
+    """
+    with locks.exclusive(lock_of(database, name), f"an export to {name}") as handle:
+        yield handle
+
+
+def lock_of(database: Path, name: str) -> Path:
+    """The file that an export to that consumer locks."""
+    return database.with_name(f"{database.name}.{name}.lock")
+
+
+def enrol(
+    db: sqlite3.Connection,
+    source: Source,
+    name: str,
+    kind: str | None,
+    start: str | None,
+    *,
+    keep: bool,
+) -> Consumer:
+    """The consumer `name`; a new one begins at `start`, which is written down first (`keep`).
+
+    So that `HEAD~3`, or `now`, means the same when an export that was cut short is repeated.
+    UsageError if the consumer is known and gets another kind or began elsewhere.
+    """
+    consumer = consumers.find(db, name)
+    if consumer is None:
+        revision = resolve(source, start or "start")
+        consumer = Consumer(name, source.name, kind or DEFAULT_KIND, revision)
+        if keep:
+            consumers.add(db, consumer)
+        return consumer
+    if kind not in (None, consumer.kind):
+        raise UsageError(
+            f"--kind {kind}: consumer {name} gets {consumer.kind}, and would miss changes;"
+            " use another name for another kind"
+        )
+    # `now` is another revision each time: a crontab says it always, and means the first time.
+    if start not in (None, "now"):
+        _check_start(db, source, consumer, start)
+    return consumer._replace(repository=source.name)
+
+
+def _check_start(db: sqlite3.Connection, source: Source, consumer: Consumer, start: str) -> None:
+    """UsageError if a known consumer did not begin there, but somebody thinks that it will."""
+    began = consumers.beginning(db, consumer.name)
+    if began is not None and len(start) >= 7 and began.startswith(start):
+        return  # Also when the store was converted, and does not know that revision any more.
+    if resolve(source, start) != began:
+        raise UsageError(
+            f"--from {start[:80]}: consumer {consumer.name} is not new, it is at"
+            f" {(consumer.revision or 'the start')[:12]}: leave --from off to go on there,"
+            f" or move it with --reset {start[:80]}"
+        )
+
+
+def resolve(source: Source, revision: str) -> str | None:
+    """The commit that `start` (None), `now` or a revision means in that repository."""
+    if revision == "start":
+        return None
+    name = source.tip if revision == "now" else revision
+    found = history.look_up(source.folder, [f"{name}^{{commit}}"])[0]
+    if found is None and revision != "now":
+        raise UsageError(f"{source.name}: there is no revision {revision[:80]!r}")
+    return found
+
+
+def plan(consumer: Consumer, source: Source, limit: int | None) -> Plan | None:
+    """What is to be exported now; None if the consumer has everything.
+
+    BadData if its revision is not in the repository (any more).
+    """
+    begin = consumer.revision or EMPTY_TREE
+    tip, known = history.look_up(source.folder, [f"{source.tip}^{{commit}}", f"{begin}^{{tree}}"])
+    if tip is None or tip == begin:
+        return None
+    if consumer.revision is not None:
+        _check_revision(consumer.revision, consumer.name, source, tip, is_here=known is not None)
+    new = history.nth_commit(source.folder, begin, tip, limit) if limit else tip
+    return Plan(consumer, source, begin, new)
+
+
+def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_here: bool) -> None:
+    if not is_here:
+        raise BadData(
+            f"{source.name}: there is no revision {revision}, where consumer {name} is;"
+            " history was rewritten or pruned, or this is another repository."
+            f" Begin again with --consumer {name} --reset start (or now, or a revision)"
+        )
+    if not history.is_ancestor(source.folder, revision, tip):
+        log.warning(
+            "history was rewritten: %s is not below the tip; exporting what differs", revision[:12]
+        )
+
+
+def write(plan: Plan, form: Form, write: Write) -> int:
+    """Write the plan's changes in that form; the number of changes written."""
+    folder = plan.source.folder
+    kinds = KINDS if plan.consumer.kind == ALL else (plan.consumer.kind,)
+    end = b"\0" if form.nul else b"\n"
+    total = 0
+    stretches = history.stretches(folder, plan.old, plan.new, skip_technical=form.skip_technical)
+    with progress.count("export", "changes") as advance:
+        for stretch in stretches:
+            for segment in history.segments(folder, stretch, kinds):
+                for block, count in formats.blocks(form.format, segment, stretch.new, end=end):
+                    write(block)
+                    advance(count)
+                    total += count
+    return total

@@ -1,0 +1,339 @@
+"""The ledger: what is known of every id, what is wanted of it, and which dumps were accepted.
+
+One SQLite file in WAL mode, so that anybody may read while we write. Transactions are short and
+take the write lock at once; whoever comes second waits for the first. `schema` explains the tables.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import sqlite_utils
+
+from discogs_crawler import clock, locks, sqlite_errors
+from discogs_crawler.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_PARTLY,
+    ConfigurationError,
+    CrawlerError,
+    TryLater,
+    Unavailable,
+)
+from discogs_crawler.ledger.schema import MIGRATIONS
+
+if TYPE_CHECKING:
+    from discogs_crawler.dumps.metadata import DumpFacts
+
+# How long to wait for another writer; the longest transaction takes a second or two.
+BUSY_S = 120
+
+# Pages kept in memory: the differences of a month are applied in id order and need few.
+CACHE_KIB = 65_536
+
+# The name of a dump that came from standard input: when it was taken is not known.
+NAMELESS = "-"
+
+# Rows written in one transaction: a fifth of a second, so that nobody waits long for us.
+BATCH = 20_000
+
+
+class Row(NamedTuple):
+    """What the ledger knows of an id; the columns of its table, explained in `schema`."""
+
+    id: int
+    hash: bytes | None = None
+    dump: int | None = None
+    due: int | None = None
+    reason: str | None = None
+    since: int | None = None
+    crawled: int | None = None
+    status: int | None = None
+    alive: int | None = None
+    removed: int | None = None
+    changed: int | None = None
+    misses: int = 0
+    failure: str | None = None
+    successor: int | None = None
+
+    @property
+    def stored(self) -> bool:
+        """The store has its record."""
+        return self.alive is not None and self.removed is None
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run tells of itself: what it did, and how it ended if without an error."""
+
+    counts: dict[str, int]
+    exit_code: int = EXIT_DONE
+
+
+class DumpRow(NamedTuple):
+    """A dump as the ledger's table `dumps` has it."""
+
+    id: int
+    kind: str
+    file: str
+    not_before: int
+    not_after: int
+    sha256: bytes | None
+    records: int
+    verdict: str
+    result_sha256: bytes | None
+    canonical_version: int
+    started: int | None
+    accepted: int | None
+
+
+_COLUMNS = ", ".join(Row._fields)
+_SAVE = (
+    f"INSERT INTO {{kind}} ({_COLUMNS}) VALUES ({', '.join('?' * len(Row._fields))}) "
+    "ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in Row._fields if name != "id")
+)
+
+
+class Ledger:
+    """An open ledger. Use it as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self.db = sqlite_utils.Database(connection)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what the block writes; within another transaction a part of that."""
+        if self.db.conn.in_transaction:
+            with self.db.atomic():
+                yield self.db.conn
+            return
+        self.db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.db.conn
+            self.db.conn.execute("COMMIT")
+        except BaseException as error:
+            if self.db.conn.in_transaction:
+                self.db.conn.execute("ROLLBACK")
+            if sqlite_errors.disk_fails(error):
+                raise Unavailable(f"{self.path}: nothing was written: {error}") from error
+            raise
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Undo at the end of the block all that it wrote."""
+        self.db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            if self.db.conn.in_transaction:
+                self.db.conn.execute("ROLLBACK")
+
+    @property
+    def rehearsing(self) -> bool:
+        """All that is written now will be undone."""
+        return self.db.conn.in_transaction
+
+    @contextlib.contextmanager
+    def handover(self, *, wait: bool = True) -> Iterator[bool]:
+        """Keep others from handing wants to Redis or reading results from it during the block.
+
+        A want that was read here, while somebody else clears it and its id leaves Redis's hands,
+        would be queued once more for nothing. False without `wait` if others are at it.
+        """
+        lock = self.path.with_name(self.path.name + ".handover.lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.exclusive(lock, "a handover to Redis", wait=wait))
+            except TryLater:
+                yield False
+                return
+            yield True
+
+    @contextlib.contextmanager
+    def run(self, script: str, kind: str) -> Iterator[Run]:
+        """Keep a row in `runs` about the block, which fills in what it gets."""
+        run = Run({})
+        with self.transaction() as connection:
+            run_id = connection.execute(
+                "INSERT INTO runs (script, kind, started, counts) VALUES (?, ?, ?, '{}')",
+                (script, kind, int(clock.now())),
+            ).lastrowid
+        code = EXIT_BUG
+        try:
+            yield run
+            code = run.exit_code
+        except CrawlerError as error:
+            code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = EXIT_PARTLY
+            raise
+        finally:
+            with self.transaction() as connection:
+                connection.execute(
+                    "UPDATE runs SET ended = ?, exit_code = ?, counts = ? WHERE id = ?",
+                    (int(clock.now()), code, json.dumps(run.counts), run_id),
+                )
+
+    def record_dump(self, facts: "DumpFacts") -> None:
+        """Remember a dump that was split; splitting it again replaces what was said of it.
+
+        But from standard input it has no name and no date: those that are known stay.
+        """
+        values = {
+            "kind": facts.kind,
+            "file": facts.file,
+            "not_before": facts.not_before,
+            "not_after": facts.not_after,
+            "size": facts.size,
+            "sha256": facts.sha256,
+            "records": facts.records,
+            "first_id": facts.first_id,
+            "last_id": facts.last_id,
+            "verdict": facts.verdict,
+            "damaged": facts.damaged,
+            "result_sha256": facts.result_sha256,
+            "book_sha256": facts.book_sha256,
+            "canonical_version": facts.canonical_version,
+            "recorded": int(clock.now()),
+        }
+        with self.transaction() as connection:
+            found = connection.execute(
+                "SELECT id, file FROM dumps WHERE kind = ? AND sha256 IS ? AND result_sha256 IS ?",
+                (facts.kind, facts.sha256, facts.result_sha256),
+            ).fetchone()
+            if found is None:
+                self.db.table("dumps").insert(values)
+                return
+            if facts.file == NAMELESS and found[1] != NAMELESS:
+                for name in ("file", "not_before", "not_after"):
+                    del values[name]
+            self.db.table("dumps").update(found[0], values)
+
+    def dump_of_result(self, sha256: bytes, kind: str | None = None) -> DumpRow | None:
+        """The dump whose file of hashes has this SHA-256; of several the latest with a name."""
+        return self._dump(
+            "result_sha256 = ? AND kind = ifnull(?, kind) "
+            "ORDER BY file = ?, not_before DESC, id DESC",
+            (sha256, kind, NAMELESS),
+        )
+
+    def dump_of_file(self, sha256: bytes) -> DumpRow | None:
+        """The whole dump that has this SHA-256 itself, if it was split before."""
+        return self._dump("sha256 = ? AND verdict = 'whole' ORDER BY id DESC", (sha256,))
+
+    def book_of(self, kind: str, canonical_version: int) -> bytes | None:
+        """SHA-256 of the book of hashes that was kept last; None if there is none for the rules."""
+        row = self.db.execute(
+            "SELECT book_sha256 FROM dumps WHERE kind = ? AND canonical_version = ? "
+            "AND book_sha256 IS NOT NULL ORDER BY recorded DESC, id DESC",
+            (kind, canonical_version),
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def knows_something(self) -> bool:
+        """Whether any id was ever in it."""
+        return self.db.execute("SELECT 1 FROM counts LIMIT 1").fetchone() is not None
+
+    def last_accepted(self, kind: str) -> DumpRow | None:
+        """The dump whose hashes the ledger has."""
+        return self._dump(
+            "kind = ? AND accepted IS NOT NULL ORDER BY accepted DESC, id DESC", (kind,)
+        )
+
+    def half_done(self, kind: str) -> list[int]:
+        """Dumps with which a seeding began and did not end since the last accepted one."""
+        rows = self.db.execute(
+            "SELECT id FROM dumps WHERE kind = ? AND started IS NOT NULL AND accepted IS NULL",
+            (kind,),
+        )
+        return [row[0] for row in rows]
+
+    def _dump(self, condition: str, values: Sequence[object]) -> DumpRow | None:
+        columns = ", ".join(DumpRow._fields)
+        row = self.db.execute(
+            f"SELECT {columns} FROM dumps WHERE {condition} LIMIT 1", list(values)
+        ).fetchone()
+        return None if row is None else DumpRow._make(row)
+
+    def rows(self, kind: str, ids: Iterable[int]) -> dict[int, Row]:
+        """What is known of these ids; a fresh row for one that is not known."""
+        wanted = list(ids)
+        known = self.select(kind, "id IN (SELECT value FROM json_each(?))", json.dumps(wanted))
+        found = {row.id: row for row in known}
+        return {record_id: found.get(record_id) or Row(record_id) for record_id in wanted}
+
+    def select(self, kind: str, condition: str, *values: object) -> Iterator[Row]:
+        """The rows of a kind for which a condition in SQL holds."""
+        cursor = self.db.conn.execute(f"SELECT {_COLUMNS} FROM {kind} WHERE {condition}", values)
+        return map(Row._make, cursor)
+
+    def save(self, kind: str, rows: Iterable[Row]) -> None:
+        """Write rows, new or known, within the caller's transaction."""
+        self.db.conn.executemany(_SAVE.format(kind=kind), rows)
+
+
+def open(path: Path, *, read_only: bool = False) -> Ledger:
+    """Open the ledger, made or brought up to date if need be.
+
+    BadData if it is damaged or not a ledger. ConfigurationError if it cannot be written or is of a
+    newer version; or, with `read_only`, if it is not there or of an older version. Unavailable if
+    the disk fails.
+    """
+    if read_only and not path.exists():
+        raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
+    try:
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ledger = Ledger(path, _connect(path, read_only))
+        _migrate(ledger, read_only)
+    except (sqlite3.DatabaseError, OSError) as error:
+        if sqlite_errors.is_damage(error) or sqlite_errors.disk_fails(error):
+            raise sqlite_errors.meaning(error, path) or error from error
+        raise ConfigurationError(f"{path}: cannot be used as the ledger: {error}") from error
+    return ledger
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    uri = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+    return connection
+
+
+def _migrate(ledger: Ledger, read_only: bool) -> None:
+    names = {migration.name for migration in MIGRATIONS.applied(ledger.db)}
+    newer = names - {migration.name for migration in MIGRATIONS._migrations}
+    if newer:
+        raise ConfigurationError(
+            f"{ledger.path}: a newer version of this program made it ({min(newer)}); "
+            "upgrade this installation"
+        )
+    if not MIGRATIONS.pending(ledger.db):
+        return
+    if read_only and not names:
+        raise ConfigurationError(f"{ledger.path}: it is empty; seed_queue.py makes a ledger of it")
+    if read_only:
+        raise ConfigurationError(
+            f"{ledger.path}: it is of an older version; run seed_queue.py once to upgrade it"
+        )
+    lock = ledger.path.with_name(ledger.path.name + ".upgrade.lock")
+    with locks.exclusive(lock, "an upgrade of the ledger", wait=True):
+        MIGRATIONS.apply(ledger.db)

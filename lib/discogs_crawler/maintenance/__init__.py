@@ -1,0 +1,1 @@
+"""The upkeep of a store: merge, repack, back up, check, reclean, convert."""

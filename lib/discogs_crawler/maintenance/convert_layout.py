@@ -1,0 +1,169 @@
+"""From one repository to a superproject with submodules, without losing a consumer's place.
+
+For each revision that a consumer is at, and for the tip, the superproject gets one commit with the
+same records; what lies between them is left behind in the old repository, which is kept. All is
+built beside the store and put in place by renames; a run that was interrupted is run again.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from discogs_crawler import clock, files
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import ConfigurationError, UsageError
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.records import KINDS
+from discogs_crawler.store import fast_import, git, stale_locks
+from discogs_crawler.store.git import Author, Repository
+from discogs_crawler.store.layouts import Store, repository_path
+from discogs_crawler.store.submodules import SubmoduleStore
+
+log = logging.getLogger(__name__)
+
+_MOVED = "moved.json"
+
+_NOTE_MOVE = (
+    "INSERT INTO consumers_history (consumer, event, began, revision, time, records) "
+    "SELECT name, 'move', revision, ?, ?, 0 FROM consumers WHERE revision = ?"
+)
+_MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
+
+
+def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
+    """Convert the store, or end what was interrupted; where the old repository is now.
+
+    None if there was nothing to do. Writers wait, then stop with 78.
+    """
+    if settings.store_remote:
+        raise UsageError("--to-submodules: unset STORE_REMOTE first, it is for the single layout")
+    source = Repository(repository_path(settings))
+    kept = settings.store / "single.git"
+    building = settings.store / "converting"
+    if not source.path.exists() and (building / "discogs.git").exists():
+        _finish(settings.store, building)
+    elif not source.path.exists():
+        raise ConfigurationError(f"{source.path}: there is no store yet; worker.py makes it")
+    elif (
+        source.configured("crawler", "layout") == "submodules"
+        and not (settings.store / _MOVED).exists()
+    ):
+        return None
+    if source.configured("crawler", "layout") != "submodules":
+        if kept.exists():
+            raise UsageError(f"--to-submodules: {kept} is in the way; move it away first")
+        with stale_locks.writing(source, alone=True):
+            for half_done in (building, *(settings.store / kind for kind in KINDS)):
+                shutil.rmtree(half_done, ignore_errors=True)
+            moved = _build(settings, source, building, _places(ledger))
+            with files.atomic_write(settings.store / _MOVED) as file:
+                file.write(json.dumps(moved).encode())
+            _put_in_place(settings.store, building, kept)
+    _move_consumers(ledger, settings.store / _MOVED)
+    return kept
+
+
+def _places(ledger: Ledger | None) -> list[str]:
+    if ledger is None:
+        return []
+    query = "SELECT DISTINCT revision FROM consumers WHERE revision IS NOT NULL"
+    return [row[0] for row in ledger.db.execute(query)]
+
+
+def _build(
+    settings: Settings, source: Repository, building: Path, places: list[str]
+) -> dict[str, str]:
+    """Make the new repositories; the new name of each old revision."""
+    author = Author(settings.git_author_name, settings.git_author_email)
+    superproject = git.create(building / "discogs.git", settings.store_branch, "submodules")
+    store = SubmoduleStore(superproject, settings.store_branch, settings.store_branch, author)
+    main = Store(source, settings.store_branch, settings.store_branch, author)
+    tip = main.tip()
+    moved: dict[str, str] = {}
+    for revision in _in_order(source, [*places, *([tip] if tip else [])]):
+        tips = {}
+        for path, tree in _segments(source, revision):
+            snapshot = _snapshot(source, path, tree, author)
+            part = git.create(building / f"{path}.git", settings.store_branch, "segment")
+            branch = f"refs/heads/{settings.store_branch}"
+            fetch = ("fetch", "--quiet", "--no-tags", str(source.path))
+            part.run(*fetch, f"{snapshot}:{branch}")
+            tips[f"{path}/"] = part.tip(branch)
+        log.info("%s: %d segments", revision, len(tips))
+        pinned = store.pin(tips, {"Converted-From": revision})
+        if pinned:
+            moved[revision] = pinned
+    for ref, commit in source.refs("refs/crawler/convert/").items():
+        source.run("update-ref", "-d", ref, commit)
+    return moved
+
+
+def _in_order(source: Repository, revisions: list[str]) -> list[str]:
+    """The commits among `revisions` that exist, each once, oldest first."""
+    found = {
+        r for r in revisions if source.call("cat-file", "-e", f"{r}^{{commit}}").returncode == 0
+    }
+    if not found:
+        return []
+    listing = source.run("rev-list", "--topo-order", "--reverse", "--no-walk=unsorted", *found)
+    ages = {r: int(source.run("rev-list", "--count", r)) for r in listing.decode().split()}
+    return sorted(ages, key=lambda revision: ages[revision])
+
+
+def _segments(source: Repository, revision: str) -> list[tuple[str, str]]:
+    """Path and tree of each segment that a revision has."""
+    found = []
+    for kind in KINDS:
+        listing = source.run("ls-tree", revision, f"{kind}/").decode()
+        for line in listing.splitlines():
+            head, path = line.split("\t")
+            found.append((path, head.split()[2]))
+    return found
+
+
+def _snapshot(source: Repository, path: str, tree: str, author: Author) -> str:
+    """A reference in the old repository to a commit of that tree, after the one before it."""
+    ref = f"refs/crawler/convert/{path}"
+    before = source.tip(ref)
+    if before and source.run("rev-parse", f"{before}^{{tree}}").decode().strip() == tree:
+        return ref
+    stamp = f"{int(clock.now())} +0000"
+    who = {
+        f"GIT_{role}_{what}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", author.name), ("EMAIL", author.email), ("DATE", stamp))
+    }
+    parents = ["-p", before] if before else []
+    message = fast_import.describe(f"{path}: snapshot", {})
+    command = ("commit-tree", tree, *parents, "-m", message)
+    commit = source.run(*command, extra=who).decode().strip()
+    source.run("update-ref", ref, commit)
+    return ref
+
+
+def _put_in_place(store: Path, building: Path, kept: Path) -> None:
+    for kind in KINDS:
+        if (building / kind).exists():
+            (building / kind).rename(store / kind)
+    (store / "discogs.git").rename(kept)
+    _finish(store, building)
+
+
+def _finish(store: Path, building: Path) -> None:
+    (building / "discogs.git").rename(store / "discogs.git")
+    shutil.rmtree(building)
+    files.fsync_folder(store)
+
+
+def _move_consumers(ledger: Ledger | None, moved_file: Path) -> None:
+    """Give each consumer the new name of its revision, once."""
+    if not moved_file.exists():
+        return
+    moved: dict[str, str] = json.loads(moved_file.read_bytes())
+    if ledger is not None:
+        with ledger.transaction() as connection:
+            for old, new in moved.items():
+                connection.execute(_NOTE_MOVE, (new, int(clock.now()), old))
+                connection.execute(_MOVE, (new, old))
+    moved_file.unlink()

@@ -1,0 +1,211 @@
+"""Look for damage: every stored record canonical and in its place, Git sound, the ledger right.
+
+`since` limits the look at the records to what changed after that revision; the rest is for the
+monthly check.
+"""
+
+import array
+import itertools
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from discogs_crawler.api import exact_json
+from discogs_crawler.cli import progress
+from discogs_crawler.errors import BadData, CrawlerError
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.store import fast_import, git
+from discogs_crawler.store.git import Repository
+from discogs_crawler.store.history import EMPTY_TREE
+from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store.single import Store
+
+# Records read at once: a megabyte or two.
+BLOCK = 500
+
+# Ids that are looked up once more at once: some hundred directories.
+IDS = 10_000
+
+# Findings of one sort that are shown; a mail with a million of them says no more.
+SHOWN = 10
+
+# Files in the root that are not records.
+OTHERS = {"README.md", ".gitmodules"}
+
+_RAW = re.compile(rb":\d+ (\d+) [0-9a-f]+ ([0-9a-f]+) [A-Z]")
+
+# A word with a digit in it tells two findings of one sort apart: a path, an object, an id.
+_PARTICULAR = re.compile(r"\S*[0-9]\S*")
+
+
+class Finding(NamedTuple):
+    """Something that is wrong."""
+
+    where: str
+    """the path of a record, or a repository"""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class _File(NamedTuple):
+    path: str
+    mode: bytes
+    oid: str
+
+
+def records(store: AnyStore, revision: str | None, since: str | None = None) -> Iterator[Finding]:
+    """What is wrong with the records of `revision`, or with those that differ from `since`."""
+    if revision is None:
+        return
+    with progress.count("check", "records") as advance:
+        for repository, prefix, old, new in _spans(store, revision, since):
+            try:
+                files = _changed(repository, prefix, old, new)
+                while block := list(itertools.islice(files, BLOCK)):
+                    yield from _judge_block(repository, block)
+                    advance(len(block))
+            except CrawlerError as error:
+                yield _failed(repository, error)
+
+
+def _spans(
+    store: AnyStore, revision: str, since: str | None
+) -> Iterator[tuple[Repository, str, str, str]]:
+    """Repository, prefix of its paths, and the two commits to compare in it."""
+    yield store.repository, "", since or EMPTY_TREE, revision
+    if isinstance(store, Store):
+        return
+    before = store.pins(since)
+    parts = {part.prefix: part.repository for part in store.parts()}
+    for path, pinned in store.pins(revision).items():
+        if before.get(path) != pinned and f"{path}/" in parts:
+            yield parts[f"{path}/"], f"{path}/", before.get(path, EMPTY_TREE), pinned
+
+
+def _changed(repository: Repository, prefix: str, old: str, new: str) -> Iterator[_File]:
+    command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
+    fields = repository.lines(*command)
+    for header in fields:
+        path = prefix + next(fields).decode("utf-8", "replace")
+        match = _RAW.fullmatch(header)
+        if match and match[2].strip(b"0") and match[1] != b"160000":
+            yield _File(path, match[1], match[2].decode())
+
+
+def _judge_block(repository: Repository, files: Sequence[_File]) -> Iterator[Finding]:
+    blobs = git.read_blobs(repository, [file.oid for file in files])
+    for file, data in zip(files, blobs, strict=True):
+        fault = _fault(file, data)
+        if fault:
+            yield Finding(file.path, fault)
+
+
+def _fault(file: _File, data: bytes | None) -> str:
+    """What is wrong with a file, "" if nothing is."""
+    if file.path in OTHERS:
+        return ""
+    place = parse_record_path(file.path)
+    if place is None:
+        number = file.path.rpartition("/")[2].removesuffix(".json")
+        kind = file.path.split("/")[0]
+        if number.isascii() and number.isdigit() and 0 < int(number[:10]) < 10**9:
+            return f"not in its place, which is {record_path(kind, int(number))}"
+        return "not a record, and not ours"
+    if file.mode != b"100644":
+        return f"not a plain file, its mode is {file.mode.decode()}"
+    if data is None:
+        return f"its content, blob {file.oid}, is missing"
+    if fast_import.blob_id(data).hex() != file.oid:
+        return f"its content is not that of blob {file.oid}"
+    try:
+        document = exact_json.loads(data)
+        if exact_json.dumps(document) != data:
+            return "not in canonical form (keys sorted, indent 2, a line feed at the end)"
+    except BadData as error:
+        return str(error)
+    if not isinstance(document, dict) or str(document.get("id")) != str(place[1]):
+        return "it holds another record's id"
+    return ""
+
+
+def repositories(store: AnyStore) -> Iterator[Finding]:
+    """What `git fsck` finds in each repository."""
+    for repository in store.repositories():
+        done = repository.call("fsck", "--full", "--strict", "--no-dangling", "--no-progress")
+        lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
+        found = [line for line in lines if line.strip() and not line.startswith("notice:")]
+        if done.returncode or found:
+            for line in found or [f"git fsck ended with {done.returncode}"]:
+                yield Finding(str(repository.path), line)
+
+
+def _failed(repository: Repository, error: CrawlerError) -> Finding:
+    where = str(repository.path)
+    return Finding(where, str(error).removeprefix(f"{where}: "))
+
+
+def shortened(findings: Iterable[Finding]) -> Iterator[str]:
+    """A line for each of the first SHOWN findings of a sort, then one that counts the others."""
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        sort = _PARTICULAR.sub("…", finding.what)
+        counts[sort] += 1
+        if counts[sort] <= SHOWN:
+            yield str(finding)
+    for sort, number in counts.items():
+        if number > SHOWN:
+            yield f"... and {number - SHOWN:,} more: {sort}"
+
+
+def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Finding]:
+    """Records that only one of Git and ledger has.
+
+    Workers commit before the ledger hears of it, so what differs is looked at once more.
+    """
+    try:
+        known = (row.id for row in ledger.select(kind, "state = 'stored' ORDER BY id"))
+        only = array.array("I", _differences(store.ids(kind), known))
+    except CrawlerError as error:
+        yield _failed(store.repository, error)
+        return
+    for start in range(0, len(only), IDS):
+        block = only[start : start + IDS]
+        in_git = _present(store, kind, block)
+        rows = ledger.rows(kind, block)
+        for record_id in block:
+            path = record_path(kind, record_id)
+            if rows[record_id].stored and record_id not in in_git:
+                yield Finding(path, "missing, the ledger says that it is stored")
+            elif record_id in in_git and not rows[record_id].stored:
+                yield Finding(path, "stored, the ledger does not know it")
+
+
+def _present(store: AnyStore, kind: str, ids: Collection[int]) -> set[int]:
+    """Those of the ids that Git has, by its directories alone."""
+    paths = {record_path(kind, record_id): record_id for record_id in ids}
+    found = set()
+    for part in store.parts():
+        here = [path for path in paths if path.startswith(part.prefix)]
+        inside = (path.removeprefix(part.prefix) for path in here)
+        stored = fast_import.stored(part.repository, part.tip(), inside)
+        found |= {paths[part.prefix + path] for path in stored}
+    return found
+
+
+def _differences(left: Iterator[int], right: Iterator[int]) -> Iterator[int]:
+    """The numbers that only one of two ascending sequences has."""
+    one, other = next(left, None), next(right, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one < other):
+            assert one is not None
+            yield one
+            one = next(left, None)
+        elif one is None or other < one:
+            yield other
+            other = next(right, None)
+        else:
+            one, other = next(left, None), next(right, None)

@@ -1,0 +1,122 @@
+"""Merge the branches of `worker.py --branch NAME` into the main one.
+
+A segment belongs to one branch until that is merged, so no record is on two of them. Should that
+be lost (with Redis), both sides may have changed a record: then the main branch's version stays,
+and the record is wanted again.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.records import parse_record_path
+from discogs_crawler.store import fast_import
+from discogs_crawler.store.fast_import import Entry, Refused
+from discogs_crawler.store.git import Repository
+from discogs_crawler.store.history import EMPTY_TREE
+from discogs_crawler.store.single import Store
+
+log = logging.getLogger(__name__)
+
+
+class Merged(NamedTuple):
+    """What a merge did."""
+
+    branches: int
+    """those that had something new"""
+    conflicts: list[tuple[str, int]]
+    """kind and id of the records that both sides had changed"""
+
+
+class _Change(NamedTuple):
+    path: str
+    before: str
+    """blob, "" for none"""
+    after: str
+
+
+def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
+    """Merge all branches of all repositories, and let everybody claim in their segments again."""
+    repositories = list(parts)
+    names = {name for part in repositories for name in part.branches()}
+    for queue in queues:
+        names |= set(queue.branches().values())
+    merged, conflicts = 0, []
+    for name in sorted(names):
+        for queue in queues:
+            queue.freeze_segments(name)
+        done = False
+        try:
+            news = [_merge_one(part, name) for part in repositories]
+            done = True
+        finally:
+            for queue in queues:
+                queue.release_segments(name, merged=done)
+        merged += any(found is not None for found in news)
+        conflicts += [place for found in news for place in found or []]
+    return Merged(merged, conflicts)
+
+
+def _merge_one(part: Store, name: str) -> list[tuple[str, int]] | None:
+    """Merge a branch of one repository; its conflicts, or None if it had nothing new."""
+
+    def attempt() -> list[tuple[str, int]] | None:
+        base = part.refresh()
+        tip = part.branches().get(name)
+        if tip is None or fast_import.contains(part.repository, base, tip):
+            _catch_up(part, name, base)
+            return None
+        if base is None or fast_import.contains(part.repository, tip, base):
+            part.advance(tip)
+            return []
+        conflicts, made = _merge_commit(part, name, base, tip)
+        _catch_up(part, name, made)
+        return conflicts
+
+    return part.retried(attempt)
+
+
+def _catch_up(part: Store, name: str, main: str | None) -> None:
+    """Move the merged branch to the main one, unless its worker has committed again."""
+    tip = part.branches().get(name)
+    if main is None or tip is None or tip == main:
+        return
+    try:
+        part.advance(main, name)
+    except Refused as refused:
+        log.info("branch %s goes on by itself until the next merge: %s", name, refused)
+
+
+def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tuple[str, int]], str]:
+    """Commit the merge of `tip` on `base`; where both have changed a file, `base` wins.
+
+    File by file, for `git merge-tree` takes two records that resemble each other for one that was
+    renamed, and cannot be told not to before Git 2.48.
+    """
+    repository = part.repository
+    found = repository.call("merge-base", base, tip).stdout.decode().split()
+    changed = list(_changes(repository, found[0] if found else EMPTY_TREE, tip))
+    ours = fast_import.stored(repository, base, [change.path for change in changed])
+    entries, lost = [], []
+    for change in changed:
+        mine = ours[change.path].hex() if change.path in ours else ""
+        if mine == change.before:
+            entries.append(Entry(change.path, None, change.after))
+        elif mine != change.after:
+            lost.append(change.path)
+    message = fast_import.describe(f"merge branch {name}", {"Conflicts": str(len(lost) or "")})
+    made = part.publish(base, entries, message, parents=[tip])
+    places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
+    for kind, record_id in places:
+        log.warning("%s %d: changed on two branches; it is to be fetched again", kind, record_id)
+    return places, made
+
+
+def _changes(repository: Repository, old: str, new: str) -> Iterator[_Change]:
+    command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
+    fields = repository.lines(*command)
+    for header in fields:
+        _, _, before, after, _ = header.decode().split()
+        path = next(fields).decode("utf-8", "replace")
+        yield _Change(path, before.strip("0") and before, after.strip("0") and after)

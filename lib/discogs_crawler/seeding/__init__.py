@@ -1,0 +1,1 @@
+"""From hashes to wants to the queue, and the results back."""

@@ -1,0 +1,190 @@
+"""Between the ledger and Redis: results come in exactly once, due wants go out.
+
+The ledger records a want before Redis hears of it and clears it only when it has read a result
+that satisfies it. So Redis may lose everything: the next run hands out again what is unfinished.
+"""
+
+import logging
+import operator
+from collections import Counter
+
+from discogs_crawler import clock
+from discogs_crawler.broker.queue import CLASSES, Queue, Result
+from discogs_crawler.clock import DAY_S
+from discogs_crawler.ledger.database import Ledger, Row
+from discogs_crawler.records import SEGMENT_SIZE
+from discogs_crawler.seeding.want_rules import IMPATIENT, after_result
+
+log = logging.getLogger(__name__)
+
+# Results read at once: a transaction of some 20 ms.
+RESULTS = 1_000
+
+# A 404 for a record that the latest dump has is rare: some 300 a week in a copy of 19.5 million.
+# More than this in a week, or more than this share of what is stored, is an outage.
+MISSING_MOST = 1_000
+MISSING_SHARE = 0.02
+MISSING_FEW = 10
+MISSING_DAYS = 7
+
+
+def drain(ledger: Ledger, queue: Queue, *, wait: bool = False) -> dict[str, int]:
+    """Read the results of the workers into the ledger, each exactly once; how many, by outcome.
+
+    If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
+    """
+    with ledger.handover(wait=wait) as ours:
+        return read_results(ledger, queue) if ours else {}
+
+
+def read_results(ledger: Ledger, queue: Queue, *, keep: bool = False) -> dict[str, int]:
+    """What `drain` does, for the holder of the handover; with `keep` Redis keeps the results."""
+    counts: Counter[str] = Counter()
+    after = "0"
+    while True:
+        generation, entries = queue.results(after, RESULTS)
+        if not entries:
+            return dict(counts)
+        counts += _apply(ledger, queue.kind, generation, entries)
+        after = entries[-1][0]
+        # A reader that was killed here finds the same entries again, and that they are applied.
+        if not keep:
+            queue.forget(generation, after)
+
+
+def _apply(
+    ledger: Ledger, kind: str, generation: str, entries: list[tuple[str, Result]]
+) -> Counter[str]:
+    """Apply those results that are after the cursor, and move it, in one transaction."""
+    now = int(clock.now())
+    outcomes: Counter[tuple[int, str, str]] = Counter()
+    with ledger.transaction() as connection:
+        cursor = connection.execute(
+            "SELECT generation, stream_id FROM results_cursor WHERE kind = ?", (kind,)
+        ).fetchone()
+        last = _order(cursor[1]) if cursor and cursor[0] == generation else (0, 0)
+        results = [result for stream_id, result in entries if _order(stream_id) > last]
+        if not results:
+            return Counter()
+        rows = ledger.rows(kind, (result.id for result in results))
+        for result in results:
+            before = rows[result.id]
+            rows[result.id] = after = after_result(before, result, now)
+            day = (result.fetched or now) // DAY_S
+            outcomes[day, result.reason, _outcome(result, before, after)] += 1
+        ledger.save(kind, rows.values())
+        connection.executemany(
+            "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET records = records + excluded.records",
+            [(kind, *key, number) for key, number in outcomes.items()],
+        )
+        connection.execute(
+            "INSERT INTO results_cursor VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE "
+            "SET generation = excluded.generation, stream_id = excluded.stream_id",
+            (kind, generation, entries[-1][0]),
+        )
+    counts: Counter[str] = Counter()
+    for (_, _, outcome), number in outcomes.items():
+        counts[outcome] += number
+    return counts
+
+
+def _outcome(result: Result, before: Row, after: Row) -> str:
+    if result.outcome == "stored":
+        return "changed" if result.changed else "unchanged"
+    if after.removed is not None and before.removed is None:
+        return "removed"
+    return result.outcome
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    """What stream ids are ordered by: `1788250656123-0` is milliseconds and a number."""
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def push(
+    ledger: Ledger,
+    queue: Queue,
+    cooldown_s: float,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+) -> tuple[dict[str, int], int]:
+    """Hand to Redis all due wants that it does not know, or knows in a lower class.
+
+    For the holder of the handover.
+
+    With `dry_run` only count them.
+
+    The numbers newly queued by class, and the number of confirmations that were withheld because
+    so many records are missing at once that it must be an outage.
+    """
+    queued: Counter[str] = Counter()
+    withheld = 0 if force else missing_too_many(ledger, queue.kind)
+    for reason, segment in _wanted_segments(ledger, queue.kind):
+        ids = due_ids(ledger, queue.kind, reason, segment, cooldown_s, in_dump=not withheld)
+        if dry_run:
+            queued[reason] += queue.count(reason, ids)
+        elif reason == "manual":
+            queued[reason] += queue.promote(ids)
+        else:
+            queued[reason] += queue.push(reason, ids)
+    return {reason: number for reason, number in queued.items() if number}, withheld
+
+
+def _wanted_segments(ledger: Ledger, kind: str) -> list[tuple[str, int]]:
+    """Classes, highest first, and the segments in which ids are wanted for that reason."""
+    found = ledger.db.execute(
+        "SELECT DISTINCT reason, segment FROM counts "
+        "WHERE kind = ? AND reason <> '' AND records > 0",
+        [kind],
+    )
+    return sorted(found.fetchall(), key=lambda row: (CLASSES.index(row[0]), row[1]))
+
+
+def due_ids(
+    ledger: Ledger, kind: str, reason: str, segment: int, cooldown_s: float, *, in_dump: bool = True
+) -> list[int]:
+    """Ids of a segment that may be fetched now for this reason, ascending.
+
+    Without `in_dump`, confirmations only of those that the latest dump does not have either.
+    """
+    now = int(clock.now())
+    patient = "" if reason in IMPATIENT else " AND ifnull(crawled, 0) <= :cooled"
+    certain = " AND dump IS NULL" if reason == "confirm" and not in_dump else ""
+    # SQLite takes the index of all other wants only if told in the words of its condition.
+    indexed = " AND reason <> 'backfill'" if reason != "backfill" else ""
+    cursor = ledger.db.conn.execute(
+        f"SELECT id FROM {kind} WHERE reason = :reason AND due <= :now "
+        f"AND id BETWEEN :first AND :last{indexed}{patient}{certain} ORDER BY id",
+        {
+            "reason": reason,
+            "now": now,
+            "cooled": now - int(cooldown_s),
+            "first": segment * SEGMENT_SIZE,
+            "last": (segment + 1) * SEGMENT_SIZE - 1,
+        },
+    )
+    return list(map(operator.itemgetter(0), cursor))
+
+
+def missing_too_many(ledger: Ledger, kind: str) -> int:
+    """How many stored records answer 404 although the latest dump has them, if that is too many.
+
+    Those that wait for their confirmation count, and those that were removed in the last week.
+    """
+    (waiting,) = ledger.db.execute(
+        "SELECT ifnull(sum(records), 0) FROM counts "
+        "WHERE kind = ? AND reason = 'confirm' AND in_dump",
+        [kind],
+    ).fetchone()
+    (removed,) = ledger.db.execute(
+        f"SELECT count(*) FROM {kind} WHERE misses > 0 AND removed > ? AND dump IS NOT NULL",
+        [int(clock.now()) - MISSING_DAYS * DAY_S],
+    ).fetchone()
+    (stored,) = ledger.db.execute(
+        "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = 'stored'", [kind]
+    ).fetchone()
+    allowed = min(MISSING_MOST, max(MISSING_FEW, MISSING_SHARE * stored))
+    return waiting if waiting and waiting + removed > allowed else 0

@@ -1,0 +1,151 @@
+"""Wants that no dump causes: ids by hand, numbers not seen yet, the oldest copies, dead letters.
+
+Each is written so that asking twice is the same as asking once.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from discogs_crawler import clock
+from discogs_crawler.errors import BadData, UsageError
+from discogs_crawler.ledger.database import BATCH, Ledger, Row
+from discogs_crawler.records import MAX_ID, parse_id
+from discogs_crawler.seeding.want_rules import want
+
+# Ids in one range that is asked for by hand: 12 days of requests. More is a slip of the finger.
+RANGE = 1_000_000
+
+# What is not the name of a file: numbers and ranges.
+_IDS = re.compile(r"[0-9,-]*[0-9][0-9,-]*", re.ASCII)
+
+
+def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
+    """Want these ids at once, whatever else is known of them; how many there are."""
+    now = int(clock.now())
+    number = 0
+    iterator = iter(ids)
+    while batch := sorted(set(itertools.islice(iterator, BATCH))):
+        with ledger.transaction():
+            rows = ledger.rows(kind, batch).values()
+            ledger.save(
+                kind, [want(row, "manual", now, now) for row in rows if row.reason != "manual"]
+            )
+        number += len(batch)
+    return number
+
+
+def discover(ledger: Ledger, kind: str, window: int) -> int:
+    """Want the `window` numbers above the highest id that was ever alive; how many are new.
+
+    Those that were asked before are left to their dates. When some of them turn out to be in use
+    the next run looks above those, so daily runs go on until a whole window is unused.
+    """
+    now = int(clock.now())
+    (highest,) = ledger.db.execute(
+        f"SELECT ifnull((SELECT id FROM {kind} WHERE hash IS NOT NULL OR alive IS NOT NULL "
+        "ORDER BY id DESC LIMIT 1), 0)"
+    ).fetchone()
+    numbers = range(highest + 1, min(highest + window, MAX_ID) + 1)
+    found = 0
+    for start in range(0, len(numbers), BATCH):
+        with ledger.transaction():
+            rows = ledger.rows(kind, numbers[start : start + BATCH]).values()
+            unknown = [
+                want(row, "discovered", now, now)
+                for row in rows
+                if row.crawled is None and row.reason is None
+            ]
+            ledger.save(kind, unknown)
+        found += len(unknown)
+    return found
+
+
+def refresh(ledger: Ledger, kind: str, number: int, cooldown_s: float) -> int:
+    """Want those of the `number` longest not fetched that are not wanted yet; how many."""
+    now = int(clock.now())
+    oldest = list(
+        ledger.select(
+            kind,
+            "state = 'stored' AND crawled <= ? ORDER BY crawled, id LIMIT ?",
+            now - int(cooldown_s),
+            number,
+        )
+    )
+    return _save_all(
+        ledger,
+        kind,
+        [want(row, "refresh", now, now) for row in oldest if row.reason is None],
+    )
+
+
+def retry_dead(ledger: Ledger, kind: str) -> int:
+    """Want all dead letters at once; how many they are."""
+    now = int(clock.now())
+    dead = ledger.select(kind, "failure IS NOT NULL ORDER BY id")
+    return _save_all(
+        ledger,
+        kind,
+        [want(row, row.reason or "refresh", now, row.since or now) for row in dead],
+    )
+
+
+def dead_letters(ledger: Ledger, kind: str) -> Iterator[tuple[int, str, int]]:
+    """Id, why it failed, and when it is tried again (epoch seconds), by id."""
+    yield from ledger.db.execute(
+        f"SELECT id, failure, due FROM {kind} WHERE failure IS NOT NULL ORDER BY id"
+    )
+
+
+def _save_all(ledger: Ledger, kind: str, rows: list[Row]) -> int:
+    for start in range(0, len(rows), BATCH):
+        with ledger.transaction():
+            ledger.save(kind, rows[start : start + BATCH])
+    return len(rows)
+
+
+def parse_ids(words: Iterable[str], stdin: IO[str]) -> Iterator[int]:
+    """The ids that `--ids` names: numbers and ranges (`5000-5010`), a file of them, or `-`.
+
+    They are separated by blanks or commas. BadData names the file and line of what is not an id.
+    """
+    for word in words:
+        if word == "-":
+            yield from _ids_of_lines("standard input", stdin)
+        elif _IDS.fullmatch(word):
+            yield from _ids_of_line(word)
+        else:
+            try:
+                with Path(word).open(encoding="utf-8", errors="replace") as file:
+                    yield from _ids_of_lines(word, file)
+            except OSError as error:
+                raise UsageError(
+                    f"--ids {word}: neither ids nor a readable file: {error.strerror}"
+                ) from error
+
+
+def _ids_of_lines(name: str, lines: Iterable[str]) -> Iterator[int]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield from _ids_of_line(line)
+        except BadData as error:
+            raise BadData(f"{name}, line {number}: {error}") from None
+
+
+def _ids_of_line(line: str) -> Iterator[int]:
+    for word in line.replace(",", " ").split():
+        first, dash, last = word.partition("-")
+        if dash and first and last:
+            yield from _ids_of_range(parse_id(first), parse_id(last))
+        else:
+            yield parse_id(word)
+
+
+def _ids_of_range(first: int, last: int) -> range:
+    if last < first:
+        raise BadData(f"a range goes upwards: {last}-{first}, not {first}-{last}")
+    if last - first >= RANGE:
+        raise BadData(f"{first}-{last}: a range has {RANGE:,} ids at most")
+    return range(first, last + 1)

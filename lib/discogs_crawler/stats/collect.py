@@ -1,0 +1,262 @@
+"""How the crawler stands: everything at one instant, for people and machines.
+
+Reads only: the ledger in one read-only transaction, Redis if it is there (it is neither started nor
+waited for), and the repositories of consumers if they are on this machine.
+"""
+
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+
+from discogs_crawler import __version__, clock
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.limiter import Limiter
+from discogs_crawler.broker.limiter import Quota as Permits
+from discogs_crawler.broker.queue import CLASSES, Queue
+from discogs_crawler.cli.formatting import count
+from discogs_crawler.clock import DAY_S
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import (
+    EXIT_PARTLY,
+    EXIT_TRY_LATER,
+    CrawlerError,
+)
+from discogs_crawler.ledger import database as ledger
+from discogs_crawler.stats import ledger_queries
+from discogs_crawler.stats.estimate import etas
+from discogs_crawler.stats.snapshot import Class, Kind, Quota, Rate, Snapshot, Worker
+
+# Dumps come every month, up to two weeks late.
+DUMP_IS_OLD_S = 46 * DAY_S
+
+# A commit a minute is 1,440 a day; counting further back would take longer than it tells.
+BEHIND_AT_MOST = 100_000
+
+# What the API allows with a token and without, in a window, until it has told.
+LIMIT_WITH_TOKEN, LIMIT_WITHOUT = 60, 25
+
+
+class Held(NamedTuple):
+    """What Redis has of one kind."""
+
+    pending: dict[str, int]
+    leased: Counter[str]
+    delayed: Counter[str]
+    workers: list[Worker]
+    unread: int
+
+
+def take(settings: Settings, only: str | None = None) -> Snapshot:
+    """Look at everything, or at `only` one kind.
+
+    ConfigurationError if there is no ledger yet or it is of another version. That Redis is not
+    there is no error but a line in `problems`.
+    """
+    now = clock.now()
+    with ledger.open(settings.database, read_only=True) as opened:
+        connection = opened.db.conn
+        connection.execute("BEGIN")
+        known = ledger_queries.kinds(connection)
+        names = [only] if only else known or ["releases"]
+        held, permits, absent = _look_at_redis(settings, sorted({*names, *known}))
+        rates = {
+            name: ledger_queries.rate(
+                connection, name, now, held[name].unread if name in held else 0
+            )
+            for name in {*names, *known}
+        }
+        quota = _quota(settings, permits, sum(rate.per_day for rate in rates.values()))
+        kinds = [
+            _kind(opened, name, now, _at_least_assumed(rates[name], quota), held.get(name))
+            for name in names
+        ]
+        snapshot = Snapshot(
+            taken=int(now),
+            version=__version__,
+            database=str(settings.database),
+            database_bytes=_size(settings.database),
+            redis=absent,
+            problems=[],
+            quota=quota,
+            kinds=kinds,
+            consumers=ledger_queries.consumers(
+                connection, lambda where, revision: behind(where, revision, settings.store_branch)
+            ),
+            runs=ledger_queries.runs(connection),
+        )
+        connection.execute("COMMIT")
+    return snapshot._replace(problems=list(_problems(snapshot)))
+
+
+def _size(database: Path) -> int:
+    """Bytes of the ledger, with what is not in its main file yet."""
+    journal = database.with_name(database.name + "-wal")
+    with contextlib.suppress(FileNotFoundError):
+        return database.stat().st_size + journal.stat().st_size
+    return database.stat().st_size
+
+
+def _look_at_redis(
+    settings: Settings, kinds: list[str]
+) -> tuple[dict[str, Held], Permits | None, str]:
+    """What Redis has of each kind, the permits in use, and why that is unknown if it is."""
+    if settings.redis_url is None and not (settings.state_dir / "redis").is_dir():
+        return {}, None, "the private Redis was never started; seed_queue.py starts it"
+    try:
+        client = private_server.connect(settings, wait=False)
+        with contextlib.closing(client):
+            held = {kind: _held(client, settings, kind) for kind in kinds}
+            limiter = Limiter(
+                client,
+                settings.rate_identity,
+                prefix=settings.redis_prefix,
+                window_s=settings.rate_window_s,
+                limit=settings.rate_limit,
+            )
+            return held, limiter.status(), ""
+    except (CrawlerError, OSError) as error:
+        return {}, None, str(error)
+
+
+def _held(client: redis.Redis, settings: Settings, kind: str) -> Held:
+    queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+    leases = queue.leased()
+    lapses = defaultdict(list)
+    for lease in leases:
+        lapses[lease.owner].append(lease.lapses)
+    return Held(
+        pending=queue.depths(),
+        leased=Counter(lease.reason for lease in leases),
+        delayed=Counter(waiting.reason for waiting in queue.delayed()),
+        workers=[Worker(who, len(ends), int(min(ends))) for who, ends in sorted(lapses.items())],
+        unread=queue.unread(),
+    )
+
+
+def _quota(settings: Settings, permits: Permits | None, measured_per_day: float) -> Quota:
+    told = permits.limit if permits else 0
+    assumed = LIMIT_WITH_TOKEN if settings.discogs_token else LIMIT_WITHOUT
+    limit = min(told or assumed, settings.rate_limit or told or assumed)
+    return Quota(
+        identity=settings.rate_identity,
+        limit=limit,
+        window_s=settings.rate_window_s,
+        used=permits.ours if permits else None,
+        foreign=permits.foreign if permits else None,
+        pause_s=permits.pause_s if permits else None,
+        per_day=int(limit / settings.rate_window_s * DAY_S),
+        measured_per_day=measured_per_day,
+    )
+
+
+def _at_least_assumed(rate: Rate, quota: Quota) -> Rate:
+    return rate._replace(per_day=float(quota.per_day)) if rate.assumed else rate
+
+
+def _kind(opened: ledger.Ledger, kind: str, now: float, rate: Rate, held: Held | None) -> Kind:
+    connection = opened.db.conn
+    return Kind(
+        kind=kind,
+        coverage=ledger_queries.coverage(connection, kind),
+        ages=ledger_queries.ages(connection, kind, now),
+        classes=_classes(opened, kind, now, rate, held),
+        workers=held.workers if held else [],
+        unread=held.unread if held else None,
+        rate=rate,
+        outcomes=ledger_queries.outcomes(connection, kind, now),
+        dead=ledger_queries.dead(connection, kind),
+        dumps=ledger_queries.dumps(connection, kind),
+        segments=ledger_queries.segments(connection, kind),
+    )
+
+
+def _classes(
+    opened: ledger.Ledger, kind: str, now: float, rate: Rate, held: Held | None
+) -> list[Class]:
+    connection = opened.db.conn
+    wanted, later = (
+        ledger_queries.wanted(connection, kind),
+        ledger_queries.later(connection, kind, now),
+    )
+    arriving = ledger_queries.arriving(connection, kind, now)
+    backlog = {reason: _backlog(reason, wanted, later, held) for reason in CLASSES}
+    estimates = etas(CLASSES, backlog, arriving, rate.per_day)
+    return [
+        Class(
+            reason=reason,
+            wanted=wanted.get(reason, 0),
+            later=later.get(reason, 0),
+            pending=held.pending[reason] if held else None,
+            leased=held.leased[reason] if held else None,
+            delayed=held.delayed[reason] if held else None,
+            arriving=arriving.get(reason, 0.0),
+            eta_s=estimates[reason],
+        )
+        for reason in CLASSES
+    ]
+
+
+def _backlog(reason: str, wanted: dict[str, int], later: dict[str, int], held: Held | None) -> int:
+    """What is left to fetch: what Redis holds, or what is due if that is more.
+
+    The ledger does not know yet of results that it has not read, and Redis does not know yet of
+    wants that have become due since the last seeding.
+    """
+    due = wanted.get(reason, 0) - later.get(reason, 0)
+    if held is None:
+        return due
+    queued = held.pending[reason] + held.leased[reason] + held.delayed[reason]
+    return max(queued, due - held.unread)
+
+
+def behind(where: str, revision: str | None, branch: str) -> int | None:
+    """How many commits a repository on this machine has after `revision`; None if not known."""
+    folder = Path(where)
+    if not folder.is_absolute() or not folder.is_dir():
+        return None
+    from discogs_crawler.store.git import (
+        Repository,  # loads GitPython: 80 ms, for those who need it
+    )
+
+    span = f"refs/heads/{branch}" if revision is None else f"{revision}..refs/heads/{branch}"
+    try:
+        counted = Repository(folder).run(
+            "rev-list", "--count", "--first-parent", f"--max-count={BEHIND_AT_MOST}", span
+        )
+    except CrawlerError:
+        return None
+    return int(counted)
+
+
+def _problems(snapshot: Snapshot) -> Iterator[str]:
+    if snapshot.redis:
+        yield f"the queue is unknown: {snapshot.redis}"
+    if snapshot.quota.pause_s and snapshot.quota.pause_s >= 1:
+        yield f"nothing is sent for {snapshot.quota.pause_s:.0f} s: the API told us to go away"
+    for kind in snapshot.kinds:
+        yield from _problems_of(kind, snapshot.taken)
+    for run in snapshot.runs:
+        if run.exit_code not in (None, 0, EXIT_PARTLY, EXIT_TRY_LATER):
+            yield f"{run.script} of {run.kind} ended with exit code {run.exit_code}"
+        if withheld := run.counts.get("withheld_confirm"):
+            yield (
+                f"{run.script} of {run.kind} withheld {count(withheld)} confirmations: "
+                "very many records answer 404 at once"
+            )
+
+
+def _problems_of(kind: Kind, now: int) -> Iterator[str]:
+    if kind.dumps:
+        newest = kind.dumps[0]
+        if newest.verdict != "whole":
+            yield f"{newest.file}: {newest.verdict}"
+        whole = [dump.taken for dump in kind.dumps if dump.verdict == "whole"]
+        if whole and now - whole[0] > DUMP_IS_OLD_S:
+            yield f"the last whole dump of {kind.kind} is {(now - whole[0]) // DAY_S} days old"
+    due = sum(row.wanted - row.later for row in kind.classes)
+    if due and kind.rate.assumed and now - kind.rate.since > DAY_S:
+        yield f"no {kind.kind} were fetched since yesterday; does a worker run?"

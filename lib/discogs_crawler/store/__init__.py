@@ -1,0 +1,1 @@
+"""Git: repositories, commits, the remote, and the layouts of the store."""

@@ -1,0 +1,72 @@
+"""Open the store that the settings name, in either layout."""
+
+from pathlib import Path
+
+from discogs_crawler.cli.shutdown import Stop
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.store import git
+from discogs_crawler.store.git import Author, Repository
+from discogs_crawler.store.remote import Remote
+from discogs_crawler.store.single import CRAWL, Change, Committed, Store
+from discogs_crawler.store.submodules import SubmoduleStore
+
+__all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_store"]
+
+AnyStore = Store | SubmoduleStore
+
+
+def repository_path(settings: Settings) -> Path:
+    """The repository that consumers read, in both layouts."""
+    return settings.store / "discogs.git"
+
+
+def open_store(
+    settings: Settings,
+    *,
+    create: bool = True,
+    branch: str | None = None,
+    stop: Stop | None = None,
+) -> AnyStore:
+    """The store of these settings; with `branch` commits go to `crawl/BRANCH`.
+
+    A remote that does not answer is waited for until `stop`, and a little longer.
+
+    ConfigurationError if it is of the other layout, or not there and `create` is False.
+    """
+    path = repository_path(settings)
+    git.check_version()
+    if create:
+        repository = git.create(path, settings.store_branch, settings.store_layout)
+    elif (path / "HEAD").exists():
+        repository = Repository(path)
+    else:
+        raise ConfigurationError(f"{path}: there is no store yet; worker.py makes it")
+    _check_layout(repository, settings)
+    author = Author(settings.git_author_name, settings.git_author_email)
+    name = CRAWL + branch if branch else settings.store_branch
+    if settings.store_layout == "submodules":
+        return SubmoduleStore(repository, name, settings.store_branch, author)
+    remote, stop = None, Stop() if stop is None else stop
+    if settings.store_remote:
+        # Whoever has the ledger exports and checks, which takes history; others only commit.
+        whole = settings.database.exists()
+        address = settings.store_remote.reveal()
+        remote = Remote(repository, address, settings.store_branch, whole=whole, stop=stop)
+    return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+
+
+def _check_layout(repository: Repository, settings: Settings) -> None:
+    """Refuse to mix the layouts."""
+    wanted = settings.store_layout
+    if wanted == "submodules" and settings.store_remote:
+        raise ConfigurationError(
+            "STORE_LAYOUT=submodules works without STORE_REMOTE only: "
+            "mirror its repositories with git, e.g. git push --mirror"
+        )
+    found = repository.configured("crawler", "layout") or "single"
+    if found != wanted:
+        raise ConfigurationError(
+            f"{repository.path}: its layout is {found}; set STORE_LAYOUT={found}"
+            + (", or convert it: maintain_store.py --to-submodules" if found == "single" else "")
+        )

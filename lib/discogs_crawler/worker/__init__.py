@@ -1,0 +1,1 @@
+"""From the queue through the API to the store."""

@@ -1,0 +1,107 @@
+"""`worker.py --check`: what is configured, reachable, missing; one line each, and no secrets."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from discogs_crawler.api import cleaning
+from discogs_crawler.api.client import Client
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.limiter import Limiter
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.broker.redis_errors import where
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
+from discogs_crawler.ledger import database
+from discogs_crawler.store import git
+from discogs_crawler.store.layouts import open_store
+
+
+class Finding(NamedTuple):
+    """What was looked at, what was found, and what is wrong with it if anything."""
+
+    what: str
+    text: str
+    error: CrawlerError | None = None
+
+
+def check(settings: Settings, kind: str) -> Iterator[Finding]:
+    """Look at everything that a worker needs, one after the other; one request to the API."""
+    looks: tuple[tuple[str, Callable[[Settings, str], str]], ...] = (
+        ("settings", _settings),
+        ("ledger", _ledger),
+        ("store", _store),
+        ("Redis", _redis),
+        ("API", _api),
+    )
+    for what, look in looks:
+        try:
+            yield Finding(what, look(settings, kind))
+        except CrawlerError as error:
+            yield Finding(what, str(error), error)
+            if what == "Redis":
+                # Without it there is no permit for a request to the API.
+                return
+
+
+def _settings(settings: Settings, kind: str) -> str:
+    source = settings.env_file or "no .env"
+    rules = cleaning.rules_for(settings, kind).name
+    return f"{source}, state in {settings.state_dir}, cleaning rules {rules}"
+
+
+def _ledger(settings: Settings, kind: str) -> str:
+    if not settings.database.exists():
+        return "not on this machine: results wait in Redis for seed_queue.py"
+    with database.open(settings.database, read_only=True) as opened:
+        dump = opened.last_accepted(kind)
+    return f"{settings.database}, {dump.file if dump else 'no dump accepted yet'}"
+
+
+def _store(settings: Settings, kind: str) -> str:
+    version = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False)
+    git.check_version()
+    try:
+        tip = open_store(settings, create=False).tip()
+    except ConfigurationError:
+        if settings.store.exists() and any(settings.store.iterdir()):
+            raise
+        return f"{settings.store}, will be made; {version.stdout.strip()}"
+    return f"{settings.store}, {tip[:10] if tip else 'empty'}; {version.stdout.strip()}"
+
+
+def _redis(settings: Settings, kind: str) -> str:
+    client = private_server.connect(settings, wait=settings.redis_url is None)
+    queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+    pending = sum(queue.depths().values())
+    return (
+        f"{where(client)}, {pending:,} {kind} pending, {len(queue.leased()):,} leased, "
+        f"{len(queue.delayed()):,} delayed, {queue.unread():,} results unread"
+    )
+
+
+def _api(settings: Settings, kind: str) -> str:
+    client = Client(settings)
+    limiter = Limiter(
+        private_server.connect(settings),
+        settings.rate_identity,
+        prefix=settings.redis_prefix,
+        window_s=settings.rate_window_s,
+        limit=settings.rate_limit,
+    )
+    permit = limiter.lend(settings.rate_window_s / 2)
+    if permit is None:
+        quota = limiter.status()
+        return f"{settings.discogs_api}, not asked: {quota.ours} of {quota.limit} permits are lent"
+    answer = client.greet()
+    if not answer.arrived:
+        limiter.lost(permit)
+        raise Unavailable(f"{settings.discogs_api}: {answer.reason}")
+    good = answer.verdict == "record"
+    limiter.answered(permit, answer.limit, answer.remaining, "good" if good else "poor")
+    if answer.verdict == "refused":
+        raise ConfigurationError(f"{settings.discogs_api} refuses us: {answer.reason}")
+    if not good:
+        raise Unavailable(f"{settings.discogs_api}: {answer.reason}")
+    token = "with a token" if settings.discogs_token else "without a token (DISCOGS_TOKEN)"
+    return f"{settings.discogs_api}, {answer.limit or 'unknown'} requests a minute, {token}"

@@ -1,0 +1,307 @@
+"""Dumps arrive whole and verified, or not at all, from a site with bad manners."""
+
+import calendar
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from discogs_crawler import clock
+from discogs_crawler.config import Settings
+from discogs_crawler.dumps import download
+from discogs_crawler.errors import BadData, TryLater, Unavailable, UsageError
+from tests.conftest import ROOT, Run
+from tests.discogs.site import Site
+
+RELEASES = "discogs_20261001_releases.xml.gz"
+CONTENT = gzip.compress(os.urandom(300_000), 1)
+
+
+@pytest.fixture(params=["ranges honoured", "ranges ignored"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with Site(ranges=request.param == "ranges honoured") as site:
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "RETRY_WAITS_S", (0, 0))
+
+
+@pytest.fixture
+def fetch(settings: Settings, site: Site, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Download as if it were the given day: `fetch("20261005")`."""
+
+    def call(
+        day: str = "20261005", kinds: tuple[str, ...] = ("releases",), date: int | None = None
+    ):  # type: ignore[no-untyped-def]
+        instant = calendar.timegm(time.strptime(day, "%Y%m%d"))
+        monkeypatch.setattr(clock, "OFFSET_S", instant - time.time())
+        mine = settings.__class__(**{**vars(settings), "dump_site": site.url})
+        return [path.name for path in download.fetch(mine, list(kinds), date)]
+
+    return call
+
+
+def in_folder(settings: Settings) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in settings.dump_dir.iterdir()}
+
+
+def asked(site: Site) -> list[str]:
+    return [request.kind for request in site.journal.since()]
+
+
+def test_a_dump_arrives_under_its_name_with_the_time_of_its_upload(settings, site, fetch):
+    uploaded = calendar.timegm((2026, 10, 1, 19, 16, 59))
+    site.publish(20261001, {"releases": CONTENT}, modified=uploaded)
+    assert fetch() == [RELEASES]
+    assert in_folder(settings) == {RELEASES: CONTENT}
+    assert (settings.dump_dir / RELEASES).stat().st_mtime == uploaded
+    assert asked(site) == ["index", "discogs_20261001_CHECKSUM.txt", RELEASES]
+
+
+def test_nothing_new_costs_one_request(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    fetch()
+    site.journal.clear()
+    assert fetch("20261025") == [RELEASES]
+    assert asked(site) == ["index"]
+
+
+def test_a_dump_of_a_date_that_is_here_costs_no_request(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    fetch()
+    site.journal.clear()
+    assert fetch(date=20261001) == [RELEASES]
+    assert asked(site) == []
+
+
+def test_a_month_without_its_checksum_file_is_not_complete(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.publish(20261101, {"releases": CONTENT}, checksum=False)
+    assert fetch("20261103") == [RELEASES]
+
+
+def test_a_missing_month_and_the_turn_of_the_year_leave_the_last_dump(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    assert fetch("20270115") == [RELEASES]
+
+
+def test_a_kind_that_a_month_lacks_comes_from_the_month_before(site, fetch):
+    site.publish(20260901, {"releases": CONTENT, "labels": CONTENT})
+    site.publish(20261001, {"releases": CONTENT})
+    names = fetch(kinds=("labels", "releases"))
+    assert names == ["discogs_20260901_labels.xml.gz", RELEASES]
+
+
+def test_a_dump_that_the_site_has_lost_is_not_replaced_by_an_older_one(settings, site, fetch):
+    site.publish(20260901, {"releases": CONTENT})
+    site.publish(20261001, {"releases": CONTENT})
+    fetch()
+    del site.files[RELEASES]
+    assert fetch() == [RELEASES]
+    assert set(in_folder(settings)) == {RELEASES}
+
+
+def test_nothing_published_yet_is_a_reason_to_try_later(site, fetch):
+    with pytest.raises(TryLater, match="not published yet"):
+        fetch()
+    for day in (20261201, 20260901):
+        with pytest.raises(TryLater, match=f"{day} is not published yet"):
+            fetch(date=day)
+
+
+def test_a_date_that_has_no_dump_is_a_mistake(site, fetch):
+    for day in (20260301, 20260201, 20251201):
+        site.publish(day, {"releases": CONTENT})
+    others = "no dump of releases of 20260302; of that year it has 20260201, 20260301"
+    with pytest.raises(UsageError, match=others):
+        fetch(date=20260302)
+    with pytest.raises(UsageError, match="of that year it has none"):
+        fetch(date=20080309)
+
+
+@pytest.mark.parametrize("fault", ["short", "cut"])
+def test_a_connection_that_is_cut_is_taken_up_again(settings, site, fetch, fault):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, fault)
+    fetch()
+    assert in_folder(settings) == {RELEASES: CONTENT}
+
+
+@pytest.mark.parametrize("fault", ["short", "cut"])
+def test_a_run_goes_on_where_the_last_one_was_cut_off(settings, site, fetch, fault):
+    if not site.ranges:
+        pytest.skip("there is nothing to go on from")
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, "cut", "cut", "cut", fault)
+    with pytest.raises(Unavailable, match="goes on from here"):
+        fetch()
+    assert RELEASES not in in_folder(settings)
+    fetch()
+    assert in_folder(settings) == {RELEASES: CONTENT}
+
+
+def test_a_file_that_does_not_match_never_gets_its_name(settings, site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, *["corrupt"] * 3)
+    with pytest.raises(BadData, match="SHA-256 does not match"):
+        fetch()
+    assert in_folder(settings) == {}
+    assert asked(site).count(RELEASES) <= 3
+
+
+def test_a_damaged_file_is_fetched_afresh(settings, site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, "corrupt")
+    fetch()
+    assert in_folder(settings) == {RELEASES: CONTENT}
+
+
+@pytest.mark.parametrize("file", ["index", "discogs_20261001_CHECKSUM.txt", RELEASES])
+def test_a_page_with_status_200_is_not_taken_for_the_file(settings, site, fetch, file):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(file, "html")
+    with pytest.raises(Unavailable, match="answered with"):
+        fetch()
+    assert RELEASES not in in_folder(settings)
+    assert fetch() == [RELEASES]
+
+
+def test_who_is_shut_out_for_an_hour_does_not_ask_for_an_hour(site, fetch, monkeypatch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan("index", "429")
+    with pytest.raises(TryLater, match=r"before 2026-10-05T00:59:3"):
+        fetch()
+    with pytest.raises(TryLater, match="does not want to be asked"):
+        fetch()
+    assert len(site.journal.since()) == 1
+    assert fetch("20261006") == [RELEASES]
+
+
+def test_a_refused_address_is_told_at_once(site, fetch):
+    site.plan("index", "403")
+    with pytest.raises(Unavailable, match="refuses this address"):
+        fetch()
+
+
+def test_a_site_that_is_down_is_unavailable(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, "503", "503", "503")
+    with pytest.raises(Unavailable, match="HTTP 503"):
+        fetch()
+    site.close()
+    with pytest.raises(Unavailable, match="the index"):
+        fetch()
+
+
+def test_an_empty_checksum_file_makes_no_month(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.publish_checksum(20261001, "")
+    with pytest.raises(TryLater, match="does not name it yet"):
+        fetch()
+
+
+def test_a_reissued_file_is_not_pieced_together_from_two(settings, site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan(RELEASES, "cut", "cut", "cut")
+    with pytest.raises(Unavailable):
+        fetch()
+    other = gzip.compress(b"other" * 50_000)
+    site.publish(20261001, {"releases": other})
+    fetch()
+    assert in_folder(settings) == {RELEASES: other}
+
+
+def test_old_dumps_and_what_is_named_after_them_are_removed(settings):
+    settings.dump_dir.mkdir(parents=True)
+    dates = ("20260801", "20260901", "20261001")
+    for date in dates:
+        for end in ("", ".hashes"):
+            (settings.dump_dir / f"discogs_{date}_releases.xml.gz{end}").touch()
+    (settings.dump_dir / f".discogs_{dates[0]}_releases.xml.gz.0badc0de.part").touch()
+    (settings.dump_dir / f"discogs_{dates[0]}_labels.xml.gz").touch()
+    download.remove_old(settings.dump_dir, "releases", 2, [])
+    assert sorted(in_folder(settings)) == [
+        "discogs_20260801_labels.xml.gz",
+        "discogs_20260901_releases.xml.gz",
+        "discogs_20260901_releases.xml.gz.hashes",
+        "discogs_20261001_releases.xml.gz",
+        "discogs_20261001_releases.xml.gz.hashes",
+    ]
+
+
+def test_a_killed_download_is_resumed(environment: dict[str, str], tmp_path: Path) -> None:
+    content = gzip.compress(os.urandom(2_000_000), 1)
+    with Site(ranges=True) as site:
+        site.publish(20261001, {"releases": content})
+        site.chunk_s = 0.01
+        command = [sys.executable, str(ROOT / "bin" / "download_dump.py")]
+        command += ["--dump-site", site.url, "--date", "20261001"]
+        folder = tmp_path / "state" / "dumps"
+        with subprocess.Popen(command, env=environment) as process:
+            deadline = time.monotonic() + 30
+            while not any(p.stat().st_size > 0 for p in folder.glob(".*.part")):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+        assert [path.suffix for path in folder.iterdir()] == [".part"]
+        site.chunk_s = 0
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert (folder / RELEASES).read_bytes() == content
+        assert len(list(folder.iterdir())) == 1
+
+
+def test_the_script_prints_paths_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    with Site() as site:
+        site.publish(20261001, {"releases": CONTENT, "labels": CONTENT})
+        arguments = ["--date", "20261001", "--dump-site", site.url, "labels", "releases"]
+        done = run("download_dump.py", *arguments)
+    folder = tmp_path / "state" / "dumps"
+    assert done.stdout == f"{folder}/discogs_20261001_labels.xml.gz\n{folder}/{RELEASES}\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_an_old_dump_that_was_asked_for_stays(run: Run, tmp_path: Path) -> None:
+    with Site() as site:
+        for date in ("20260801", "20260901", "20261001"):
+            site.publish(int(date), {"releases": CONTENT})
+        for date in ("20261001", "20260901", "20260801"):
+            done = run("download_dump.py", "--dump-site", site.url, "--date", date)
+            assert Path(done.stdout.strip()).exists()
+
+
+def test_bad_arguments_are_refused_in_one_line(run: Run) -> None:
+    for arguments in (
+        ["vinyl"],
+        ["--date", "soon"],
+        ["--date", "20261332"],
+        ["--keep", "0"],
+        ["--date", "19991201"],
+    ):
+        done = run("download_dump.py", *arguments)
+        assert done.returncode == 64
+        assert done.stderr.count("\n") == 1
+        assert arguments[-1] in done.stderr
+
+
+def test_a_second_run_says_that_the_first_is_running(run: Run, environment, tmp_path) -> None:
+    with Site() as site:
+        site.publish(20261001, {"releases": CONTENT})
+        site.plan(RELEASES, "hang")
+        command = [sys.executable, str(ROOT / "bin" / "download_dump.py"), "--date", "20261001"]
+        with subprocess.Popen([*command, "--dump-site", site.url], env=environment) as first:
+            deadline = time.monotonic() + 30
+            while RELEASES not in asked(site):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            second = run("download_dump.py", "--dump-site", site.url)
+            first.kill()
+    assert second.returncode == 75
+    assert second.stderr.startswith("download_dump.py: download_dump is already running")

@@ -1,0 +1,76 @@
+"""Hashes made by processes are those made here; a process that is killed is said."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from hashlib import sha1
+
+import pytest
+
+from discogs_crawler.dumps import canonical, hash_workers
+from discogs_crawler.dumps.hash_workers import Hasher, hash_records
+from discogs_crawler.errors import Unavailable
+from tests.discogs import dump
+from tests.discogs.world import invented
+
+RECORDS = [
+    *(text.strip().encode() for text in dump.records(invented(100), "releases")),
+    b"<release id='5'>&</release>",
+    b"<release id='6'><![CDATA[<]]></release>",
+]
+
+
+@pytest.fixture
+def hasher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hasher]:
+    """One with two processes that are ready."""
+    monkeypatch.setattr(hash_workers, "PATIENCE", 0)
+    with Hasher("releases", workers=2) as made:
+        deadline = time.monotonic() + 60
+        while len(ready(made)) < 2:
+            assert made.submit(RECORDS)() == hash_records(RECORDS, "releases")
+            assert time.monotonic() < deadline
+        yield made
+
+
+def ready(hasher: Hasher) -> list[int]:
+    """The processes that have work to do from now on."""
+    return [worker.pid for worker in hasher.workers if worker.is_ready]
+
+
+def test_processes_give_the_same_outcomes_in_the_order_of_the_calls(hasher: Hasher) -> None:
+    lists = [RECORDS[number:] for number in range(hasher.capacity)]
+    promises = [hasher.submit(records) for records in lists]
+    outcomes = [promise() for promise in promises]
+    assert outcomes == [hash_records(records, "releases") for records in lists]
+
+
+def test_records_of_many_megabytes_do_not_wait_for_answers(hasher: Hasher) -> None:
+    long = b'<release id="7"><notes>' + b"x" * 8_000_000 + b"</notes></release>"
+    malformed = [b"<release id='5'>&%d</release>" % number for number in range(5_000)]
+    promises = [hasher.submit(records) for records in (malformed, malformed, [long], [long])]
+    assert [len(promise()) for promise in promises] == [5_000, 5_000, 1, 1]
+
+
+def test_a_process_that_is_killed_is_said_and_not_waited_for(hasher: Hasher) -> None:
+    for pid in ready(hasher):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(Unavailable, match="was killed; is memory short"):
+        for _ in range(100):
+            hasher.submit(RECORDS)()
+
+
+def test_all_is_parsed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonical, "usual_form", lambda record, kind: b"not asked")
+    expected = [sha1(canonical.parsed_form(record, "releases")).digest() for record in RECORDS[:9]]
+    with Hasher("releases", workers=1, parse_all=True) as hasher:
+        assert hasher.submit(RECORDS[:9])() == expected
+    with Hasher("releases", workers=1) as hasher:
+        assert hasher.submit(RECORDS[:9])() != expected
+
+
+def test_few_records_start_no_process() -> None:
+    with Hasher("releases", workers=2) as hasher:
+        for _ in range(hash_workers.PATIENCE // len(RECORDS)):
+            hasher.submit(RECORDS)
+        assert not hasher.workers

@@ -1,0 +1,621 @@
+"""export_changes.py as its users run it: from cron, in pipes, from another machine, and killed."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discogs_crawler import config
+from discogs_crawler.errors import Unavailable
+from discogs_crawler.export import delivery, mirror
+from discogs_crawler.ledger import consumers
+from discogs_crawler.store.layouts import Change, open_store
+from tests.conftest import ROOT, Run
+from tests.plain_git import SingleStore, SubmoduleStore, git, record
+
+SCRIPT = "export_changes.py"
+
+
+@pytest.fixture
+def store(environment: dict[str, str]) -> SingleStore:
+    return SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+
+
+@pytest.fixture
+def export(environment: dict[str, str]) -> Run:
+    """Run the script for the consumer `test`; `--list` and the like have no consumer."""
+
+    def call(*args: object, **options: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command(*args),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call
+
+
+def command(*args: object) -> list[str]:
+    who = [] if "--list" in args or "--consumer" in args else ["--consumer", "test"]
+    return [sys.executable, str(ROOT / "bin" / SCRIPT), *who, *map(str, args)]
+
+
+def place(environment: dict[str, str], name: str = "test") -> str | None:
+    with consumers.opened(Path(environment["STATE_DIR"]) / "crawler.db") as db:
+        return consumers.get(db, name).revision
+
+
+def paths(*numbers: int) -> str:
+    return "".join(f"releases/00/00/00/{number}.json\n" for number in numbers)
+
+
+def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", n): record(n) for n in (1, 2)})
+    assert export().stdout == paths(1, 2)
+    again = export()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    store.commit({("releases", 2): None, ("releases", 3): record(3)})
+    assert export("--format", "status").stdout == (
+        "D\treleases/00/00/00/2.json\nA\treleases/00/00/00/3.json\n"
+    )
+
+
+def test_consumers_do_not_know_of_each_other(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1), ("artists", 5): record(5)})
+    assert export("--consumer", "a").stdout == paths(1)
+    assert export("--consumer", "b", "--kind", "artists", "--format", "ids").stdout == "5\n"
+    assert export("--consumer", "c").stdout == paths(1)
+
+
+def test_a_consumer_can_begin_now(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    assert export("--from", "now").stdout == ""
+    store.commit({("releases", 2): record(2)})
+    assert export("--from", "now").stdout == paths(2)
+
+
+def test_a_consumer_that_begins_at_a_revision_still_does_after_a_failure(
+    store: SingleStore, export: Run
+) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    failed = export("--from", "main~1", "--exec", "cat >&2; exit 3")
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        paths(3) + "export_changes.py: the command of --exec ended with code 3; not exported,"
+        " run it again\n"
+    )
+    assert export("--from", "main~1").stdout == paths(3)
+    store.commit({("releases", 4): record(4)})
+    assert export().stdout == paths(4)
+
+
+def test_a_known_consumer_does_not_begin_elsewhere(store: SingleStore, export: Run) -> None:
+    first, second = (store.commit({("releases", n): record(n)}) for n in (1, 2))
+    crontab = ("--from", first[:12])
+    assert export(*crontab).stdout == paths(2)
+    store.commit({("releases", 3): record(3)})
+    for elsewhere in (second, "start", "main"):
+        refused = export("--from", elsewhere)
+        assert (refused.returncode, refused.stdout) == (64, "")
+        assert refused.stderr == (
+            f"export_changes.py: --from {elsewhere}: consumer test is not new, it is at"
+            f" {second[:12]}: leave --from off to go on there, or move it with --reset"
+            f" {elsewhere}\n"
+        )
+    assert export("--from", "nonsense").returncode == 64
+    assert export(*crontab).stdout == paths(3)
+    assert export("--from", "now").returncode == 0, "a crontab says it every time"
+
+
+def test_the_command_gets_the_changes_and_the_revisions(
+    store: SingleStore, export: Run, tmp_path: Path
+) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    export()
+    second = store.commit({("releases", 2): record(2)})
+    line = f"cat > {tmp_path}/got; env | grep ^EXPORT_ | sort > {tmp_path}/env"
+    done = export("--exec", line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "got").read_text() == paths(2)
+    assert (tmp_path / "env").read_text().splitlines() == [
+        "EXPORT_CONSUMER=test",
+        "EXPORT_FORMAT=names",
+        f"EXPORT_FROM={first}",
+        "EXPORT_KIND=releases",
+        f"EXPORT_REPOSITORY={store.folder}",
+        f"EXPORT_TO={second}",
+    ]
+    assert export("--exec", "touch started").returncode == 0
+    assert not Path("started").exists(), "there was nothing to export"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("head -c 10 > /dev/null", "has not read all of its input"),
+        ("true", "has not read all of its input"),
+        ("exec <&-; sleep 0.1; exit 7", "ended with code 7"),
+    ],
+)
+@pytest.mark.parametrize("records", [1, 3_000])
+def test_a_command_that_has_not_read_everything_has_not_got_it(
+    store: SingleStore,
+    export: Run,
+    environment: dict[str, str],
+    line: str,
+    said: str,
+    records: int,
+) -> None:
+    store.commit({("releases", n): record(n) for n in range(1, records + 1)})
+    done = export("--format", "jsonl", "--exec", line)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert said in done.stderr
+    assert place(environment) is None
+    if line == "true":
+        assert export("--format", "jsonl", "--exec", "true; cat > /dev/null").returncode == 0
+        assert place(environment) == store.tip()
+
+
+@pytest.mark.parametrize("records", [3, 3_000])
+def test_a_reader_that_goes_early_has_not_got_the_export(
+    store: SingleStore, environment: dict[str, str], export: Run, records: int
+) -> None:
+    store.commit({("releases", n): record(n) for n in range(1, records + 1)})
+    with subprocess.Popen(
+        command("--format", "jsonl"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.read(1) == b"{"
+        running.stdout.close()
+        assert running.wait(60) == 1
+        assert running.stderr.read() == (
+            b"export_changes.py: standard output: its reader went before it had everything; "
+            b"not exported, run it again\n"
+        )
+    assert place(environment) is None
+    assert len(export("--format", "jsonl").stdout.splitlines()) == records
+
+
+def test_a_reader_that_takes_the_rest_and_goes_has_got_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readable, writable = os.pipe()
+    look = delivery._unread
+    looks: list[int] = []
+
+    def look_before_it_reads(handle: int) -> int:
+        looks.append(look(handle))
+        if len(looks) == 1:
+            os.read(readable, 1_000)
+            os.close(readable)
+        return looks[-1]
+
+    monkeypatch.setattr(delivery, "_unread", look_before_it_reads)
+    with delivery.to_stdout(writable) as write:
+        write(b"x" * 1_000)
+    os.close(writable)
+    assert looks[:2] == [1_000, 0]
+
+
+def test_a_full_disk_is_one_line_and_exports_nothing(
+    store: SingleStore, environment: dict[str, str], export: Run
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    with Path("/dev/full").open("w") as full:
+        done = export(stdout=full)
+    assert done.returncode == 69
+    assert done.stderr == (
+        "export_changes.py: standard output: No space left on device; not exported\n"
+    )
+    assert export().stdout == paths(1)
+
+
+def test_a_dry_run_changes_nothing(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    for _ in range(2):
+        assert export("--dry-run", "--exec", "false").stdout == paths(1)
+    assert "test" not in export("--list").stdout
+    assert export("--from", "now", "--dry-run").stdout == ""
+    assert export().stdout == paths(1)
+
+
+def test_the_list_shows_where_everyone_is(store: SingleStore, export: Run) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    export()
+    store.commit({("releases", 2): record(2)})
+    export("--consumer", "b", "--exec", "false")
+    lines = export("--list").stdout.splitlines()
+    assert lines[0].split() == [
+        *("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
+    ]
+    assert lines[1].split()[:4] == ["b", "releases", "start", "2"]
+    assert lines[1].split()[4:] == ["never", "0", str(store.folder)]
+    assert lines[2].split()[:4] == ["test", "releases", first[:12], "1"]
+
+
+def test_a_consumer_can_be_sent_back(store: SingleStore, export: Run) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    export()
+    assert export("--reset", "main~1").stdout == ""
+    assert export().stdout == paths(3)
+    export("--reset", "start")
+    assert export().stdout == paths(1, 2, 3)
+    unknown = export("--consumer", "tset", "--reset", "start")
+    assert unknown.returncode == 64
+    assert "there is no consumer 'tset'; did you mean test?" in unknown.stderr
+    nowhere = export("--reset", "nonsense")
+    assert nowhere.returncode == 64
+    assert "there is no revision 'nonsense'" in nowhere.stderr
+    assert export("--consumer", "new", "--from", "nonsense").returncode == 64
+    assert export("--consumer", "new", "--dry-run").stdout == paths(1, 2, 3)
+    locks = [path.name for path in store.folder.parents[1].glob("*.lock")]
+    assert locks == ["crawler.db.test.lock"], "no trace of what was refused"
+
+
+def test_a_consumer_can_be_forgotten(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    export()
+    unknown = export("--consumer", "tset", "--forget")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (64, 1)
+    assert export("--forget", "--dry-run").returncode == 0
+    assert "test" in export("--list").stdout
+    done = export("--forget")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "test" not in export("--list").stdout.replace(str(store.folder), "")
+    assert not list(store.folder.parents[1].glob("*.test.lock"))
+    assert export("--from", "start").stdout == paths(1)
+
+
+def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None:
+    for number in (1, 2, 3):
+        store.commit({("releases", number): record(number)})
+    assert export("--limit", "2").stdout == paths(1, 2)
+    assert export("--limit", "2").stdout == paths(3)
+    assert export("--limit", "0").returncode == 64
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--consumer", "a/b"], 64, "a name has 1 to 64"),
+        (["--format", "ids", "--kind", "all"], 64, "kinds share their numbers"),
+        (["--from", "nonsense"], 64, "no revision 'nonsense'"),
+        (["--repository", "/dev/null/nowhere"], 64, "no Git repository"),
+        (
+            ["--repository", "file:///dev/null/nowhere"],
+            69,
+            "does not appear to be a git repository",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    store: SingleStore, export: Run, args: list[str], code: int, text: str
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    done = export(*args)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+    assert text in done.stderr
+
+
+def test_another_kind_for_a_known_consumer_is_refused(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    export()
+    refused = export("--kind", "artists")
+    assert refused.returncode == 64
+    assert "consumer test gets releases, and would miss changes" in refused.stderr
+
+
+def test_before_the_first_record_there_is_nothing(environment: dict[str, str], export: Run) -> None:
+    early = export()
+    assert early.returncode == 75
+    assert "nothing is stored there yet" in early.stderr
+    SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    assert (export().returncode, export("--from", "now").returncode) == (0, 0)
+
+
+def test_two_exports_to_one_consumer_at_once(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    os.mkfifo(tmp_path / "hold")
+    line = f"cat > /dev/null; read x < {tmp_path}/hold"
+    with subprocess.Popen(command("--exec", line), env=environment) as first:
+        wait_until(lambda: (tmp_path / "state" / "crawler.db.test.lock").exists())
+        second = wait_for(lambda: export(), lambda done: done.returncode == 75)
+        assert f"an export to test is already running as process {first.pid}" in second.stderr
+        assert export("--reset", "start").returncode == 75
+        assert export("--consumer", "other").stdout == paths(1)
+        (tmp_path / "hold").write_text("go\n")
+        assert first.wait(60) == 0
+    assert place(environment) == store.tip()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    wait_for(condition, bool)
+
+
+def wait_for(attempt: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    deadline = time.monotonic() + 30
+    while not good(result := attempt()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return result
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_it_ends_its_command_before_that_takes_the_part_for_the_whole(
+    store: SingleStore, environment: dict[str, str], tmp_path: Path, number: int
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    line = f"echo > {tmp_path}/started; sleep 60; echo > {tmp_path}/done"
+    with subprocess.Popen(
+        command("--exec", line), env=environment, stderr=subprocess.PIPE
+    ) as running:
+        wait_until((tmp_path / "started").exists)
+        running.send_signal(number)
+        assert running.wait(10) == 1
+    assert not (tmp_path / "done").exists()
+    assert place(environment) is None
+
+
+def test_an_export_does_not_overtake_the_command_of_one_that_was_killed(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    os.mkfifo(tmp_path / "hold")
+    line = f"echo > {tmp_path}/started; read x < {tmp_path}/hold"
+    with subprocess.Popen(command("--exec", line), env=environment) as running:
+        wait_until((tmp_path / "started").exists)
+        running.kill()
+    assert export().returncode == 75
+    (tmp_path / "hold").write_text("go\n")
+    assert wait_for(export, lambda done: done.returncode == 0).stdout == paths(1)
+
+
+def kill_at_random(store: SingleStore, environment: dict[str, str], rounds: int) -> None:
+    """Kill exports while a consumer applies what it gets; each that counts was whole."""
+    store.commit({("releases", n): record(n) for n in range(1, 400)})
+    folder = Path(environment["STATE_DIR"])
+    got: dict[int, object] = {}
+    chance = random.Random(8)
+    for number in range(rounds):
+        store.commit({("releases", 1_000 + number): record(number)})
+        before = place_or_none(environment)
+        with (folder / "out").open("wb") as out:
+            running = subprocess.Popen(
+                command("--format", "jsonl"), env=environment, stdout=out, stderr=out
+            )
+            time.sleep(chance.uniform(0, 0.4))
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+        if place_or_none(environment) != before:
+            apply((folder / "out").read_bytes(), got)
+            assert place_or_none(environment) == store.tip()
+    with (folder / "out").open("wb") as out:
+        subprocess.run(command("--format", "jsonl"), env=environment, stdout=out, check=True)
+    apply((folder / "out").read_bytes(), got)
+    assert sorted(got) == [*range(1, 400), *range(1_000, 1_000 + rounds)]
+
+
+def apply(lines: bytes, records: dict[int, object]) -> None:
+    for line in lines.splitlines():
+        change = json.loads(line)
+        assert change["status"] == ("M" if change["id"] in records else "A")
+        records[change["id"]] = change["data"]
+
+
+def place_or_none(environment: dict[str, str]) -> str | None:
+    with consumers.opened(Path(environment["STATE_DIR"]) / "crawler.db") as db:
+        known = consumers.find(db, "test")
+        return known.revision if known else None
+
+
+def test_killed_at_any_moment_nothing_is_skipped(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    kill_at_random(store, environment, rounds=6)
+
+
+def test_told_to_end_when_the_place_has_moved_it_says_done(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    """Its reader would throw away what came with another exit code, and never get it again."""
+    store.commit({("releases", 1): record(1)})
+    program = (
+        "import os, runpy, signal, sys\n"
+        "from discogs_crawler.ledger import consumers\n"
+        "move = consumers.move\n"
+        "def moved(*arguments):\n"
+        "    move(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "consumers.move = moved\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script = str(ROOT / "bin" / "export_changes.py")
+    program = program.replace("sys.argv[0]", repr(script))
+    command = [sys.executable, "-c", program, "--consumer", "demo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, paths(1), "")
+
+
+@pytest.mark.long
+def test_killed_at_very_many_moments_nothing_is_skipped(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    kill_at_random(store, environment, rounds=200)
+
+
+def test_a_clone_that_one_keeps_oneself_has_the_places_beside_it(
+    tmp_path: Path, export: Run
+) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(upstream.folder), str(clone))
+    assert export("--repository", clone).stdout == paths(1)
+    assert (tmp_path / "clone.consumers.db").exists()
+    assert not (tmp_path / "state" / "crawler.db").exists()
+    upstream.commit({("releases", 2): record(2)})
+    assert export("--repository", clone).stdout == ""
+    git(clone, "pull", "-q")
+    assert export("--repository", clone).stdout == paths(2)
+
+
+def test_a_clone_with_its_submodules_is_read_like_any_other(tmp_path: Path, export: Run) -> None:
+    upstream = SubmoduleStore(tmp_path / "upstream" / "discogs.git")
+    upstream.commit({("releases", n): record(n) for n in (1, 1_000_001)})
+    clone = tmp_path / "clone"
+    allowed = ["-c", "protocol.file.allow=always"]
+    git(tmp_path, *allowed, "clone", "-q", "--recurse-submodules", str(upstream.folder), str(clone))
+    assert export("--repository", clone, "--format", "ids").stdout == "1\n1000001\n"
+    upstream.commit({("releases", 1): None, ("releases", 2_000_000): record(2)})
+    git(clone, "pull", "-q")
+    missing = export("--repository", clone)
+    assert missing.returncode == 65
+    assert "git submodule update --init" in missing.stderr
+    git(clone, *allowed, "submodule", "--quiet", "update", "--init")
+    assert export("--repository", clone, "--format", "ids").stdout == "1\n2000000\n"
+
+
+@pytest.mark.parametrize("make", [SingleStore, SubmoduleStore])
+def test_a_url_is_enough(
+    tmp_path: Path, export: Run, make: Callable[[Path], SingleStore | SubmoduleStore]
+) -> None:
+    upstream = make(tmp_path / "upstream" / "discogs.git")
+    upstream.commit({("releases", n): record(n) for n in (1, 2, 1_000_001)})
+    url = f"file://{upstream.folder}"
+    assert export("--repository", url, "--format", "ids").stdout == "1\n2\n1000001\n"
+    upstream.commit({("releases", 2): record(2, "new"), ("releases", 1): None})
+    upstream.commit({("releases", 5_000_000): record(5)})
+    got = [
+        json.loads(line)
+        for line in export("--repository", url, "--format", "jsonl").stdout.splitlines()
+    ]
+    assert [(c["id"], c["status"]) for c in got] == [(1, "D"), (2, "M"), (5_000_000, "A")]
+    assert got[1]["data"] == json.loads(record(2, "new"))
+    assert export("--repository", url).stdout == ""
+    copies = list((tmp_path / "state" / "mirrors").glob("*.git"))
+    assert len(copies) == 1
+    missing = [
+        line
+        for folder in [copies[0], *(copies[0] / "modules").glob("*/*")]
+        if (folder / "HEAD").exists()
+        for line in git(folder, "rev-list", "--objects", "--all", "--missing=print").splitlines()
+        if line.startswith("?")
+    ]
+    assert len(missing) >= 2, "records that nobody asked for were fetched"
+
+
+def test_a_remote_that_is_down_changes_nothing(tmp_path: Path, export: Run) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    url = f"file://{upstream.folder}"
+    assert export("--repository", url).stdout == paths(1)
+    upstream.folder.rename(tmp_path / "away.git")
+    assert export("--repository", url).returncode == 69
+    (tmp_path / "away.git").rename(upstream.folder)
+    upstream.commit({("releases", 2): record(2)})
+    assert export("--repository", url).stdout == paths(2)
+
+
+def test_a_remote_that_falls_silent_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
+        release = threading.Timer(20, silent.close)
+        release.start()
+        with pytest.raises(Unavailable, match="too slow"):
+            mirror.of_url(url, tmp_path)
+        release.cancel()
+
+
+def test_why_records_cannot_be_fetched_is_said(tmp_path: Path) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    copy = mirror.of_url(f"file://{upstream.folder}", tmp_path / "mirrors")
+    upstream.folder.rename(tmp_path / "away.git")
+    with pytest.raises(Unavailable, match=r"does not answer: fatal: .*upstream\.git"):
+        mirror.fetch_objects(copy.folder, "origin", b"0123456789" * 4 + b"\n")
+
+
+def test_a_password_in_a_url_stays_with_git() -> None:
+    assert mirror.public_name("https://me:secret@host:8080/a.git") == "https://host:8080/a.git"
+    assert mirror.public_name("git@host:a.git") == "git@host:a.git"
+
+
+@pytest.mark.parametrize(
+    ("relative", "url"),
+    [
+        ("../releases/13.git", "https://host/x/releases/13.git"),
+        ("./13.git", "https://host/x/discogs.git/13.git"),
+        ("../../y/13.git", "https://host/y/13.git"),
+        ("https://other/13.git", "https://other/13.git"),
+    ],
+)
+def test_relative_urls_of_submodules_are_seen_from_the_superproject(
+    relative: str, url: str
+) -> None:
+    assert mirror.resolved("https://host/x/discogs.git", relative) == url
+
+
+def stored(environment: dict[str, str], numbers: Iterable[int], text: str = "") -> None:
+    """Commit these releases as a worker does."""
+    store = open_store(config.load(environ=environment))
+    changes = [Change(number, record(number, text)) for number in numbers]
+    store.commit("releases", changes, lambda: [change.id for change in changes], {})
+
+
+def test_the_store_in_submodules_is_read_up_to_its_last_commit(
+    environment: dict[str, str], export: Run
+) -> None:
+    environment["STORE_LAYOUT"] = "submodules"
+    stored(environment, [1, 2, 1_000_001])
+    assert export("--format", "ids").stdout == "1\n2\n1000001\n"
+    stored(environment, [2, 3_000_000], "new")
+    assert export("--format", "status").stdout == (
+        "M\treleases/00/00/00/2.json\nA\treleases/03/00/00/3000000.json\n"
+    )
+    assert export().stdout == ""
+
+
+def test_only_what_the_remote_has_is_exported(
+    tmp_path: Path, environment: dict[str, str], export: Run
+) -> None:
+    remote = SingleStore(tmp_path / "remote.git")
+    remote.commit({("releases", 1): record(1)})
+    environment["STORE_REMOTE"] = f"file://{remote.folder}"
+    stored(environment, [2])
+    assert export().stdout == paths(1, 2)
+    folder = tmp_path / "state" / "store" / "discogs.git"
+    git(folder, "update-ref", "refs/heads/main", "refs/remotes/origin/main")
+    git(folder, "update-ref", "refs/heads/mine", "refs/remotes/origin/main")
+    here = SingleStore.__new__(SingleStore)
+    here.folder, here.branch = folder, "mine"
+    here.commit({("releases", 3): record(3)})
+    assert export().stdout == "", "it was not pushed"
+    git(folder, "push", "-q", "origin", "mine:main")
+    assert export().stdout == paths(3)

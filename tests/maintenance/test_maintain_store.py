@@ -1,0 +1,669 @@
+"""`maintain_store.py`: merging, upkeep, checks, changed rules, the other layout, the README."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import redis
+
+from discogs_crawler import config, locks
+from discogs_crawler.api import cleaning, exact_json
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Row
+from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
+from discogs_crawler.records import KINDS, record_path
+from discogs_crawler.store import fast_import, layouts
+from discogs_crawler.store.fast_import import Entry, Refused
+from discogs_crawler.store.layouts import Change, Store
+from tests.conftest import ROOT, Run
+from tests.machines import processes_in, wait_until
+from tests.store.test_store import everything, fsck, put, record
+
+
+def opened(settings: Settings, branch: str | None = None) -> Store:
+    found = layouts.open_store(settings, branch=branch)
+    assert isinstance(found, Store)
+    return found
+
+
+def plain_file(target: Store, path: str, data: bytes, mode: str = "100644") -> str:
+    """Commit a file behind the crawler's back."""
+    return target.publish(target.tip(), [Entry(path, data, "", mode)], "by hand\n")
+
+
+def know(settings: Settings, ids: Iterable[int]) -> None:
+    """Let the ledger say that these releases are stored."""
+    with database.open(settings.database) as book, book.transaction():
+        book.save("releases", [Row(i, alive=1, crawled=1, status=200) for i in ids])
+
+
+def last_run(settings: Settings) -> tuple[str, str, int]:
+    """Script, kind and exit code of what ran last, as the ledger has them."""
+    with sqlite3.connect(settings.database) as books:
+        found = books.execute("SELECT script, kind, exit_code FROM runs ORDER BY id DESC LIMIT 1")
+        return found.fetchone()
+
+
+# Branches -----------------------------------------------------------------------------------------
+
+
+def queue_of(client: redis.Redis, settings: Settings) -> Queue:
+    return Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
+
+
+def test_branches_are_merged_and_brought_up_to_date(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    main = opened(settings)
+    first = put(main, [1]).revision
+    queue = queue_of(redis_client, settings)
+    queue.push("new", [1_000_001, 2_000_001])
+    for name in ("one", "two"):
+        (lease,) = queue.claim(name, 1, branch=name)
+        put(opened(settings, name), [lease.id])
+        queue.give_back([lease])
+    second = put(main, [3]).revision
+    assert set(queue.branches().values()) == {"one", "two"}
+    done = run("maintain_store.py", "--merge")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(main.ids("releases")) == [1, 3, 1_000_001, 2_000_001]
+    assert queue.branches() == {}, "their segments are anybody's again"
+    parents = main.repository.run("rev-list", "--first-parent", "refs/heads/main").decode().split()
+    assert {first, second} <= set(parents), "a consumer's revision was orphaned"
+    again = main.tip()
+    run("maintain_store.py", "--merge")
+    assert main.tip() == again
+    fsck(main)
+
+
+def test_segments_of_a_branch_that_is_gone_are_anybodys_again(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    main = opened(settings)
+    put(main, [1])
+    queue = queue_of(redis_client, settings)
+    queue.push("new", [1_000_001])
+    queue.give_back(queue.claim("somebody", 1, branch="never-committed"))
+    assert queue.claim("another", 1) == []
+    unreachable = run("maintain_store.py", "--merge", REDIS_URL="redis://127.0.0.1:1")
+    assert (unreachable.returncode, unreachable.stderr) == (0, ""), "there is nothing to merge"
+    assert run("maintain_store.py", "--merge").returncode == 0
+    assert queue.branches() == {}
+    assert [lease.id for lease in queue.claim("another", 1)] == [1_000_001]
+
+
+def test_a_conflict_takes_one_side_and_wants_the_id_again(
+    run: Run, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Ownership was lost with Redis: both sides changed two records and removed a third."""
+    main = opened(settings)
+    put(main, [1, 2, 3, 4])
+    know(settings, [1, 2, 3, 4])
+    other = opened(settings, "one")
+    ids = [1, 2, 3, 4]
+    other.commit(
+        "releases", [*(Change(i, record(i, "b")) for i in ids[:3]), Change(4, None)], everything, {}
+    )
+    main.commit(
+        "releases",
+        [Change(1, record(1, "m")), Change(2, None), Change(4, record(4, "m"))],
+        everything,
+        {},
+    )
+    done = run("maintain_store.py", "--merge")
+    assert done.returncode == 0, done.stderr
+    assert main.read("releases", ids) == {
+        1: record(1, "m"),
+        3: record(3, "b"),
+        4: record(4, "m"),
+    }
+    with database.open(settings.database) as book:
+        wanted = {row.id for row in book.select("releases", "due IS NOT NULL")}
+    assert wanted == {1, 2, 4}
+    assert other.tip() == main.tip()
+
+
+def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Settings) -> None:
+    main = opened(settings)
+    text = "a long text that both have " * 50
+    put(main, [1], text)
+    other = opened(settings, "one")
+    other.commit("releases", [Change(1, record(1, text + "!"))], everything, {})
+    main.commit("releases", [Change(1, None), Change(2, record(2, text))], everything, {})
+    merged = merge_branches.merge(main.parts(), [])
+    assert merged.conflicts == [("releases", 1)]
+    assert main.read("releases", [1, 2]) == {2: record(2, text)}
+
+
+def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = opened(settings)
+    put(main, [1])
+    for name in ("gone", "back"):
+        put(opened(settings, name), [2 if name == "gone" else 3])
+    put(main, [4])
+    git = main.repository.run
+    publish = Store.publish
+
+    def meanwhile(self: Store, *args: object, **more: object) -> str:
+        for name in ("gone", "back"):
+            ref = f"refs/heads/crawl/{name}"
+            tip = self.repository.tip(ref)
+            if name == "gone" and tip:
+                git("update-ref", "-d", ref)
+            elif tip:
+                git("update-ref", ref, f"{tip}~1")
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "publish", meanwhile)
+    merge_branches.merge(main.parts(), [])
+    monkeypatch.undo()
+    merge_branches.merge(main.parts(), [])
+    assert {1, 4} <= set(main.ids("releases"))
+    assert "gone" not in main.branches()
+    fsck(main)
+
+
+# Upkeep -------------------------------------------------------------------------------------------
+
+
+def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    for number in range(1, 12):
+        put(main, [number * 100])
+    know(settings, [number * 100 for number in range(1, 12)])
+    done = run("maintain_store.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    packs = list((main.repository.path / "objects" / "pack").glob("*.pack"))
+    assert len(packs) <= 3
+    assert (main.repository.path / "objects" / "pack" / "multi-pack-index").exists()
+    (copy,) = (settings.state_dir / "backups").iterdir()
+    with sqlite3.connect(copy) as backup:
+        assert backup.execute("SELECT count(*) FROM releases").fetchone() == (11,)
+    fsck(main)
+    tip = main.tip()
+    run("maintain_store.py")
+    assert main.tip() == tip, "a second run without news makes no commit"
+    assert last_run(settings) == ("maintain_store", "all", 0)
+
+
+def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(settings, [1])
+    for day in range(4):
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", day * 86_400)
+        housekeeping.back_up(settings)
+    kept = sorted(path.name for path in (settings.state_dir / "backups").iterdir())
+    assert len(kept) == 2
+    shutil.copy(settings.state_dir / "backups" / kept[-1], settings.database)
+    with database.open(settings.database) as book:
+        assert next(book.select("releases", "id = 1")).alive == 1
+
+
+def test_leftovers_of_dead_processes_go_and_young_files_stay(settings: Settings) -> None:
+    main = opened(settings)
+    put(main, [1])
+    folder = main.repository.path
+    old = [folder / "fast_import_crash_7", folder / "objects/pack/tmp_pack_x", folder / "HEAD.lock"]
+    young = folder / "objects/pack/tmp_pack_y"
+    for path in (*old, young):
+        path.touch()
+    for path in old:
+        os.utime(path, (1, 1))
+    housekeeping.tidy(main.repository)
+    assert [path for path in old if path.exists()] == []
+    assert young.exists()
+
+
+def test_workers_commit_while_maintenance_runs(settings: Settings) -> None:
+    main = opened(settings)
+    stored: list[int] = []
+    waits: list[float] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            number = len(stored) + 1
+            started = time.monotonic()
+            put(main, [number])
+            waits.append(time.monotonic() - started)
+            stored.append(number)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    deadline = time.monotonic() + 30
+    try:
+        for _ in range(6):
+            before = len(stored)
+            while len(stored) < before + 3 and worker.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            housekeeping.tidy(main.repository)
+    finally:
+        stop.set()
+        worker.join()
+    assert list(main.ids("releases")) == stored
+    assert max(waits) < 5
+    fsck(main)
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_maintenance_can_be_killed_anywhere(
+    settings: Settings, environment: dict[str, str], rounds: int
+) -> None:
+    main = opened(settings)
+    know(settings, [])
+    for number in range(rounds):
+        for turn in range(4):
+            put(main, [1 + number * 10 + turn])
+        program = [sys.executable, str(ROOT / "bin" / "maintain_store.py")]
+        process = subprocess.Popen(program, env=environment, start_new_session=True)
+        time.sleep(0.3 + 0.37 * (number % 5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        fsck(main)
+        for lock in main.repository.path.rglob("*.lock"):
+            os.utime(lock, (1, 1))
+    process = subprocess.Popen(program, env=environment)
+    assert process.wait(60) == 0
+    assert len(list(main.ids("releases"))) == 4 * rounds
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_leaves_no_git_behind_that_waits_for_the_remote(
+    settings: Settings, environment: dict[str, str], tmp_path: Path, number: int
+) -> None:
+    opened(settings)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        remote = f"git://127.0.0.1:{silent.getsockname()[1]}/discogs.git"
+        program = [sys.executable, str(ROOT / "bin" / "maintain_store.py"), "--merge"]
+        process = subprocess.Popen(
+            program, env=environment | {"STORE_REMOTE": remote}, stderr=subprocess.DEVNULL
+        )
+        caller, _ = silent.accept()
+        with caller:
+            process.send_signal(number)
+            assert process.wait(20) == EXIT_PARTLY
+            wait_until(lambda: not processes_in(tmp_path), lambda: str(processes_in(tmp_path)), 5)
+
+
+def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None:
+    opened(settings)
+    with locks.exclusive(settings.state_dir / "maintain_store.lock", "maintain_store.py"):
+        done = run("maintain_store.py")
+    assert done.returncode == 75
+    assert f"already running as process {os.getpid()}" in done.stderr
+
+
+def test_without_a_store_there_is_one_line(run: Run) -> None:
+    for task in ([], ["--to-submodules"], ["--check"]):
+        done = run("maintain_store.py", *task)
+        assert done.returncode == 78
+        assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
+
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def test_every_damage_is_named(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, range(1, 9))
+    know(settings, [*range(1, 9), 11])
+    assert run("maintain_store.py", "--check").stdout.splitlines() == [
+        "releases/00/00/00/11.json: missing, the ledger says that it is stored"
+    ]
+    plain_file(main, record_path("releases", 2), b'{"id": 2}\n')
+    plain_file(main, record_path("releases", 3), record(4))
+    plain_file(main, record_path("releases", 4), b"{")
+    plain_file(main, "releases/05.json", record(5))
+    plain_file(main, "notes.txt", b"x")
+    plain_file(main, record_path("releases", 6), record(6), "100755")
+    plain_file(main, record_path("releases", 20), record(20))
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert last_run(settings) == ("maintain_store", "all", 65)
+    assert sorted(done.stdout.splitlines()) == [
+        "notes.txt: not a record, and not ours",
+        "releases/00/00/00/11.json: missing, the ledger says that it is stored",
+        "releases/00/00/00/2.json: not in canonical form "
+        "(keys sorted, indent 2, a line feed at the end)",
+        "releases/00/00/00/20.json: stored, the ledger does not know it",
+        "releases/00/00/00/3.json: it holds another record's id",
+        "releases/00/00/00/4.json: not JSON at character 1 of 1",
+        "releases/00/00/00/6.json: not a plain file, its mode is 100755",
+        "releases/05.json: not in its place, which is releases/00/00/00/5.json",
+    ]
+
+
+def test_a_check_beside_a_lost_ledger_can_be_read(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, [*range(1, 24), 2_000_001])
+    alone = run("maintain_store.py", "--check")
+    assert (alone.returncode, alone.stdout) == (0, "")
+    assert f"{settings.database}: there is no ledger" in alone.stderr
+    assert "--rebuild-ledger" in alone.stderr
+    plain_file(main, "notes.txt", b"x")
+    know(settings, [*range(1, 3), *range(31, 43)])
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert done.stdout.splitlines() == [
+        "notes.txt: not a record, and not ours",
+        *(f"{record_path('releases', i)}: stored, the ledger does not know it"
+          for i in range(3, 13)),
+        *(f"{record_path('releases', i)}: missing, the ledger says that it is stored"
+          for i in range(31, 41)),
+        "... and 12 more: stored, the ledger does not know it",
+        "... and 2 more: missing, the ledger says that it is stored",
+    ]  # fmt: skip
+    assert done.stderr.count("\n") == 1
+    assert "run seed_queue.py --rebuild-ledger" in done.stderr
+    everything_found = run("maintain_store.py", "--check", "-v").stdout.splitlines()
+    assert len(everything_found) == 1 + 22 + 12
+    assert not [line for line in everything_found if line.startswith("...")]
+
+
+def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, range(1, 50))
+    (pack,) = (main.repository.path / "objects" / "pack").glob("*.pack")
+    pack.chmod(0o644)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    pack.write_bytes(data)
+    done = run("maintain_store.py", "--check")
+    assert done.returncode == 65
+    assert str(main.repository.path) in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_nightly_check_reads_only_what_is_new(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    plain_file(main, record_path("releases", 1), b"old damage")
+    housekeeping.mark_checked(main.repository, main.tip() or "")
+    put(main, [2])
+    assert run("maintain_store.py").returncode == 0
+    plain_file(main, record_path("releases", 3), b"new damage")
+    done = run("maintain_store.py")
+    assert done.returncode == 65
+    assert done.stdout.startswith("releases/00/00/00/3.json: not JSON")
+    assert done.stdout.count("\n") == 1
+
+
+# Changed rules ------------------------------------------------------------------------------------
+
+
+def with_notes(number: int) -> bytes:
+    return exact_json.dumps({"id": exact_json.Number(str(number)), "notes": "x"})
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_changed_rules_are_applied_in_technical_commits(
+    run: Run, environment: dict[str, str], layout: str
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    both = layouts.open_store(config.load(environ=environment))
+    ids = [*range(1, 1_500), 2_000_001]
+    both.commit("releases", [Change(i, with_notes(i)) for i in ids], everything, {})
+    both.settle()
+    done = run("maintain_store.py", "--reclean", REMOVE_FIELDS="notes")
+    assert done.returncode == 0, done.stderr
+    clean_bytes = b'{\n  "id": %d\n}\n'
+    assert both.read("releases", [1, 999, 2_000_001]) == {
+        i: clean_bytes % i for i in (1, 999, 2_000_001)
+    }
+    trailers = "--format=%(trailers:key=Technical,valueonly,separator=%x2C)"
+    log = both.repository.run("log", "--first-parent", trailers, both.settle() or "").decode()
+    assert log.split() == ["reclean"] * (2 if layout == "single" else 3)
+    tip = both.tip()
+    run("maintain_store.py", "--reclean", REMOVE_FIELDS="notes")
+    assert both.settle() == tip
+
+
+def test_recleaning_never_overwrites_a_newer_record(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(1, with_notes(1))], everything, {})
+    rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
+    publish = Store.publish
+    raced: list[str] = []
+
+    def race(self: Store, *args: object, **more: object) -> str:
+        if not raced:
+            raced.append(put(main, [1], "newer").revision)
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "publish", race)
+    of_kind = {kind: cleaning.rules_for(rules, kind) for kind in KINDS}
+    reclean.reclean(main, of_kind, settings.state_dir / "reclean.json")
+    assert main.read("releases", [1]) == {1: record(1, "newer")}
+
+
+def test_recleaning_goes_on_where_it_was_interrupted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(i, with_notes(i)) for i in range(1, 41)], everything, {})
+    rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
+    of_kind = {kind: cleaning.rules_for(rules, kind) for kind in KINDS}
+    monkeypatch.setattr(reclean, "BATCH", 10)
+    rewrite = reclean._rewrite
+    seen: list[int] = []
+
+    def stop_at_third(*args: object) -> int:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return rewrite(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reclean, "_rewrite", stop_at_third)
+    place = settings.state_dir / "reclean.json"
+    with pytest.raises(KeyboardInterrupt):
+        reclean.reclean(main, of_kind, place)
+    assert reclean.reclean(main, of_kind, place) == 20
+    assert len(seen) == 3 + 2
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_fields_that_only_fetching_brings_back_are_known(
+    environment: dict[str, str], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    settings = config.load(environ=environment)
+    both = layouts.open_store(settings)
+
+    def fetched(number: int, rules: str, ago_s: int) -> None:
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -ago_s)
+        both.commit(
+            "releases", [Change(number, with_notes(number))], everything, {"Cleaner": rules}
+        )
+        both.settle()
+        monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", 0)
+
+    def of_kind(**changed: str) -> dict[str, cleaning.Rules]:
+        loaded = config.load(environ=environment | changed)
+        return {kind: cleaning.rules_for(loaded, kind) for kind in KINDS}
+
+    def lost(**rules: str) -> dict[str, int]:
+        """How many records lack which field."""
+        with database.open(settings.database) as book:
+            fields = reclean.lost(both, of_kind(**rules), 60).get("releases", {})
+            return {name: reclean.count_lost(book, "releases", fields[name]) for name in fields}
+
+    def fetch_was(ago_s: int, ids: str) -> None:
+        with database.open(settings.database) as book, book.transaction():
+            sql = f"UPDATE releases SET crawled = unixepoch() - {ago_s} WHERE id IN ({ids})"
+            book.db.execute(sql)
+
+    know(settings, [1, 2, 3])
+    fetched(1, "1 -notes -images", ago_s=100)
+    assert lost(REMOVE_FIELDS="n*,images,tracklist") == {}, "they only remove more"
+    assert lost(REMOVE_FIELDS="images") == {"notes": 3}
+    assert lost() == {"images": 3, "notes": 3}
+    fetched(4, "1", ago_s=50)
+    fetch_was(0, "1")
+    fetch_was(70, "2")
+    assert lost() == {"images": 1, "notes": 1}, "2 is in the commit of 4"
+    fetch_was(0, "3")
+    assert lost() == {"images": 0, "notes": 0}, "everything was fetched again"
+    place = settings.state_dir / "reclean.json"
+    assert reclean.reclean(both, of_kind(REMOVE_FIELDS="notes"), place) == 2
+    assert lost() == {"images": 0, "notes": 3}, "recleaning removed them"
+
+
+def test_recleaning_says_what_it_cannot_bring_back(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    main.commit("releases", [Change(1, record(1))], everything, {"Cleaner": "1 -notes"})
+    done = run("maintain_store.py", "--reclean")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        "maintain_store.py: releases: earlier rules removed notes from records; only fetching them "
+        "again brings it back: seed_queue.py --kind releases --refresh N --cooldown-days 0 "
+        "(or --ids for some)\n"
+    )
+    know(settings, [1, 2])
+    assert "from up to 2 records; " in (said := run("maintain_store.py", "--reclean").stderr)
+    assert "--refresh 2 " in said
+
+
+# The other layout ---------------------------------------------------------------------------------
+
+
+def exported(run: Run, layout: str, name: str) -> list[str]:
+    done = run("export_changes.py", "--consumer", name, STORE_LAYOUT=layout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_conversion_keeps_every_consumers_place(
+    run: Run, settings: Settings, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    put(main, [1, 2, 1_000_001])
+    know(settings, [1, 2, 1_000_001])
+    assert len(exported(run, "single", "early")) == 3
+    put(main, [2, 3], "x")
+    assert len(exported(run, "single", "late")) == 4
+    put(main, [1_000_001, 2_000_001], "y")
+    done = run("maintain_store.py", "--to-submodules")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("converted; set STORE_LAYOUT=submodules; the old repository is ")
+    again = run("maintain_store.py", "--to-submodules")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == (
+        f"{settings.store} has that layout already; set STORE_LAYOUT=submodules\n"
+    )
+    assert run("maintain_store.py").returncode == 78, "the setting is the old one"
+    assert exported(run, "submodules", "early") == [
+        record_path("releases", i) for i in (2, 3, 1_000_001, 2_000_001)
+    ]
+    assert exported(run, "submodules", "late") == [
+        record_path("releases", i) for i in (1_000_001, 2_000_001)
+    ]
+    after = layouts.open_store(config.load(environ=environment | {"STORE_LAYOUT": "submodules"}))
+    assert list(after.ids("releases")) == [1, 2, 3, 1_000_001, 2_000_001]
+    fsck(after)
+    with pytest.raises(ConfigurationError, match="converted meanwhile"):
+        put(main, [9])
+
+
+def test_an_interrupted_conversion_is_finished_by_the_next(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = opened(settings)
+    revision = put(main, [1]).revision
+    with database.open(settings.database) as book:
+        book.db.execute(
+            "INSERT INTO consumers (name, repository, kind, revision) VALUES ('x', '', 'all', ?)",
+            (revision,),
+        )
+
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        for step in ("_put_in_place", "_finish", "_move_consumers"):
+            with monkeypatch.context() as patch:
+                patch.setattr(convert_layout, step, fail)
+                with pytest.raises(KeyboardInterrupt):
+                    convert_layout.to_submodules(settings, book)
+        convert_layout.to_submodules(settings, book)
+        (place,) = book.db.execute("SELECT revision FROM consumers").fetchone()
+    tip = Store(main.repository, "main", "main", main.author).tip()
+    assert place == tip != revision
+
+
+# The README of the repository ---------------------------------------------------------------------
+
+
+def recipes(text: str) -> list[str]:
+    """The commands that the README shows."""
+    lines = re.findall(r"^    (git .*?)(?: +#.*)?$", text, re.MULTILINE)
+    return [line for line in lines if "OLD NEW" not in line]
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_a_stranger_finds_a_record_from_the_readme_alone(
+    run: Run, environment: dict[str, str], tmp_path: Path, layout: str
+) -> None:
+    environment["STORE_LAYOUT"] = layout
+    both = layouts.open_store(config.load(environ=environment))
+    put(both, [1, 13_999_999])
+    # One that was lost and is empty now does not say that nothing is stored.
+    database.open(config.load(environ=environment).database).close()
+    assert run("maintain_store.py").returncode == 0
+    text = both.repository.run("show", f"{both.tip()}:README.md").decode()
+    assert "| releases | 2 | none |" in text
+    assert "Data provided by Discogs" in text
+    url = f"file://{both.repository.path}"
+    environ = environment | {"GIT_ALLOW_PROTOCOL": "file", "GIT_CONFIG_GLOBAL": os.devnull}
+    found = 0
+    for number, command in enumerate(recipes(text)):
+        folder = tmp_path / "stranger" / (str(number) if " clone " in command else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        if " clone " in command:
+            where = folder
+        if layout == "submodules" and ":releases/" in command:
+            continue
+        done = subprocess.run(
+            command.replace("URL", url),
+            shell=True,
+            cwd=where,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        found += done.stdout.encode() == record(1)
+        path = where / "discogs" / "releases" / "13" / "99" / "99" / "13999999.json"
+        found += path.exists() and path.read_bytes() == record(13_999_999)
+    assert found >= 2
+
+
+def test_the_readme_is_not_a_record(run: Run, settings: Settings) -> None:
+    put(opened(settings), [1])
+    know(settings, [1])
+    run("maintain_store.py")
+    assert exported(run, "single", "x") == ["releases/00/00/00/1.json"]
+
+
+def test_refused_is_not_a_crash(settings: Settings) -> None:
+    main = opened(settings)
+    first = put(main, [1]).revision
+    put(main, [2])
+    with pytest.raises(Refused):
+        main.publish(first, [Entry("x", b"x")], "late\n")
+    assert fast_import.contains(main.repository, main.tip(), first)

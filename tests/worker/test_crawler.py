@@ -1,0 +1,588 @@
+"""The worker in this process, against the stand-in: what becomes of every id."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from discogs_crawler import clock
+from discogs_crawler.api import cleaning
+from discogs_crawler.api.client import Client
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.limiter import Limiter
+from discogs_crawler.broker.queue import Lease, Queue, Result
+from discogs_crawler.cli.shutdown import Stop
+from discogs_crawler.config import Secret, Settings
+from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.ledger import database
+from discogs_crawler.store.layouts import Change, Committed, Store, open_store
+from discogs_crawler.worker import crawler
+from discogs_crawler.worker.batch import Batch, Item
+from discogs_crawler.worker.crawler import Outcome, Task
+from discogs_crawler.worker.fetchers import Fetchers
+from discogs_crawler.worker.lease_keeper import Leases
+from tests.discogs.api import Api
+from tests.discogs.quota import Quota
+from tests.discogs.world import invented
+
+UNTIL_EMPTY = Task("releases", until_empty=True)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api(invented(60), Quota(50_000, 50_000, 1)) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(settings: Settings, api: Api) -> Settings:
+    return dataclasses.replace(
+        settings,
+        discogs_api=api.url,
+        discogs_token=Secret("kzQmXvWpLrTsYb"),
+        rate_window_s=2,
+        commit_seconds=0.5,
+        retry_delays=(0, 0, 0),
+    )
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Queue:
+    return Queue(private_server.connect(settings), "releases", prefix="discogs", lease_s=600)
+
+
+@pytest.fixture
+def ids(api: Api) -> list[int]:
+    return sorted(api.world.alive["releases"])
+
+
+Work = Callable[..., Outcome]
+
+
+@pytest.fixture
+def work(settings: Settings) -> Work:
+    """Let a worker run to its end; it is an error if that takes long."""
+
+    def call(task: Task = UNTIL_EMPTY, **changes: Any) -> Outcome:
+        return crawler.crawl(dataclasses.replace(settings, **changes), task, Stop(30))
+
+    return call
+
+
+def results(queue: Queue) -> list[Result]:
+    return [result for _, result in queue.results("0", 10_000)[1]]
+
+
+def outcomes(queue: Queue) -> Counter[str]:
+    return Counter(result.outcome for result in results(queue))
+
+
+def stored(settings: Settings) -> set[int]:
+    return set(open_store(settings).ids("releases"))
+
+
+def commits(settings: Settings, form: str = "%B") -> list[str]:
+    repository = open_store(settings).repository
+    return repository.run("log", f"--format={form}%x00", "main").decode().split("\0\n")[:-1]
+
+
+def test_every_id_is_asked_for_once_and_committed_clean(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:30])
+    queue.push("changed", ids[30:40])
+    before = int(clock.now())
+    outcome = work()
+    assert outcome.empty
+    assert sorted(api.journal.asked()) == ids[:40]
+    assert stored(settings) == set(ids[:40])
+    data = open_store(settings).read("releases", [ids[7]])[ids[7]]
+    record = json.loads(data)
+    assert record["id"] == ids[7]
+    assert not {"videos", "num_for_sale", "lowest_price", "thumb"} & record.keys()
+    found = results(queue)
+    assert {result.outcome for result in found} == {"stored"}
+    assert {result.changed for result in found} == {True}
+    assert {result.commit for result in found} <= set(commits(settings, "%H"))
+    assert all(before - 1 <= result.fetched <= clock.now() for result in found)
+    assert Counter(result.reason for result in found) == {"new": 30, "changed": 10}
+
+
+def test_a_commit_says_what_why_and_by_which_rules(
+    settings: Settings, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:3])
+    work(commit_seconds=60)
+    (message,) = commits(settings)
+    lines = message.strip().splitlines()
+    assert lines[:4] == [
+        "releases: 3 added",
+        "",
+        "Reason: new 3",
+        f"Cleaner: {cleaning.CLEANER_VERSION}",
+    ]
+    assert lines[4].startswith("Worker: ")
+
+
+def test_fetching_again_without_a_change_upstream_commits_nothing(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids)
+    work()
+    tip = open_store(settings).tip()
+    generation, entries = queue.results("0", 1_000)
+    queue.forget(generation, entries[-1][0])
+    api.world.edit_videos("releases", ids[:20])
+    queue.push("refresh", ids)
+    work()
+    assert open_store(settings).tip() == tip
+    again = results(queue)
+    assert len(again) == len(ids)
+    assert not any(result.changed for result in again)
+
+
+def test_failures_are_tried_again_and_then_forgotten(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    faults = ["500", "503-html", "cut", "not-gzip", "empty", "html", "reset", "404-html"]
+    for record_id, fault in zip(ids[::4], faults, strict=False):
+        api.faults.plan("releases", record_id, fault, fault)
+    queue.push("new", ids)
+    work()
+    assert stored(settings) == set(ids)
+    assert outcomes(queue) == {"stored": len(ids)}
+    asked = Counter(api.journal.asked())
+    assert [asked[record_id] for record_id in ids[::4][: len(faults)]] == [3] * len(faults)
+
+
+def test_an_id_that_never_gets_an_answer_is_dead_and_says_why(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    api.faults.plan("releases", ids[3], *["cut-json"] * 9)
+    queue.push("new", ids)
+    work(retry_delays=(0, 0))
+    (dead,) = [result for result in results(queue) if result.outcome == "dead"]
+    assert dead.id == ids[3]
+    assert dead.status == 200
+    assert dead.failure.startswith("HTTP 200 with a body of ")
+    assert api.journal.asked().count(ids[3]) == 3
+
+
+def test_a_404_is_reported_and_removes_what_is_stored_only_when_it_confirms_another(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids)
+    work()
+    generation, entries = queue.results("0", 1_000)
+    queue.forget(generation, entries[-1][0])
+    api.world.remove("releases", ids[:2])
+    queue.push("changed", [ids[0], 77_777_777])
+    queue.push("confirm", [ids[1]])
+    work()
+    found = {result.id: result for result in results(queue)}
+    assert {result.outcome for result in found.values()} == {"gone"}
+    assert [found[i].changed for i in (ids[0], 77_777_777, ids[1])] == [False, False, True]
+    assert stored(settings) == set(ids) - {ids[1]}
+    assert commits(settings, "%s")[0] == "releases: 1 removed"
+
+
+def test_a_record_that_comes_back_is_stored_again(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:5])
+    work()
+    api.world.remove("releases", [ids[0]])
+    private_server.connect(settings).flushall()
+    queue.push("confirm", [ids[0]])
+    work()
+    assert ids[0] not in stored(settings)
+    api.world.add("releases", [ids[0]])
+    private_server.connect(settings).flushall()
+    queue.push("retired", [ids[0]])
+    work()
+    assert ids[0] in stored(settings)
+
+
+def test_an_api_that_has_lost_everything_removes_nothing_and_is_asked_again_later(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.push("new", ids)
+    work_in_thread(settings, UNTIL_EMPTY).join()
+    private_server.connect(settings).flushall()
+    api.faults.set_everywhere("404")
+    queue.push("confirm", ids)
+    settings = dataclasses.replace(settings, rate_window_s=0.5)
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    until(lambda: caplog.text.count("the API has lost what it had") >= 2)
+    assert outcomes(queue)["gone"] <= 25, "what came before we could know"
+    api.faults.set_everywhere("")
+    worker.join()
+    assert outcomes(queue) == {"gone": 25, "stored": len(ids) - 25}
+    assert len(stored(settings)) == len(ids) - 25
+
+
+def test_many_true_404s_in_a_row_are_believed(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:5])
+    work()
+    unused = range(50_000_000, 50_000_120)
+    queue.push("discovered", unused)
+    work()
+    assert outcomes(queue) == {"stored": 5, "gone": 120}
+    assert len(api.journal.asked()) <= 5 + 120 + 6, "one request in 25 makes sure"
+
+
+def test_404s_are_believed_where_nothing_is_known_to_exist(queue: Queue, work: Work) -> None:
+    queue.push("discovered", range(50_000_000, 50_000_060))
+    work()
+    assert outcomes(queue) == {"gone": 60}
+
+
+def test_a_merger_is_recorded_with_the_successor(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:2])
+    work()
+    private_server.connect(settings).flushall()
+    api.faults.plan("releases", ids[0], "moved")
+    api.faults.plan("releases", ids[1], "moved")
+    queue.push("changed", [ids[0]])
+    queue.push("confirm", [ids[1]])
+    work()
+    assert {(r.id, r.outcome, r.successor, r.status) for r in results(queue)} == {
+        (ids[0], "merged", ids[0] + 1, 301),
+        (ids[1], "merged", ids[1] + 1, 301),
+    }
+    assert stored(settings) == {ids[0]}, "as with a 404, only the second time removes"
+
+
+@pytest.mark.parametrize("fault", ["401", pytest.param("403-json", marks=pytest.mark.long)])
+def test_a_refused_token_stops_the_worker_at_once_and_loses_nothing(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+) -> None:
+    api.faults.plan("releases", ids[20], fault)
+    queue.push("new", ids)
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"the API refuses us, check DISCOGS_TOKEN"):
+        work(commit_seconds=60)
+    assert time.monotonic() - began < 10
+    assert stored(settings) == {result.id for result in results(queue)}
+    assert len(stored(settings)) >= 18, "what was fetched is committed"
+    assert queue.leased() == []
+    assert len(results(queue)) + sum(queue.depths().values()) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "fault", ["429", pytest.param("429-empty", marks=pytest.mark.long), "403-html"]
+)
+def test_being_told_to_go_away_is_no_attempt(
+    api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+) -> None:
+    api.faults.plan("releases", ids[5], fault, fault)
+    queue.push("new", ids[:20])
+    work(retry_delays=(), rate_window_s=0.5)
+    assert outcomes(queue) == {"stored": 20}
+    assert api.journal.asked().count(ids[5]) == 3
+
+
+def test_ten_failures_in_a_row_speak_against_the_service(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    api.faults.set_everywhere("500")
+    queue.push("new", ids)
+    settings = dataclasses.replace(settings, retry_delays=(), rate_window_s=0.5)
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    until(lambda: caplog.text.count("no requests for") >= 2)
+    pauses, asked = caplog.text.count("no requests for"), len(api.journal.asked())
+    # A busy machine may send a few more before it has read ten answers.
+    assert asked <= 10 + pauses + 10, "after each pause one request tells whether to go on"
+    assert "10 ids in a row, the last: HTTP 500" in caplog.text
+    api.faults.set_everywhere("")
+    worker.join()
+    assert "the API answers again" in caplog.text
+    assert outcomes(queue) == {"stored": len(ids)}, "no attempt was counted"
+
+
+def test_an_outage_of_twelve_hours_makes_no_dead_letters(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.faults.set_everywhere("503-html")
+    queue.push("new", ids)
+    settings = dataclasses.replace(
+        settings, retry_delays=(60, 300, 1_800, 10_800), rate_window_s=0.2, lease_s=10**6
+    )
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    for _ in range(12 * 6):
+        monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S + 600)
+        time.sleep(0.03)
+    api.faults.set_everywhere("")
+    while worker.is_alive():
+        monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S + 60)
+        worker.join(0.05)
+    assert outcomes(queue) == {"stored": len(ids)}
+
+
+def test_leases_live_on_while_the_quota_makes_us_wait(
+    settings: Settings, api: Api, queue: Queue, ids: list[int]
+) -> None:
+    api.quota.limit, api.quota.window_s = 4, 1.5
+    queue.push("new", ids[:8])
+    settings = dataclasses.replace(
+        settings, rate_window_s=1.5, lease_s=1, worker_threads=4, commit_seconds=60
+    )
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    worker.join()
+    assert sorted(api.journal.asked()) == ids[:8]
+    assert outcomes(queue) == {"stored": 8}
+
+
+def test_an_answer_that_comes_after_its_lease_lapsed_leaves_our_newer_lease_alone(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(queue, "host:1", 600, None, "")
+    queue.push("new", [7])
+    [old] = leases.claim(1)
+    monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S + 700)
+    [new] = leases.claim(1)
+    assert new.token != old.token
+    assert leases.complete([(old, Result(7, "new", "stored"))]) == set()
+    assert leases.ours_of([old, new]) == [new]
+    assert leases.give_back_all() == 1
+    assert queue.depths()["new"] == 1
+
+
+def test_leases_are_renewed_again_after_redis_refused_it(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewals = []
+
+    def renew(self: Queue, held: list[Lease]) -> set[int]:
+        renewals.append(held)
+        if len(renewals) == 1:
+            raise ConfigurationError("Redis is a read-only replica")
+        return set()
+
+    monkeypatch.setattr(Queue, "renew", renew)
+    leases = Leases(queue, "host:1", 0.05, None, "")
+    until(lambda: len(renewals) > 1)
+    leases.give_back_all()
+
+
+def test_the_ledger_hears_of_each_commit_if_it_is_here(
+    settings: Settings, queue: Queue, ids: list[int], work: Work
+) -> None:
+    database.open(settings.database).close()
+    queue.push("new", ids[:10])
+    work()
+    assert queue.unread() == 0
+    with database.open(settings.database) as opened:
+        rows = list(opened.select("releases", "alive IS NOT NULL"))
+    assert [row.id for row in rows] == ids[:10]
+    assert {row.status for row in rows} == {200}
+
+
+@pytest.mark.long
+def test_flushall_in_the_middle_does_not_hurt_the_worker(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], redis_client: redis.Redis
+) -> None:
+    api.latency_s = 0.05
+    queue.push("new", ids)
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    until(lambda: len(api.journal.since()) >= 10)
+    redis_client.flushall()
+    worker.join()
+    assert queue.leased() == []
+    queue.push("new", ids)
+    work_in_thread(settings, UNTIL_EMPTY).join()
+    assert stored(settings) == set(ids)
+
+
+def test_only_the_wanted_segments_are_touched(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    api.world.add("releases", [5_000_001, 7_000_001])
+    queue.push("new", [*ids[:2], 5_000_001, 7_000_001])
+    outcome = work(Task("releases", frozenset({5, 6}), until_empty=True))
+    assert outcome.empty
+    assert stored(settings) == {5_000_001}
+    assert sum(queue.depths().values()) == 3
+
+
+def test_a_branch_gets_the_commits_and_its_segment(
+    settings: Settings, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:5])
+    assert work(Task("releases", branch="a", until_empty=True)).empty
+    refs = open_store(settings).repository.refs("refs/heads/")
+    assert list(refs) == ["refs/heads/crawl/a"]
+    assert queue.branches() == {0: "a"}
+
+
+def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: Work) -> None:
+    queue.push("new", ids)
+    outcome = work(Task("releases", limit=7))
+    assert not outcome.empty
+    assert len(api.journal.asked()) == 7
+    assert outcomes(queue) == {"stored": 7}
+    assert queue.leased() == []
+    assert sum(queue.depths().values()) == len(ids) - 7
+
+
+def test_an_empty_queue_means_that_nothing_is_delayed_either(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    api.faults.plan("releases", ids[0], "500")
+    queue.push("new", ids[:3])
+    assert work(retry_delays=(1,)).empty
+    assert outcomes(queue) == {"stored": 3}
+
+
+def test_what_a_batch_no_longer_owns_is_neither_committed_nor_reported() -> None:
+    batch = Batch()
+    for number in (3, 1_000_000, 1, 2):
+        lease = Lease(number, "new", 0, "token")
+        result = Result(number, "new", "stored")
+        batch.add(Item(lease, result, Change(number, b"{}\n") if number != 3 else None))
+    reported: list[Result] = []
+
+    def store(changes: list[Change]) -> Committed:
+        assert [change.id for change in changes] == [1, 2, 1_000_000]
+        ids = frozenset({2, 1_000_000})
+        return Committed("e" * 40, ids, ids, 1, 0, 0, {0: "f" * 40, 1: "e" * 40})
+
+    def report(pairs: Iterable[tuple[Lease, Result]]) -> set[int]:
+        reported.extend(result for _, result in pairs)
+        return {result.id for result in reported}
+
+    done = batch.commit(store, report)
+    assert [(r.id, r.changed, r.commit[:1]) for r in reported] == [
+        *((2, True, "f"), (3, False, ""), (1_000_000, True, "e"))
+    ]
+    assert [lease.id for lease in done.lost] == [1]
+    assert len(batch) == 0
+
+
+def test_a_batch_survives_a_commit_that_fails(
+    settings: Settings, queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, failures = Store.commit, iter([True, False])
+
+    def fails_once(self: Store, *args: Any) -> Committed:
+        if next(failures, False):
+            raise Unavailable("the disk is full")
+        return commit(self, *args)
+
+    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.1)
+    monkeypatch.setattr(Store, "commit", fails_once)
+    queue.push("new", ids[:5])
+    work()
+    assert stored(settings) == set(ids[:5])
+    assert outcomes(queue) == {"stored": 5}
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"), [("give_back", "403-html"), ("delay", "500"), ("pending", "")]
+)
+def test_redis_may_be_away_whatever_it_is_asked_next(
+    api: Api,
+    queue: Queue,
+    ids: list[int],
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    fault: str,
+) -> None:
+    answer, failures = getattr(Queue, call), iter([True])
+
+    def fails_once(self: Queue, *args: Any, **more: Any) -> Any:
+        if next(failures, False):
+            raise Unavailable("Redis does not answer")
+        return answer(self, *args, **more)
+
+    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(Queue, call, fails_once)
+    api.faults.plan("releases", ids[0], fault)
+    queue.push("new", ids[:1])
+    assert work(rate_window_s=0.5).empty
+    assert not next(failures, False), "it was asked"
+    assert outcomes(queue) == {"stored": 1}
+
+
+def test_patience_begins_anew_after_each_success(
+    queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, failures = Store.commit, itertools.cycle([True, False])
+
+    def fails_each_time_once(self: Store, *args: Any) -> Committed:
+        if next(failures):
+            raise Unavailable("the disk is full")
+        return commit(self, *args)
+
+    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(crawler, "PATIENCE_S", 0)
+    monkeypatch.setattr(Store, "commit", fails_each_time_once)
+    queue.push("new", ids[:3])
+    assert work(commit_every=1).empty
+    assert outcomes(queue) == {"stored": 3}
+
+
+class _Worker(threading.Thread):
+    def __init__(self, settings: Settings, task: Task) -> None:
+        super().__init__(daemon=True)
+        self._settings, self._task, self.error = settings, task, BaseException()
+        self.start()
+
+    def run(self) -> None:
+        assert crawler.crawl(self._settings, self._task, Stop(40)).empty
+
+
+def work_in_thread(settings: Settings, task: Task) -> threading.Thread:
+    return _Worker(settings, task)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "discogs_crawler")
+
+
+def test_a_signal_that_outlasts_the_wait_for_answers_does_not_make_it_endless(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """As one does that comes while the worker is stopped by Ctrl-Z, or the machine sleeps."""
+    limiter = Limiter(redis_client, "shared", prefix="t", window_s=60)
+    fetchers = Fetchers(Client(settings, 1), limiter, "releases", 1)
+    handled = []
+
+    def dawdle(number: int, frame: object) -> None:
+        handled.append(number)
+        if len(handled) > 1:
+            raise TimeoutError("it waits for ever")
+        time.sleep(0.2)
+        signal.setitimer(signal.ITIMER_REAL, 5)
+
+    before = signal.signal(signal.SIGALRM, dawdle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        assert fetchers.answers(0.1) == []
+        assert handled
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        fetchers.end()
