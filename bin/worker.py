@@ -41,7 +41,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
 from discogs_crawler.records import KINDS
 from discogs_crawler.worker import crawler, preflight
-from discogs_crawler.worker.crawler import Task
+from discogs_crawler.worker.crawler import CrawlTask
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         raise UsageError(f"--branch is {flags.branch!r}: letters, digits, _ and - only")
     stop = Stop(flags.max_seconds)
     stop.listen()
-    task = Task(flags.kind, flags.segments, flags.branch, flags.limit, flags.until_empty)
+    task = CrawlTask(flags.kind, flags.segments, flags.branch, flags.limit, flags.until_empty)
     outcome = crawler.crawl(settings, task, stop)
     return EXIT_PARTLY if flags.until_empty and not outcome.empty else EXIT_DONE
 

@@ -51,7 +51,7 @@ def first(api: Api, kind: str = "releases") -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_record_comes_with_what_is_left_of_the_quota(api: Api, client: Client, kind: str) -> None:
     answer = client.fetch(kind, first(api, kind))
-    assert (answer.verdict, answer.status, answer.reason) == ("record", 200, "")
+    assert (answer.outcome, answer.status, answer.reason) == ("record", 200, "")
     assert answer.document is not None
     assert answer.document["id"] == str(first(api, kind))
     assert answer.limit == 10_000
@@ -60,7 +60,7 @@ def test_a_record_comes_with_what_is_left_of_the_quota(api: Api, client: Client,
 
 
 @pytest.mark.parametrize(
-    ("fault", "verdict", "status", "reason"),
+    ("fault", "outcome", "status", "reason"),
     [
         ("html", "transient", 200, "HTTP 200 with an HTML page"),
         ("empty", "transient", 200, "HTTP 200 with an empty body"),
@@ -87,15 +87,15 @@ def test_a_record_comes_with_what_is_left_of_the_quota(api: Api, client: Client,
     ],
 )
 def test_each_answer_has_its_meaning_and_the_next_is_not_harmed_by_it(
-    api: Api, client: Client, fault: str, verdict: str, status: int, reason: str
+    api: Api, client: Client, fault: str, outcome: str, status: int, reason: str
 ) -> None:
     record_id = first(api)
     api.faults.plan("releases", record_id, fault)
     answer = client.fetch("releases", record_id)
-    assert (answer.verdict, answer.status, answer.arrived) == (verdict, status, True)
+    assert (answer.outcome, answer.status, answer.arrived) == (outcome, status, True)
     assert answer.reason.startswith(reason)
     assert "\n" not in answer.reason
-    assert client.fetch("releases", record_id).verdict == "record"
+    assert client.fetch("releases", record_id).outcome == "record"
 
 
 def test_any_number_of_useless_bodies_leaves_connections_for_the_next(
@@ -104,8 +104,8 @@ def test_any_number_of_useless_bodies_leaves_connections_for_the_next(
     record_id = first(api)
     api.faults.plan("releases", record_id, *["flood"] * 5)
     for _ in range(5):
-        assert client.fetch("releases", record_id).verdict == "transient"
-    assert client.fetch("releases", record_id).verdict == "record"
+        assert client.fetch("releases", record_id).outcome == "transient"
+    assert client.fetch("releases", record_id).outcome == "record"
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_without_any_answer_it_is_not_known_when_the_request_was_counted(
 ) -> None:
     api.faults.plan("releases", first(api), fault)
     answer = client.fetch("releases", first(api))
-    assert (answer.verdict, answer.status, answer.arrived) == ("transient", 0, False)
+    assert (answer.outcome, answer.status, answer.arrived) == ("transient", 0, False)
     assert answer.reason.startswith(reason)
 
 
 def test_the_number_of_nothing_is_gone(client: Client) -> None:
-    assert client.fetch("artists", 999_999_999).verdict == "gone"
+    assert client.fetch("artists", 999_999_999).outcome == "gone"
 
 
 def test_the_front_page_greets(client: Client) -> None:
-    assert client.greet().verdict == "record"
+    assert client.greet().outcome == "record"
 
 
 def test_we_introduce_ourselves_and_show_the_token(api: Api, client: Client) -> None:
@@ -189,13 +189,13 @@ def told(speak: Speak, said: bytes, kind: str = "releases", record_id: int = 5) 
 )
 def test_what_is_not_the_record_is_no_record(speak: Speak, body: bytes, why: str) -> None:
     answer = told(speak, http("200 OK", body))
-    assert answer.verdict == "transient"
+    assert answer.outcome == "transient"
     assert why in answer.reason
 
 
 def test_a_label_is_not_taken_for_an_artist(speak: Speak) -> None:
     body = b'{"id": 5, "name": "n", "resource_url": "https://api.discogs.com/labels/5"}'
-    assert told(speak, http("200 OK", body), "labels").verdict == "record"
+    assert told(speak, http("200 OK", body), "labels").outcome == "record"
     answer = told(speak, http("200 OK", body), "artists")
     assert answer.reason == "HTTP 200 with one of the labels, not of the artists"
 
@@ -219,7 +219,7 @@ def test_only_a_redirect_to_another_record_of_the_kind_is_a_merger(
     speak: Speak, status: int, location: str, successor: int
 ) -> None:
     answer = told(speak, http(f"{status} Elsewhere", Location=location))
-    assert (answer.verdict, answer.successor) == (
+    assert (answer.outcome, answer.successor) == (
         ("merged", successor) if successor else ("transient", 0)
     )
 
@@ -241,7 +241,7 @@ def test_the_quota_is_believed_only_in_plain_numbers(
     speak: Speak, headers: dict[str, str], counts: tuple[int | None, int | None]
 ) -> None:
     answer = told(speak, http("404 Not Found", b'{"message": "no"}', **headers))
-    assert answer.verdict == "gone"
+    assert answer.outcome == "gone"
     assert (answer.limit, answer.remaining) == counts
 
 
@@ -259,7 +259,7 @@ def test_retry_after_is_read_where_it_is_a_number(
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nX-Discogs-"])
 def test_what_is_not_http_is_a_failure_like_any_other(speak: Speak, said: bytes) -> None:
     answer = told(speak, said)
-    assert answer.verdict == "transient"
+    assert answer.outcome == "transient"
     assert len(answer.reason) < 200
 
 
@@ -316,7 +316,7 @@ def test_nobody_listens(speak: Speak) -> None:
 
 def test_a_name_that_does_not_resolve_is_a_failure_like_any_other() -> None:
     answer = client_of("https://api.discogs.invalid").fetch("releases", 5)
-    assert answer.verdict == "transient"
+    assert answer.outcome == "transient"
     assert answer.reason == "no address found for the host's name"
 
 
@@ -340,7 +340,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_tls_is_verified(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with Api(invented(3), certificate=certificate) as server:
         answer = client_of(server.url).fetch("releases", 1)
-        assert answer.verdict == "transient"
+        assert answer.outcome == "transient"
         assert answer.reason == "TLS failed: self-signed certificate"
         assert not server.journal.since(), "the token has not been sent"
 
@@ -369,7 +369,7 @@ def test_ipv6_works() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://[::1]:{server.getsockname()[1]}"
-        assert client_of(url).fetch("releases", 5).verdict == "gone"
+        assert client_of(url).fetch("releases", 5).outcome == "gone"
 
 
 @pytest.mark.parametrize(

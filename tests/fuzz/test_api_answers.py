@@ -78,7 +78,7 @@ def check(tell: Tell, said: bytes) -> None:
     following = tell(NEXT)
     if not following.arrived:
         following = tell(NEXT)
-    assert following.verdict == "record", following.reason
+    assert following.outcome == "record", following.reason
 
 
 def assert_sound(answer: Answer) -> None:
@@ -90,16 +90,16 @@ def assert_sound(answer: Answer) -> None:
         "blocked": (403,),
         "refused": (401, 403),
     }
-    assert answer.status in statuses.get(answer.verdict, (answer.status,))
+    assert answer.status in statuses.get(answer.outcome, (answer.status,))
     assert TOKEN not in answer.reason
-    assert (answer.document is not None) == (answer.verdict == "record") == (not answer.reason)
+    assert (answer.document is not None) == (answer.outcome == "record") == (not answer.reason)
     if answer.document is not None:
         assert answer.document["id"] == "5"
         assert isinstance(answer.document["title"], str)
     else:
         assert is_one_line(answer.reason)
         assert len(answer.reason) < 300
-    assert (answer.verdict == "merged") == (0 < answer.successor <= MAX_ID)
+    assert (answer.outcome == "merged") == (0 < answer.successor <= MAX_ID)
     assert answer.successor != 5
     assert (answer.limit is None) == (answer.remaining is None)
     if answer.limit is not None and answer.remaining is not None:

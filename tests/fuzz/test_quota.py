@@ -116,9 +116,9 @@ class Flow:
             self.limiter.lost(permit)
             return
         self.told = answer.limit or self.told
-        self.limiter.answered(permit, answer.limit, answer.remaining, SENSE[answer.verdict])
-        if answer.verdict in ("too fast", "blocked"):
-            why = "quota" if answer.verdict == "too fast" else "outage"
+        self.limiter.answered(permit, answer.limit, answer.remaining, SENSE[answer.outcome])
+        if answer.outcome in ("too fast", "blocked"):
+            why = "quota" if answer.outcome == "too fast" else "outage"
             pause = self.limiter.pause(why, answer.retry_after_s or 0)
             assert 0 < pause <= PATIENCE_WINDOWS * WINDOW_S
 
@@ -142,7 +142,7 @@ def test_no_headers_drive_us_over_the_limit_or_stop_us_for_ever(
     refused = 0
     for reply_of_the_moment in storm:
         answer = tell(reply_of_the_moment)
-        refused += answer.verdict == "too fast"
+        refused += answer.outcome == "too fast"
         flow.receive(flow.lend(), answer)
     for _ in range(2):
         flow.send_honestly()

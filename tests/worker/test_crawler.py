@@ -25,16 +25,16 @@ from discogs_crawler.config import Secret, Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.store.layouts import Change, Committed, Store, open_store
-from discogs_crawler.worker import crawler
+from discogs_crawler.worker import crawler, patience
 from discogs_crawler.worker.batch import Batch, Item
-from discogs_crawler.worker.crawler import Outcome, Task
+from discogs_crawler.worker.crawler import CrawlOutcome, CrawlTask
 from discogs_crawler.worker.fetchers import Fetchers
 from discogs_crawler.worker.lease_keeper import Leases
 from tests.discogs.api import Api
 from tests.discogs.quota import Quota
 from tests.discogs.world import invented
 
-UNTIL_EMPTY = Task("releases", until_empty=True)
+UNTIL_EMPTY = CrawlTask("releases", until_empty=True)
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def ids(api: Api) -> list[int]:
     return sorted(api.world.alive["releases"])
 
 
-Work = Callable[..., Outcome]
+Work = Callable[..., CrawlOutcome]
 
 
 @pytest.fixture
 def work(settings: Settings) -> Work:
     """Let a worker run to its end; it is an error if that takes long."""
 
-    def call(task: Task = UNTIL_EMPTY, **changes: Any) -> Outcome:
+    def call(task: CrawlTask = UNTIL_EMPTY, **changes: Any) -> CrawlOutcome:
         return crawler.crawl(dataclasses.replace(settings, **changes), task, Stop(30))
 
     return call
@@ -412,7 +412,7 @@ def test_only_the_wanted_segments_are_touched(
 ) -> None:
     api.world.add("releases", [5_000_001, 7_000_001])
     queue.push("new", [*ids[:2], 5_000_001, 7_000_001])
-    outcome = work(Task("releases", frozenset({5, 6}), until_empty=True))
+    outcome = work(CrawlTask("releases", frozenset({5, 6}), until_empty=True))
     assert outcome.empty
     assert stored(settings) == {5_000_001}
     assert sum(queue.depths().values()) == 3
@@ -422,7 +422,7 @@ def test_a_branch_gets_the_commits_and_its_segment(
     settings: Settings, queue: Queue, ids: list[int], work: Work
 ) -> None:
     queue.push("new", ids[:5])
-    assert work(Task("releases", branch="a", until_empty=True)).empty
+    assert work(CrawlTask("releases", branch="a", until_empty=True)).empty
     refs = open_store(settings).repository.refs("refs/heads/")
     assert list(refs) == ["refs/heads/crawl/a"]
     assert queue.branches() == {0: "a"}
@@ -430,7 +430,7 @@ def test_a_branch_gets_the_commits_and_its_segment(
 
 def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: Work) -> None:
     queue.push("new", ids)
-    outcome = work(Task("releases", limit=7))
+    outcome = work(CrawlTask("releases", limit=7))
     assert not outcome.empty
     assert len(api.journal.asked()) == 7
     assert outcomes(queue) == {"stored": 7}
@@ -482,7 +482,7 @@ def test_a_batch_survives_a_commit_that_fails(
             raise Unavailable("the disk is full")
         return commit(self, *args)
 
-    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.1)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(Store, "commit", fails_once)
     queue.push("new", ids[:5])
     work()
@@ -509,7 +509,7 @@ def test_redis_may_be_away_whatever_it_is_asked_next(
             raise Unavailable("Redis does not answer")
         return answer(self, *args, **more)
 
-    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(Queue, call, fails_once)
     api.faults.plan("releases", ids[0], fault)
     queue.push("new", ids[:1])
@@ -528,8 +528,8 @@ def test_patience_begins_anew_after_each_success(
             raise Unavailable("the disk is full")
         return commit(self, *args)
 
-    monkeypatch.setattr(crawler, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(crawler, "PATIENCE_S", 0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0)
     monkeypatch.setattr(Store, "commit", fails_each_time_once)
     queue.push("new", ids[:3])
     assert work(commit_every=1).empty
@@ -537,7 +537,7 @@ def test_patience_begins_anew_after_each_success(
 
 
 class _Worker(threading.Thread):
-    def __init__(self, settings: Settings, task: Task) -> None:
+    def __init__(self, settings: Settings, task: CrawlTask) -> None:
         super().__init__(daemon=True)
         self._settings, self._task, self.error = settings, task, BaseException()
         self.start()
@@ -546,7 +546,7 @@ class _Worker(threading.Thread):
         assert crawler.crawl(self._settings, self._task, Stop(40)).empty
 
 
-def work_in_thread(settings: Settings, task: Task) -> threading.Thread:
+def work_in_thread(settings: Settings, task: CrawlTask) -> threading.Thread:
     return _Worker(settings, task)
 
 

@@ -43,7 +43,7 @@ ACCEPT = "application/vnd.discogs.v2.discogs+json"
 # What every record of a kind has had since there are captures of them.
 _REQUIRED = {"releases": "title", "artists": "name", "labels": "name", "masters": "title"}
 
-Verdict = Literal["record", "gone", "merged", "transient", "too fast", "blocked", "refused"]
+AnswerOutcome = Literal["record", "gone", "merged", "transient", "too fast", "blocked", "refused"]
 
 
 class Answer(NamedTuple):
@@ -54,11 +54,11 @@ class Answer(NamedTuple):
     from a firewall. `refused`: the token is not accepted, and asking again will not help.
     """
 
-    verdict: Verdict
+    outcome: AnswerOutcome
     status: int = 0
     """HTTP status; 0 if there was none."""
     reason: str = ""
-    """One line for the log and the ledger, of every verdict but `record`."""
+    """One line for the log and the ledger, of every outcome but `record`."""
     document: dict[str, Any] | None = None
     successor: int = 0
     limit: int | None = None

@@ -1,16 +1,10 @@
-"""What an answer of the API means for the id that it was asked about.
+"""What an answer of the API means for the id that it was asked about: `decide`, then `Settler`."""
 
-The hard part is whom to blame when nothing sensible comes back: the id, which then waits longer and
-longer and is dead at last, or the service, whose failure must never be an id's. So a failure is
-held until an answer that makes sense vouches for the service, and ten in a row speak against it.
-"""
-
-import collections
-import itertools
+import enum
 import logging
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.cleaning import Rules
@@ -19,25 +13,63 @@ from discogs_crawler.broker.queue import Lease, Result
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.store.layouts import Change
 from discogs_crawler.worker.batch import Batch, Item
-from discogs_crawler.worker.fetchers import Fetched, Fetchers
+from discogs_crawler.worker.circuit_breaker import FAILURES, CircuitBreaker
+from discogs_crawler.worker.fetchers import Fetched
 from discogs_crawler.worker.lease_keeper import Leases
+from discogs_crawler.worker.witnesses import Witnesses
 
 log = logging.getLogger(__name__)
 
-# Different ids in a row without a sensible answer: the service is down.
-FAILURES = 10
-
-# 404s in a row after which we ask for records that are known to exist: a service that has lost
-# its database says the same of every id. Costs one request in 25 where all of them are true.
-MISSING = 25
-WITNESSES = 3
-
-# Retries are spread over this share of their delay, lest they come back all at once.
+# Retries are spread over this share of their delay, so that they do not come back all at once.
 JITTER = 0.2
 
 
-class Judge:
-    """Settles what was fetched: into the batch, back to the queue now or later."""
+class Action(enum.Enum):
+    """What is to be done with an id."""
+
+    SETTLE = "it has its answer: into the batch"
+    HOLD = "count an attempt, if the service turns out to work"
+    POSTPONE = "ask again later, without counting an attempt"
+    GIVE_BACK = "ask again as soon as the quota allows"
+    TRIP = "postpone it, for the service is down"
+    REFUSE = "end: the API refuses us, whatever we ask"
+
+
+def decide(fetched: Fetched, breaker: CircuitBreaker, witnesses: Witnesses) -> Action:
+    """Return what is to be done with the id that was asked about.
+
+    | outcome                 | breaker closed | open     | half-open |
+    |-------------------------|----------------|----------|-----------|
+    | record, merged          | SETTLE         | SETTLE   | SETTLE    |
+    | gone, confirmed         | SETTLE         | SETTLE   | SETTLE    |
+    | gone, asked too early   | POSTPONE       | POSTPONE | POSTPONE  |
+    | gone, like all witnesses| TRIP           | TRIP     | TRIP      |
+    | transient               | HOLD           | POSTPONE | TRIP      |
+    | blocked                 | TRIP           | TRIP     | TRIP      |
+    | too fast                | GIVE_BACK      | GIVE_BACK| GIVE_BACK |
+    | refused                 | REFUSE         | REFUSE   | REFUSE    |
+    """
+    match fetched.answer.outcome:
+        case "record" | "merged":
+            return Action.SETTLE
+        case "gone":
+            if witnesses.confirm_missing(fetched.asked):
+                return Action.SETTLE
+            return Action.TRIP if witnesses.all_missing else Action.POSTPONE
+        case "transient":
+            if breaker.is_half_open(fetched):
+                return Action.TRIP
+            return Action.POSTPONE if breaker.is_open else Action.HOLD
+        case "blocked":
+            return Action.TRIP
+        case "too fast":
+            return Action.GIVE_BACK
+        case "refused":
+            return Action.REFUSE
+
+
+class Settler:
+    """Carries out what was decided: into the batch, or back to the queue now or later."""
 
     def __init__(
         self,
@@ -46,131 +78,93 @@ class Judge:
         retry_delays: Sequence[int],
         leases: Leases,
         limiter: Limiter,
-        fetchers: Fetchers,
         batch: Batch,
-        stored: Callable[[], Iterable[int]],
+        breaker: CircuitBreaker,
+        witnesses: Witnesses,
     ) -> None:
-        """`stored`: ids that the store has, to be asked for when every answer is 404."""
         self._kind, self._rules, self._retry_delays = kind, rules, retry_delays
-        self._leases, self._limiter, self._fetchers = leases, limiter, fetchers
-        self._batch, self._stored = batch, stored
-        self._failures: dict[int, Fetched] = {}
-        self._missing, self._lost, self._trusted_since = 0, False, 0.0
-        self._alive: collections.deque[int] = collections.deque(maxlen=WITNESSES)
-        self._down = False
-        self._paused_until = 0.0
-        self.counts: collections.Counter[str] = collections.Counter()
+        self._leases, self._limiter, self._batch = leases, limiter, batch
+        self._breaker, self._witnesses = breaker, witnesses
+        self.counts: Counter[str] = Counter()
+        """by outcome; also fetched and failed"""
 
-    def judge(self, fetched: Fetched) -> None:
+    def settle(self, fetched: Fetched) -> None:
         """Settle one answer. ConfigurationError if the API refuses us, whatever we ask."""
-        answer = fetched.answer
         self.counts["fetched"] += 1
-        if answer.verdict == "refused":
+        fetched, data = self._cleaned(fetched)
+        lease, answer = fetched.lease, fetched.answer
+        if answer.outcome == "transient":
+            self.counts["failed"] += 1
+            log.info("%s %d: %s", self._kind, lease.id, answer.reason)
+        action = decide(fetched, self._breaker, self._witnesses)
+        if action is Action.REFUSE:
             raise ConfigurationError(f"the API refuses us, check DISCOGS_TOKEN: {answer.reason}")
-        if answer.verdict == "too fast":
+        if action is Action.GIVE_BACK:
             self._pause("quota", answer.retry_after_s, answer.reason)
-            self._leases.give_back([fetched.lease])
-        elif answer.verdict == "blocked":
-            self._pause("outage", answer.retry_after_s, answer.reason)
-            self._excuse(fetched.lease)
-        elif answer.verdict == "transient":
-            self._fail(fetched)
-        elif answer.verdict == "gone" and self._is_doubtful(fetched):
-            self._excuse(fetched.lease)
-        else:
-            self._settle(fetched)
-
-    def pause_left_s(self) -> float:
-        """Seconds until there is sense in asking again."""
-        return max(0, self._paused_until - time.monotonic())
+            self._leases.give_back([lease])
+        elif action is Action.POSTPONE:
+            self._postpone(lease)
+        elif action is Action.TRIP:
+            reason = "the API has lost what it had: " if self._witnesses.all_missing else ""
+            self._trip(answer.retry_after_s, reason + answer.reason)
+            self._postpone(lease)
+        elif action is Action.SETTLE:
+            self._add(fetched, data)
+        elif self._breaker.hold(fetched):
+            self._trip(None, f"{FAILURES} ids in a row, the last: {answer.reason}")
 
     def blame_the_ids(self) -> None:
-        """Count an attempt for each failure that we hold: the service has proved to be up."""
-        for fetched in self._failures.values():
+        """Count an attempt for each failure that is held: the service has proved to be up."""
+        for fetched in self._breaker.held():
             self._blame(fetched)
-        self._failures.clear()
+        self._breaker.release()
 
     def excuse_the_ids(self) -> None:
-        """Let go of the failures that we hold without counting an attempt."""
-        for fetched in self._failures.values():
-            self._excuse(fetched.lease)
-        self._failures.clear()
+        """Let go of the failures that are held without counting an attempt."""
+        for fetched in self._breaker.held():
+            self._postpone(fetched.lease)
+        self._breaker.release()
 
-    def _settle(self, fetched: Fetched) -> None:
+    def _cleaned(self, fetched: Fetched) -> tuple[Fetched, bytes | None]:
+        """The bytes to store, if it is a record; one that cannot be stored is a failure."""
+        answer = fetched.answer
+        if answer.document is None:
+            return fetched, None
+        try:
+            data = cleaning.clean(answer.document, self._rules)
+        except BadData as error:
+            reason = f"HTTP {answer.status} with a record that cannot be stored: {error}"
+            failed = answer._replace(outcome="transient", document=None, reason=reason)
+            return fetched._replace(answer=failed), None
+        self._witnesses.saw_record(fetched.lease.id)
+        return fetched, data
+
+    def _add(self, fetched: Fetched, data: bytes | None) -> None:
         """A sensible answer: it counts, and it shows that the service works."""
         lease, answer = fetched.lease, fetched.answer
-        if self._down:
+        if self._breaker.close():
             log.warning("the API answers again")
-            self._down = False
-        if answer.document is not None:
-            try:
-                data = cleaning.clean(answer.document, self._rules)
-            except BadData as error:
-                reason = f"HTTP 200 with a record that cannot be stored: {error}"
-                self._fail(fetched._replace(answer=answer._replace(reason=reason)))
-                return
-            self._alive.append(lease.id)
-            self._has_its_records()
-            result = self._result(fetched, "stored")
-            self._batch.add(Item(lease, result, Change(lease.id, data)))
-        else:
-            # Only a 404 that was asked for to confirm an earlier one removes what is stored.
-            change = Change(lease.id, None) if lease.reason == "confirm" else None
-            result = self._result(fetched, answer.verdict)
-            self._batch.add(Item(lease, result._replace(successor=answer.successor), change))
+        change = None
+        # Only a 404 that was asked for to confirm an earlier one removes what is stored.
+        if data is not None or lease.reason == "confirm":
+            change = Change(lease.id, data)
+        outcome = answer.outcome if data is None else "stored"
+        result = self._result(fetched, outcome)._replace(successor=answer.successor)
+        self._batch.add(Item(lease, result, change))
         self.blame_the_ids()
 
-    def _is_doubtful(self, fetched: Fetched) -> bool:
-        """Whether a 404 says nothing, for the API says the same of records that it has."""
-        self._missing += 1
-        if self._missing > MISSING:
-            if self._has_lost_everything():
-                self._lost = True
-                self._service_is_down(f"the API has lost what it had: {fetched.answer.reason}")
-            else:
-                self._has_its_records()
-        return self._lost or fetched.asked < self._trusted_since
-
-    def _has_lost_everything(self) -> bool:
-        candidates = itertools.chain(list(self._alive), self._stored())
-        witnesses = list(itertools.islice(dict.fromkeys(candidates), WITNESSES))
-        answers = map(self._fetchers.ask_now, witnesses)
-        # A failure says nothing of the 404s, and comes up by itself if it lasts.
-        return bool(witnesses) and all(a is not None and a.verdict == "gone" for a in answers)
-
-    def _has_its_records(self) -> None:
-        """A 404 may be believed, unless it was asked for while the API had lost everything."""
-        self._missing = 0
-        if self._lost:
-            self._lost = False
-            self._trusted_since = time.monotonic()
-
-    def _fail(self, fetched: Fetched) -> None:
-        self.counts["failed"] += 1
-        log.info("%s %d: %s", self._kind, fetched.lease.id, fetched.answer.reason)
-        if self._down:
-            self._excuse(fetched.lease)
-            if fetched.probe == "outage":
-                self._service_is_down(fetched.answer.reason)
-            return
-        self._failures[fetched.lease.id] = fetched
-        if len(self._failures) >= FAILURES:
-            self._service_is_down(f"{FAILURES} ids in a row, the last: {fetched.answer.reason}")
-
-    def _service_is_down(self, why: str) -> None:
-        self._down = True
-        self._pause("outage", None, why)
+    def _trip(self, least_s: float | None, reason: str) -> None:
+        self._breaker.trip(self._pause("outage", least_s, reason))
         self.excuse_the_ids()
 
-    def _pause(self, why: Reason, least_s: float | None, reason: str) -> None:
+    def _pause(self, why: Reason, least_s: float | None, reason: str) -> float:
         seconds = self._limiter.pause(why, least_s or 0)
         log.warning("no requests for %.0f s: %s", seconds, reason)
-        if why == "outage":
-            self._paused_until = time.monotonic() + seconds
+        return seconds
 
-    def _excuse(self, lease: Lease) -> None:
-        """Another time, and as if it had never been asked for; others first."""
-        seconds = self.pause_left_s() * (1 + random.uniform(0, JITTER))
+    def _postpone(self, lease: Lease) -> None:
+        """Until the pause is over, and as if it had never been asked for; others first."""
+        seconds = self._breaker.pause_left_s() * (1 + random.uniform(0, JITTER))
         self._leases.delay(lease, seconds, count_attempt=False)
 
     def _blame(self, fetched: Fetched) -> None:

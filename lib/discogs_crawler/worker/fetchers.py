@@ -149,7 +149,7 @@ class Fetchers:
         log.debug("%s %d: %s", self._kind, record_id, answer.reason or "200")
         try:
             if answer.arrived:
-                sense = SENSE[answer.verdict]
+                sense = SENSE[answer.outcome]
                 self._limiter.answered(permit, answer.limit, answer.remaining, sense)
             else:
                 self._limiter.lost(permit)

@@ -97,9 +97,9 @@ def _api(settings: Settings, kind: str) -> str:
     if not answer.arrived:
         limiter.lost(permit)
         raise Unavailable(f"{settings.discogs_api}: {answer.reason}")
-    good = answer.verdict == "record"
+    good = answer.outcome == "record"
     limiter.answered(permit, answer.limit, answer.remaining, "good" if good else "poor")
-    if answer.verdict == "refused":
+    if answer.outcome == "refused":
         raise ConfigurationError(f"{settings.discogs_api} refuses us: {answer.reason}")
     if not good:
         raise Unavailable(f"{settings.discogs_api}: {answer.reason}")

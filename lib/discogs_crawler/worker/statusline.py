@@ -13,7 +13,7 @@ REFRESH_S = 1
 CLEAR = "\r\x1b[K"
 
 
-class Rate:
+class RequestRate:
     """Events in the last window."""
 
     def __init__(self, window_s: float) -> None:

@@ -1,0 +1,84 @@
+"""From a batch to the store, to Redis, to the ledger, in this order."""
+
+import logging
+import sqlite3
+from collections import Counter
+
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.errors import CrawlerError
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.seeding import exchange
+from discogs_crawler.store.layouts import AnyStore, Change, Committed
+from discogs_crawler.worker.batch import Batch, Done
+from discogs_crawler.worker.lease_keeper import Leases
+
+log = logging.getLogger(__name__)
+
+
+class Committer:
+    """Commits the batches of one worker and reports their results."""
+
+    def __init__(
+        self,
+        kind: str,
+        cleaner: str,
+        owner: str,
+        store: AnyStore,
+        queue: Queue,
+        leases: Leases,
+        ledger: Ledger | None,
+    ) -> None:
+        """`ledger`: None on a machine that has none; its results then wait in Redis."""
+        self._kind, self._store, self._queue = kind, store, queue
+        self._leases, self._ledger = leases, ledger
+        self._signature = {"Cleaner": cleaner, "Worker": owner}
+
+    def commit(self, batch: Batch) -> Done:
+        """Store and report all of it. When something fails, everything is still in the batch."""
+        leases = batch.leases()
+        trailers = {"Reason": batch.reasons(), "Dump": self._dump(), **self._signature}
+
+        def store(changes: list[Change]) -> Committed:
+            return self._store.commit(
+                self._kind, changes, lambda: self._leases.renew(leases), trailers
+            )
+
+        done = batch.commit(store, self._leases.complete)
+        self._leases.forget(done.lost)
+        return done
+
+    def tell(self, done: Done, per_minute: float) -> None:
+        """One log line per commit, and the results to the ledger if it is on this machine."""
+        outcomes = Counter(result.outcome for result in done.results)
+        committed = done.committed
+        log.info(
+            "%s: %s; %d added, %d changed, %d removed%s; %.0f requests/min",
+            self._kind,
+            ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())),
+            committed.added,
+            committed.updated,
+            committed.removed,
+            f" as {committed.revision[:10]}" if committed.changed else "",
+            per_minute,
+        )
+        if done.lost:
+            log.warning("%d ids were no longer ours and are fetched by others", len(done.lost))
+        self._drain()
+
+    def _drain(self) -> None:
+        if self._ledger is None:
+            return
+        try:
+            exchange.drain(self._ledger, self._queue)
+        except (CrawlerError, sqlite3.OperationalError) as error:
+            log.warning("results stay in Redis until the next commit: %s", error)
+
+    def _dump(self) -> str:
+        """The dump that the ledger's wants come from, if it is known here."""
+        if self._ledger is None:
+            return ""
+        try:
+            dump = self._ledger.last_accepted(self._kind)
+        except sqlite3.OperationalError:
+            return ""
+        return dump.file if dump else ""

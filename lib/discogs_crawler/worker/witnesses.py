@@ -1,0 +1,59 @@
+"""Can a 404 be trusted? A service that has lost its database says the same of every id.
+
+After MISSING 404s in a row we ask for records that are known to exist. If they are missing too, no
+404 is trusted until a record arrives again, nor any that was asked for before that.
+"""
+
+import collections
+import itertools
+import time
+from collections.abc import Callable, Iterable
+
+from discogs_crawler.api.client import Answer
+
+# Costs one request in 25 where all the 404s are true.
+MISSING = 25
+WITNESSES = 3
+
+
+class Witnesses:
+    """Records that exist: the last ones that arrived, then some of those that are stored."""
+
+    def __init__(
+        self, ask: Callable[[int], Answer | None], stored: Callable[[], Iterable[int]]
+    ) -> None:
+        """`ask` returns None if there is no permit; `stored` returns ids that the store has."""
+        self._ask, self._stored = ask, stored
+        self._alive: collections.deque[int] = collections.deque(maxlen=WITNESSES)
+        self._missing_in_a_row = 0
+        self._trusted_since = 0.0
+        self.all_missing = False
+        """the API has lost what it had"""
+
+    def saw_record(self, record_id: int) -> None:
+        """A record has arrived: the API has its records."""
+        self._alive.append(record_id)
+        self._trust()
+
+    def confirm_missing(self, asked: float) -> bool:
+        """Whether a 404 can be trusted that was asked for at that time (`time.monotonic()`)."""
+        self._missing_in_a_row += 1
+        if self._missing_in_a_row > MISSING:
+            if self._are_missing():
+                self.all_missing = True
+            else:
+                self._trust()
+        return not self.all_missing and asked >= self._trusted_since
+
+    def _are_missing(self) -> bool:
+        candidates = itertools.chain(list(self._alive), self._stored())
+        chosen = list(itertools.islice(dict.fromkeys(candidates), WITNESSES))
+        answers = map(self._ask, chosen)
+        # A failure says nothing about the 404s, and comes up by itself if it lasts.
+        return bool(chosen) and all(a is not None and a.outcome == "gone" for a in answers)
+
+    def _trust(self) -> None:
+        self._missing_in_a_row = 0
+        if self.all_missing:
+            self.all_missing = False
+            self._trusted_since = time.monotonic()
