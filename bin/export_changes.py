@@ -21,6 +21,13 @@ block, nobody can know.) It finds EXPORT_CONSUMER, EXPORT_KIND, EXPORT_REPOSITOR
 EXPORT_TO in its environment; the last two are revisions that
 `git --git-dir "$EXPORT_REPOSITORY" diff` knows.
 
+--into DIR writes numbered files that anybody can follow through a web server, without Git and each
+change exactly once: DIR/NAME-000000123.jsonl.gz, and DIR/NAME.state.json, which names the last of
+them, the first that is kept, and a baseline with all records. --keep DAYS removes those that are
+older; then a new baseline is written from time to time. The README shows a reader of 40 lines.
+Killed at any point, nothing is missing or announced twice. (With standard output an export is lost
+if we are killed with SIGKILL in the instant between moving the place and ending.)
+
 --from may stay in a crontab: it is where a new consumer begins. For one that is known, a revision
 other than the one it began at is refused; --reset moves it, which may repeat changes or skip them.
 
@@ -34,6 +41,7 @@ Example:
   export_changes.py --consumer mirror --format jsonl --exec 'load.py music.db'
   export_changes.py --consumer mail --from now --format status
   export_changes.py --repository https://example.org/discogs.git --consumer me --format ids
+  export_changes.py --consumer web --kind all --into /srv/www/discogs --keep 90
   export_changes.py --list
 
 Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed,
@@ -44,11 +52,15 @@ consumer is running, or nothing is stored yet; 78 configuration.
 
 import argparse
 import contextlib
+import functools
 import logging
+import os
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
@@ -56,9 +68,10 @@ from discogs_crawler import clock
 from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, UsageError
-from discogs_crawler.export import delivery
+from discogs_crawler.export import delivery, numbered_files
 from discogs_crawler.export import run as export_run
 from discogs_crawler.export.formats import FORMATS
+from discogs_crawler.export.numbered_files import Target
 from discogs_crawler.export.run import Form, Plan
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
@@ -74,7 +87,7 @@ def arguments() -> argparse.ArgumentParser:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--consumer", metavar="NAME", help="export to this consumer")
     task.add_argument("--list", action="store_true", help="show all consumers and their places")
-    parser.add_argument("--format", choices=FORMATS, default="names", help="default: names")
+    parser.add_argument("--format", choices=FORMATS, help="default: names; with --into jsonl")
     parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
     parser.add_argument("--kind", choices=(*KINDS, export_run.ALL), help="default: releases")
     parser.add_argument(
@@ -91,7 +104,12 @@ def arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out changes that the crawler made by itself (new cleaning rules)",
     )
-    parser.add_argument("--exec", dest="line", metavar="CMD", help="give it to a shell command")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--exec", dest="line", metavar="CMD", help="give it to a shell command")
+    where.add_argument("--into", type=Path, metavar="DIR", help="write it into numbered files")
+    parser.add_argument(
+        "--keep", type=command.positive, metavar="DAYS", help="with --into: remove older files"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print it, but do not move")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -111,7 +129,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     database = export_run.find_database(flags.repository, source, settings)
     if flags.repository and flags.database:
         database = settings.database
-    with consumers.opened(database) as db:
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(consumers.opened(database))
         if flags.list:
             print(table(db, source), end="")
             return EXIT_DONE
@@ -122,19 +141,32 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         else:
             enrol(db, source, flags, keep=False)
         only_look = contextlib.nullcontext(-1)
-        with only_look if flags.dry_run else export_run.alone(database, flags.consumer) as lock:
-            if flags.reset:
-                reset(db, source, flags)
-            elif flags.forget:
-                forget(db, database, flags)
-            else:
-                export_changes(db, source, flags, lock)
+        alone = only_look if flags.dry_run else export_run.alone(database, flags.consumer)
+        lock = stack.enter_context(alone)
+        if flags.reset:
+            reset(db, source, flags)
+        elif flags.forget:
+            forget(db, database, flags)
+        elif move := export_changes(db, source, flags, lock):
+            # Killed after it, we would have failed in the eyes of our reader: so it comes last of
+            # all, with the lock and the database still open.
+            command.end_with(functools.partial(move_and_exit, move, stack.pop_all()))
     return EXIT_DONE
+
+
+def move_and_exit(move: Callable[[], None], held: contextlib.ExitStack) -> NoReturn:
+    move()
+    os._exit(EXIT_DONE)
 
 
 def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
+    if flags.keep and not flags.into:
+        raise UsageError("--keep goes with --into")
+    if flags.into and (flags.nul or flags.format not in (None, "jsonl")):
+        raise UsageError("--into writes jsonl with line feeds")
+    flags.format = flags.format or ("jsonl" if flags.into else "names")
     if flags.format == "ids" and flags.kind == export_run.ALL:
         raise UsageError("--format ids: kinds share their numbers; name one with --kind")
 
@@ -152,11 +184,12 @@ def table(db: sqlite3.Connection, source: Source) -> str:
             history.commits_between(source.folder, known.revision, tip),
             clock.iso(known.exported) if known.exported is not None else "never",
             known.records,
-            known.repository,
+            known.sequence or "-",
+            known.folder or known.repository,
         )
         for known in consumers.everyone(db)
     ]
-    head = ("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
+    head = ("consumer", "kind", "revision", "behind", "exported", "changes", "file", "where")
     # tabulate takes no list of columns for a table without rows.
     as_text = [0, 2] if rows else True
     return tabulate(rows, head, tablefmt="plain", disable_numparse=as_text) + "\n"
@@ -190,19 +223,31 @@ def enrol(
 
 def export_changes(
     db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
-) -> None:
+) -> Callable[[], None] | None:
+    """Write out what is new; what moves the consumer's place, if that is still to be done."""
     consumer = enrol(db, source, flags, keep=not flags.dry_run)
+    form = Form(flags.format, flags.nul, flags.skip_technical)
+    if flags.into and not flags.dry_run:
+        target = Target(consumer.name, flags.into)
+        numbered_files.export(
+            db, consumer, source, target, form=form, limit=flags.limit, keep_days=flags.keep
+        )
+        return None
+    if consumer.folder and not flags.dry_run:
+        raise UsageError(
+            f"consumer {consumer.name} is exported --into {consumer.folder}; its readers would miss"
+            " these changes: use another name"
+        )
     plan = export_run.plan(consumer, source, flags.limit)
     if plan is None:
         log.info("%s: nothing new", consumer.name)
-        return
-    form = Form(flags.format, flags.nul, flags.skip_technical)
+        return None
     with receiver(flags, plan, lock) as write:
         count = export_run.write(plan, form, write)
-    if not flags.dry_run:
-        command.end_undisturbed()
-        consumers.move(db, consumer, "export", plan.new, count)
     log.info("%s: %d changes up to %s", consumer.name, count, plan.new[:12])
+    if flags.dry_run:
+        return None
+    return functools.partial(consumers.move, db, consumer, "export", plan.new, count)
 
 
 def receiver(

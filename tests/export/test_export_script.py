@@ -246,10 +246,10 @@ def test_the_list_shows_where_everyone_is(store: SingleStore, export: Run) -> No
     export("--consumer", "b", "--exec", "false")
     lines = export("--list").stdout.splitlines()
     assert lines[0].split() == [
-        *("consumer", "kind", "revision", "behind", "exported", "changes", "repository")
+        *("consumer", "kind", "revision", "behind", "exported", "changes", "file", "where")
     ]
     assert lines[1].split()[:4] == ["b", "releases", "start", "2"]
-    assert lines[1].split()[4:] == ["never", "0", str(store.folder)]
+    assert lines[1].split()[4:] == ["never", "0", "-", str(store.folder)]
     assert lines[2].split()[:4] == ["test", "releases", first[:12], "1"]
 
 

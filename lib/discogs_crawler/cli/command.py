@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
+_last_acts: list[Callable[[], NoReturn]] = []
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -70,6 +72,9 @@ def run(
         code = healthcheck.watch(settings, script, lambda: command(flags, settings))
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
+        for act in _last_acts:
+            _end_undisturbed()
+            act()
         return code
     except CrawlerError as error:
         log.error("%s", error)
@@ -100,7 +105,12 @@ def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None
     return None
 
 
-def end_undisturbed() -> None:
+def end_with(act: Callable[[], NoReturn]) -> None:
+    """Let `act` end the process when all else is done: reported, flushed, no signal in the way."""
+    _last_acts.append(act)
+
+
+def _end_undisturbed() -> None:
     """Let no signal change the exit code any more: what is about to be done counts as done."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,21 +35,33 @@ TABLES = (
         kind TEXT NOT NULL, -- what it gets: releases, artists, labels, masters or all
         revision TEXT, -- the commit (hexadecimal) that it has everything up to; NULL: nothing yet
         exported INTEGER, -- when it got there (epoch seconds); NULL: never
-        records INTEGER NOT NULL DEFAULT 0 -- changes that it has got so far, deletions included
+        records INTEGER NOT NULL DEFAULT 0, -- changes that it has got so far, deletions included
+        sequence INTEGER NOT NULL DEFAULT 0, -- number of its last file (--into); 0: it gets none
+        folder TEXT -- where its files are (--into)
     ) STRICT
     """,
     """
     CREATE TABLE IF NOT EXISTS consumers_history (
         id INTEGER PRIMARY KEY, -- in the order of what happened
         consumer TEXT NOT NULL, -- consumers.name
-        event TEXT NOT NULL, -- new, export, reset, forget, or move (the store's layout was changed)
+        event TEXT NOT NULL, -- new, export, reset, forget, baseline (a file of all
+                             -- records), or move (the same records are in another revision)
         began TEXT, -- its revision before; NULL: nothing yet
         revision TEXT, -- its revision after; NULL: nothing yet
         time INTEGER NOT NULL, -- when (epoch seconds)
-        records INTEGER NOT NULL -- changes that were exported, deletions included
+        records INTEGER NOT NULL, -- changes that were exported, deletions included
+        sequence INTEGER, -- number of the file with these changes (--into)
+        size INTEGER, -- bytes in that file
+        sha256 BLOB -- SHA-256 of that file
     ) STRICT
     """,
 )
+
+# Columns that a database made by an earlier version lacks.
+_LATER = {
+    "consumers": ("sequence INTEGER NOT NULL DEFAULT 0", "folder TEXT"),
+    "consumers_history": ("sequence INTEGER", "size INTEGER", "sha256 BLOB"),
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -63,12 +75,41 @@ class Consumer(NamedTuple):
     revision: str | None = None
     exported: int | None = None
     records: int = 0
+    sequence: int = 0
+    folder: str | None = None
+
+
+class ExportedFile(NamedTuple):
+    """A file of `export_changes.py --into`, as `consumers_history` has it."""
+
+    sequence: int
+    began: str | None
+    """the revision from which it leads; None: from nothing, so that it has all records"""
+    revision: str
+    """the revision to which it leads"""
+    time: int
+    """epoch seconds"""
+    records: int
+    """changes in it, deletions included"""
+    size: int
+    """bytes in it"""
+    sha256: bytes
+    """32 bytes"""
 
 
 def create_tables(db: "sqlite_utils.Database | sqlite3.Connection") -> None:
-    """Create `consumers` and `consumers_history` where they are missing."""
+    """Create `consumers` and `consumers_history`, or the columns of theirs that are missing."""
     for statement in TABLES:
         db.execute(statement)
+    for table, columns in _LATER.items():
+        known = _columns(db, table)
+        for column in columns:
+            if column.split()[0] not in known:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+
+
+def _columns(db: "sqlite_utils.Database | sqlite3.Connection", table: str) -> set[str]:
+    return {row[0] for row in db.execute(f"SELECT name FROM pragma_table_info('{table}')")}
 
 
 def check_name(name: str) -> str:
@@ -100,9 +141,11 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def has_tables(connection: sqlite3.Connection) -> bool:
-    """Whether `create_tables` has been here."""
-    sql = "SELECT count(*) FROM sqlite_schema WHERE name IN ('consumers', 'consumers_history')"
-    return bool(connection.execute(sql).fetchone()[0] == len(TABLES))
+    """Whether `create_tables` of this version has been here."""
+    return all(
+        {column.split()[0] for column in columns} <= _columns(connection, table)
+        for table, columns in _LATER.items()
+    )
 
 
 @contextlib.contextmanager
@@ -188,23 +231,96 @@ def move(
 
     TryLater if it has been moved by somebody else in the meantime.
     """
+    # A number without a file is the gap by which who follows the files sees that they begin anew.
+    gap = event == "reset" and consumer.sequence > 0
+    moved = consumer._replace(sequence=consumer.sequence + gap)
     with _transaction(connection):
-        done = connection.execute(
-            "UPDATE consumers SET repository = ?, kind = ?, revision = ?, exported = ?,"
-            " records = records + ? WHERE name = ? AND revision IS ?",
-            (
-                consumer.repository,
-                consumer.kind,
-                revision,
-                int(clock.now()) if event == "export" else consumer.exported,
-                records,
-                consumer.name,
-                consumer.revision,
-            ),
-        )
-        if done.rowcount != 1:
-            raise TryLater(f"consumer {consumer.name} was moved by another process; run it again")
+        _update(connection, consumer, moved, event, revision, records)
         _note(connection, consumer, event, revision, records)
+
+
+def _update(
+    connection: sqlite3.Connection,
+    consumer: Consumer,
+    moved: Consumer,
+    event: str,
+    revision: str | None,
+    records: int,
+) -> None:
+    done = connection.execute(
+        "UPDATE consumers SET repository = ?, kind = ?, sequence = ?, folder = ?, revision = ?,"
+        " exported = ?, records = records + ? WHERE name = ? AND revision IS ? AND sequence = ?",
+        (
+            moved.repository,
+            moved.kind,
+            moved.sequence,
+            moved.folder,
+            revision,
+            int(clock.now()) if event == "export" else consumer.exported,
+            records,
+            consumer.name,
+            consumer.revision,
+            consumer.sequence,
+        ),
+    )
+    if done.rowcount != 1:
+        raise TryLater(f"consumer {consumer.name} was moved by another process; run it again")
+
+
+def publish(
+    connection: sqlite3.Connection, consumer: Consumer, files: Sequence[ExportedFile]
+) -> None:
+    """Move the consumer to where its new files lead: the one of changes, maybe one of all records.
+
+    TryLater if it has been moved by somebody else in the meantime.
+    """
+    changes = files[0]
+    moved = consumer._replace(sequence=changes.sequence)
+    with _transaction(connection):
+        _update(connection, consumer, moved, "export", changes.revision, changes.records)
+        _note_file(connection, consumer.name, "export", changes)
+        for baseline in files[1:]:
+            _note_file(connection, consumer.name, "baseline", baseline)
+
+
+def relocate(
+    connection: sqlite3.Connection,
+    consumer: Consumer,
+    moved: Consumer,
+    files: Sequence[ExportedFile] = (),
+) -> None:
+    """Let its files be in another folder, or have got further than was known here."""
+    with _transaction(connection):
+        _update(connection, consumer, moved, "move", moved.revision, 0)
+        for file in files:
+            _note_file(connection, consumer.name, "export", file)
+
+
+def files_of(connection: sqlite3.Connection, name: str) -> dict[int, ExportedFile]:
+    """The consumer's files of changes since it was last reset, by their numbers."""
+    return {file.sequence: file for file in _files(connection, name, "event = 'export'")}
+
+
+def baseline_of(connection: sqlite3.Connection, name: str) -> tuple[ExportedFile, bool] | None:
+    """Its newest file of all records since it was last reset, and whether it is one of changes."""
+    condition = "(event = 'baseline' OR event = 'export' AND began IS NULL)"
+    found = _files(connection, name, condition)
+    if not found:
+        return None
+    changes = files_of(connection, name).get(found[-1].sequence)
+    return found[-1], changes == found[-1]
+
+
+def _files(connection: sqlite3.Connection, name: str, condition: str) -> list[ExportedFile]:
+    rows = connection.execute(
+        f"SELECT {', '.join(ExportedFile._fields)} FROM consumers_history"
+        f" WHERE consumer = ? AND sequence IS NOT NULL AND {condition} AND id > ("
+        "   SELECT ifnull(max(id), 0) FROM consumers_history"
+        "   WHERE consumer = ? AND event IN ('new', 'reset', 'forget')"
+        ") ORDER BY id",
+        (name, name),
+    )
+    return [ExportedFile(*row) for row in rows]
 
 
 def forget(connection: sqlite3.Connection, consumer: Consumer) -> None:
@@ -223,6 +339,15 @@ def move_all(connection: sqlite3.Connection, revisions: Mapping[str, str]) -> in
     for consumer in affected:
         move(connection, consumer, "move", revisions[str(consumer.revision)])
     return len(affected)
+
+
+def _note_file(connection: sqlite3.Connection, name: str, event: str, file: ExportedFile) -> None:
+    connection.execute(
+        "INSERT INTO consumers_history"
+        " (consumer, event, sequence, began, revision, time, records, size, sha256)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (name, event, *file),
+    )
 
 
 def _note(

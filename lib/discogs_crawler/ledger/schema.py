@@ -212,3 +212,8 @@ def create_views(db: sqlite_utils.Database) -> None:
 @MIGRATIONS()
 def create_consumers(db: sqlite_utils.Database) -> None:
     consumers.create_tables(db)
+
+
+@MIGRATIONS()
+def number_exported_files(db: sqlite_utils.Database) -> None:
+    consumers.create_tables(db)

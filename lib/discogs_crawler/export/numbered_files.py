@@ -1,0 +1,284 @@
+"""An export into numbered files: anybody can follow them without Git, and gets each change once.
+
+    NAME-000000123.jsonl.gz        the changes of one run
+    NAME-000000123.state.json      what is known of them
+    NAME-000000090.full.jsonl.gz   a baseline: all records, as they were at that number
+    NAME.state.json                the last of the states; what it does not name does not exist
+
+First the files are saved to disk, then the consumer's place and number move in one transaction of
+SQLite, and only then the state is renamed into place. Killed before the transaction, the next run
+writes the same number again, of which nobody has been told; killed after it, the next run begins
+with the state. A number that was announced is never written again.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import sqlite3
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from isal import igzip
+
+from discogs_crawler import clock
+from discogs_crawler.clock import DAY_S
+from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.export import run
+from discogs_crawler.export.run import Form, Plan
+from discogs_crawler.files import atomic_write
+from discogs_crawler.ledger import consumers
+from discogs_crawler.ledger.consumers import Consumer, ExportedFile
+from discogs_crawler.store.history import EMPTY_TREE, Source
+
+log = logging.getLogger(__name__)
+
+# Of isal's four levels the one that makes the smallest files, still three times as fast as zlib.
+LEVEL = 2
+
+# Rises when a reader would have to be changed.
+FORMAT = 1
+
+
+class Target(NamedTuple):
+    """Whose files, and in which folder."""
+
+    name: str
+    folder: Path
+
+    def changes(self, sequence: int) -> Path:
+        return self.folder / f"{self.name}-{sequence:09}.jsonl.gz"
+
+    def baseline(self, sequence: int) -> Path:
+        return self.folder / f"{self.name}-{sequence:09}.full.jsonl.gz"
+
+    def state(self, sequence: int | None = None) -> Path:
+        """The state as of that number; None: the one that readers ask for."""
+        number = "" if sequence is None else f"-{sequence:09}"
+        return self.folder / f"{self.name}{number}.state.json"
+
+    def number_of(self, path: Path) -> int:
+        """The number in the name of one of those files; 0 if it is none of them."""
+        pattern = rf"{re.escape(self.name)}-([0-9]{{9,}})\.((full\.)?jsonl\.gz|state\.json)"
+        match = re.fullmatch(pattern, path.name, re.ASCII)
+        return int(match[1]) if match else 0
+
+
+class Chain(NamedTuple):
+    """The numbers with which a reader can go on, and the baseline with which one can begin."""
+
+    first: int
+    """the lowest number from which on all are here; one more than the last if none is"""
+    last: ExportedFile | None
+    baseline: ExportedFile | None
+    baseline_path: Path | None
+
+
+def export(
+    db: sqlite3.Connection,
+    consumer: Consumer,
+    source: Source,
+    target: Target,
+    *,
+    form: Form,
+    limit: int | None = None,
+    keep_days: int | None = None,
+) -> int:
+    """Write what is new into the next file and announce it; the number of changes in it.
+
+    Files older than `keep_days` are removed, once there is a baseline that is younger. OSError if
+    the disk is full or the folder is gone; whatever happens, the next run goes on.
+    """
+    target.folder.mkdir(parents=True, exist_ok=True)
+    consumer = _claim(db, consumer, target)
+    _announce(consumer, target, _chain(db, consumer, target))
+    _remove_leftovers(consumer, target)
+    plan = run.plan(consumer, source, limit)
+    if plan is None:
+        log.info("%s: nothing new", consumer.name)
+        return 0
+    sequence = consumer.sequence + 1
+    changes = _write(target.changes(sequence), sequence, plan, form)
+    if not changes.records:
+        target.changes(sequence).unlink()
+        consumers.move(db, consumer, "export", plan.new)
+        return 0
+    since = 0 if keep_days is None else int(clock.now()) - keep_days * DAY_S
+    files = [changes]
+    if changes.began is not None and _needs_baseline(_chain(db, consumer, target), since):
+        everything = plan._replace(old=EMPTY_TREE)
+        whole = form._replace(skip_technical=False)
+        files.append(_write(target.baseline(sequence), sequence, everything, whole))
+    consumers.publish(db, consumer, files)
+    consumer = consumer._replace(sequence=sequence)
+    chain = _chain(db, consumer, target, since)
+    _announce(consumer, target, chain)
+    _remove_old(target, chain)
+    log.info("%s: %d changes in %s", consumer.name, changes.records, target.changes(sequence))
+    return changes.records
+
+
+def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consumer:
+    """The consumer, with its place and folder as far as the folder knows them better.
+
+    ConfigurationError if the folder is not the one with its files.
+    """
+    announced = _read_state(target)
+    last = max(consumers.files_of(db, consumer.name), default=0)
+    if last and not announced and not target.changes(last).exists():
+        raise ConfigurationError(
+            f"{target.folder}: the files of {target.name} are not here, the last is number {last}:"
+            " is the disk mounted? If they are lost, begin anew with"
+            f" --consumer {target.name} --reset start"
+        )
+    if announced and not consumer.sequence:
+        raise ConfigurationError(
+            f"{target.state()}: it belongs to another export; take another name or folder,"
+            " or remove it with its files"
+        )
+    moved = consumer._replace(folder=str(target.folder.resolve()))
+    unknown: list[ExportedFile] = []
+    if announced.get("sequence", 0) > consumer.sequence:
+        log.warning(
+            "%s: the files are ahead of what is known here (a backup?): going on after number %d",
+            *(consumer.name, announced["sequence"]),
+        )
+        numbers = range(consumer.sequence + 1, announced["sequence"] + 1)
+        states = [_read_state(target, number) for number in numbers]
+        unknown = [_file_of(state) for state in states if state]
+        moved = moved._replace(sequence=announced["sequence"], revision=announced["to"])
+    if moved != consumer:
+        consumers.relocate(db, consumer, moved, unknown)
+    return moved
+
+
+def _read_state(target: Target, sequence: int | None = None) -> dict[str, Any]:
+    """A state that was announced, by default the last; empty if there is none."""
+    path = target.state(sequence)
+    try:
+        state = json.loads(path.read_bytes())
+        _file_of(state)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigurationError(f"{path}: it is not the state of an export; remove it") from None
+    return cast(dict[str, Any], state)
+
+
+def _file_of(state: Mapping[str, Any]) -> ExportedFile:
+    """What a state says, the other way round of `_described`."""
+    return ExportedFile(
+        int(state["sequence"]),
+        state["from"],
+        str(state["to"]),
+        int(datetime.fromisoformat(state["time"]).timestamp()),
+        int(state["changes"]),
+        int(state["bytes"]),
+        bytes.fromhex(state["sha256"]),
+    )
+
+
+def _described(file: ExportedFile, path: Path) -> dict[str, Any]:
+    return {
+        "sequence": file.sequence,
+        "file": path.name,
+        "from": file.began,
+        "to": file.revision,
+        "time": clock.iso(file.time),
+        "changes": file.records,
+        "bytes": file.size,
+        "sha256": file.sha256.hex(),
+    }
+
+
+def _remove_leftovers(consumer: Consumer, target: Target) -> None:
+    """What a killed run has left: temporary files, and numbers that were never announced."""
+    temporary = re.compile(rf"\.{re.escape(target.name)}[-.].*\.tmp")
+    for path in target.folder.iterdir():
+        if temporary.fullmatch(path.name) or target.number_of(path) > consumer.sequence:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, sequence: int, plan: Plan, form: Form) -> ExportedFile:
+    with atomic_write(path) as file:
+        counted = _Counted(file)
+        with igzip.IGzipFile(  # type: ignore[no-untyped-call]
+            "", "wb", LEVEL, counted, mtime=0
+        ) as packed:
+            records = run.write(plan, form, packed.write)
+    began = None if plan.old == EMPTY_TREE else plan.old
+    digest, now = counted.sha256.digest(), int(clock.now())
+    return ExportedFile(sequence, began, plan.new, now, records, counted.bytes, digest)
+
+
+class _Counted:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _chain(db: sqlite3.Connection, consumer: Consumer, target: Target, since: int = 0) -> Chain:
+    """What readers can have; without what is older than `since` where they can do without it."""
+    files = consumers.files_of(db, consumer.name)
+    found = consumers.baseline_of(db, consumer.name)
+    baseline, path = None, None
+    if found is not None:
+        baseline, is_changes = found
+        path = (target.changes if is_changes else target.baseline)(baseline.sequence)
+        if not path.exists():
+            baseline = path = None
+    needed = baseline.sequence if baseline else 0
+    first = consumer.sequence + 1
+    while (file := files.get(first - 1)) and target.changes(first - 1).exists():
+        if file.time < since and first - 1 <= needed and first <= consumer.sequence:
+            break
+        first -= 1
+    return Chain(first, files.get(consumer.sequence), baseline, path)
+
+
+def _needs_baseline(chain: Chain, since: int) -> bool:
+    """Whether nobody could begin with the files, once those before `since` are removed."""
+    baseline = chain.baseline
+    return baseline is None or baseline.sequence < chain.first - 1 or baseline.time < since
+
+
+def _announce(consumer: Consumer, target: Target, chain: Chain) -> None:
+    """Let the state say what the ledger says."""
+    if chain.last is None:
+        return
+    state = {
+        "format": FORMAT,
+        "consumer": consumer.name,
+        "kind": consumer.kind,
+        "first": chain.first,
+        **_described(chain.last, target.changes(chain.last.sequence)),
+        "baseline": None,
+    }
+    if chain.baseline is not None and chain.baseline_path is not None:
+        state["baseline"] = _described(chain.baseline, chain.baseline_path)
+    if state == _read_state(target):
+        return
+    text = json.dumps(state, indent=2).encode() + b"\n"
+    for path in (target.state(chain.last.sequence), target.state()):
+        with atomic_write(path) as file:
+            file.write(text)
+
+
+def _remove_old(target: Target, chain: Chain) -> None:
+    """Remove what the state does not name any more; the oldest first, so that no gap comes up."""
+    for path in sorted(target.folder.iterdir()):
+        is_baseline = path.name.endswith(".full.jsonl.gz")
+        is_old = is_baseline or target.number_of(path) < chain.first
+        if target.number_of(path) and is_old and path != chain.baseline_path:
+            path.unlink(missing_ok=True)
