@@ -114,6 +114,7 @@ def _invent_history(opened: database.Ledger, rows: int, now: int, kind: str) -> 
         )
     for name, age in (("search-index", 900), ("weekly-report", 5 * DAY_S)):
         opened.db.execute(
-            "INSERT INTO consumers VALUES (?, '/srv/discogs/store/discogs.git', ?, ?, ?, ?)",
+            "INSERT INTO consumers (name, repository, kind, revision, exported, records)"
+            " VALUES (?, '/srv/discogs/store/discogs.git', ?, ?, ?, ?)",
             (name, kind, f"{age:040x}", now - age, rows // 2),
         )

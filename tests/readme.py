@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-FENCES = {"sh", "console", "python", "text"}
+FENCES = {"sh", "console", "python", "text", "json"}
 
 
 class Block(NamedTuple):
