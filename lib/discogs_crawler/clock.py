@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 
 DAY_S = 86_400
 
+# Clocks that are set differ by less; a time that is further ahead than this is not believed.
+SKEW_S = DAY_S
+
 OFFSET_S = float(os.environ.get("CLOCK_OFFSET_S") or 0)
 
 

@@ -174,6 +174,14 @@ def test_a_page_with_status_200_is_not_taken_for_the_file(settings, site, fetch,
     assert fetch() == [RELEASES]
 
 
+def test_a_pause_that_a_wrong_clock_noted_ends_with_it(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.plan("index", "429")
+    with pytest.raises(TryLater):
+        fetch("20271005")
+    assert fetch() == [RELEASES]
+
+
 def test_who_is_shut_out_for_an_hour_does_not_ask_for_an_hour(site, fetch, monkeypatch):
     site.publish(20261001, {"releases": CONTENT})
     site.plan("index", "429")

@@ -5,7 +5,8 @@ KEYS[1] is the start of the name of every key here, `{PREFIX}:KIND`; the braces 
 all keys of one PREFIX lie in one slot of a cluster. SEG is an id divided by 1,000,000; the bit
 of an id in a bitmap is the rest.
 
-  :about               hash        layout: version of this table; generation: random, made with it
+  :about               hash        layout: version of this table; generation: random, made with it;
+                                   seen: epoch at which lapsed leases were last looked for
   :known               hash        SEG -> number of ids in our hands, wherever they are
   :known:SEG           bitmap      those ids
   :pending:CLASS       hash        SEG -> number of ids waiting to be claimed
@@ -33,6 +34,7 @@ local RESULT = {
 }
 local SEGMENT_SIZE = 1000000
 local SWEEP = 1000 -- ids moved by one call at most: a few milliseconds
+local LEAP = 60 -- seconds by which a clock is not set back without a reason
 local SPREAD = 6 -- leases' time over which suspicious ids come back
 
 local call = redis.call
@@ -181,8 +183,23 @@ local function lapse(id, class, lease_s, suspicious, fatal)
     end
 end
 
+-- The clock was set back: what was to end within a time from then ends within that time from now.
+local function follow_clock()
+    local back = tonumber(call('HGET', about, 'seen') or now) - now
+    if back > LEAP then
+        for _, key in ipairs({leased, delayed}) do
+            local rows = call('ZRANGE', key, 0, -1, 'WITHSCORES')
+            for i = 1, #rows, 2 do
+                call('ZADD', key, math.min(rows[i + 1], math.max(now, rows[i + 1] - back)), rows[i])
+            end
+        end
+    end
+    call('HSET', about, 'seen', string.format('%.6f', now))
+end
+
 -- Make lapsed leases and delays that are over pending again.
 local function sweep(lease_s, suspicious, fatal)
+    follow_clock()
     for _, id in ipairs(call('ZRANGEBYSCORE', leased, '-inf', now, 'LIMIT', 0, SWEEP)) do
         lapse(id, end_lease(id), lease_s, tonumber(suspicious), tonumber(fatal))
     end

@@ -284,6 +284,12 @@ class Queue:
             waiting.append(Delayed(int(name), reason.decode(), int(attempts.get(name, 0)), epoch))
         return sorted(waiting)
 
+    def time(self) -> float:
+        """Epoch seconds by Redis's clock."""
+        with explained(self._client):
+            seconds, microseconds = self._client.time()
+        return float(seconds + microseconds / 1e6 + clock.OFFSET_S)
+
     def unread(self) -> int:
         """How many results the ledger has not read yet."""
         return int(self._read("xlen", "results"))

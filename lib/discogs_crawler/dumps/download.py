@@ -47,6 +47,9 @@ RETRY_WAITS_S = (5, 60)
 # A dump that is not there so long after its date does not come any more: one came a month late.
 LATE_S = 45 * clock.DAY_S
 
+# The site is left alone for less than this, whatever it says.
+LONGEST_PAUSE_S = 1_000_000
+
 # Until when the site does not want to be asked, in the dump folder.
 _PAUSE = ".not-before"
 
@@ -293,7 +296,7 @@ class _Site:
             until = int(self._pause.read_text())
         except (OSError, ValueError):
             return
-        if clock.now() < until:
+        if 0 < until - clock.now() < LONGEST_PAUSE_S + clock.SKEW_S:
             raise TryLater(f"{self.url} does not want to be asked before {clock.iso(until)}")
         self._pause.unlink(missing_ok=True)
 

@@ -13,7 +13,8 @@ from discogs_crawler.broker.queue import CLASSES, Queue, Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.ledger.database import Ledger, Row
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.seeding.want_rules import IMPATIENT, after_result
+from discogs_crawler.seeding import wrong_clock
+from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +29,27 @@ MISSING_FEW = 10
 MISSING_DAYS = 7
 
 
-def drain(ledger: Ledger, queue: Queue, *, wait: bool = False) -> dict[str, int]:
+def drain(
+    ledger: Ledger, queue: Queue, *, wait: bool = False, force: bool = False
+) -> dict[str, int]:
     """Read the results of the workers into the ledger, each exactly once; how many, by outcome.
 
     If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
     """
     with ledger.handover(wait=wait) as ours:
-        return read_results(ledger, queue) if ours else {}
+        return read_results(ledger, queue, force=force) if ours else {}
 
 
-def read_results(ledger: Ledger, queue: Queue, *, keep: bool = False) -> dict[str, int]:
-    """What `drain` does, for the holder of the handover; with `keep` Redis keeps the results."""
+def read_results(
+    ledger: Ledger, queue: Queue, *, keep: bool = False, force: bool = False
+) -> dict[str, int]:
+    """What `drain` does, for the holder of the handover; with `keep` Redis keeps the results.
+
+    ConfigurationError if a clock cannot be right, unless `force`.
+    """
+    if not force:
+        wrong_clock.refuse(ledger, queue.time())
+    wrong_clock.correct(ledger)
     counts: Counter[str] = Counter()
     after = "0"
     while True:
@@ -69,8 +80,8 @@ def _apply(
         rows = ledger.rows(kind, (result.id for result in results))
         for result in results:
             before = rows[result.id]
-            rows[result.id] = after = after_result(before, result, now)
-            day = (result.fetched or now) // DAY_S
+            rows[result.id] = after = believed(after_result(before, result, now), now)
+            day = min(result.fetched or now, now) // DAY_S
             outcomes[day, result.reason, _outcome(result, before, after)] += 1
         ledger.save(kind, rows.values())
         connection.executemany(

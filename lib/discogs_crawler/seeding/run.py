@@ -1,6 +1,7 @@
 """One run of seed_queue.py: results in, wants recorded, due wants out."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.dumps.hashfile import HashFile
-from discogs_crawler.errors import EXIT_PARTLY, BadData
+from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
 from discogs_crawler.ledger.database import DumpRow, Ledger
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
 
@@ -67,16 +68,17 @@ def seed(
         run = stack.enter_context(ledger.run("seed_queue", kind))
         counts = run.counts
         queue = queue_of(kind)
+        read = functools.partial(exchange.read_results, keep=True)
         if not request.dry_run:
-            _note(counts, "read", exchange.drain(ledger, queue, wait=True))
-        else:
-            _note(counts, "read", exchange.read_results(ledger, queue, keep=True))
-        if files:
-            try:
+            read = functools.partial(exchange.drain, wait=True)
+        try:
+            _note(counts, "read", read(ledger, queue, force=request.force))
+            if files:
                 counts |= _compare(ledger, files, request, cooldown_s)
-            except BadData:
+        except (BadData, ConfigurationError):
+            if files:
                 dump_lookup.forget(ledger, files.dump)
-                raise
+            raise
         _note(counts, "wanted", _ask(ledger, kind, request, cooldown_s))
         if not request.dry_run:
             stack.enter_context(ledger.handover())

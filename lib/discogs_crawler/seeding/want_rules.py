@@ -8,7 +8,7 @@ the want. So a want survives every answer that is too old for it, and no change 
 from typing import NamedTuple
 
 from discogs_crawler.broker.queue import CLASSES, Result
-from discogs_crawler.clock import DAY_S
+from discogs_crawler.clock import DAY_S, SKEW_S
 from discogs_crawler.ledger.database import Row
 
 # Classes that ask again although the id was fetched within the cooldown.
@@ -22,6 +22,9 @@ REPROBE_AFTER_S = (7 * DAY_S, 23 * DAY_S)
 
 # An id that no attempt could fetch is tried again after this.
 DEAD_AGAIN_S = 30 * DAY_S
+
+# When something happened: these are never later than now.
+_TIMES = ("since", "crawled", "alive", "removed", "changed")
 
 _RANK = {reason: rank for rank, reason in enumerate(CLASSES)}
 
@@ -86,6 +89,29 @@ def _after_absence(row: Row, dump: Dump, now: int, cooldown_s: float) -> Row:
 def _cooled(row: Row, now: int, cooldown_s: float) -> int:
     """The first instant at which the cooldown allows another request."""
     return max(now, 0 if row.crawled is None else row.crawled + int(cooldown_s))
+
+
+def believed(row: Row, now: int) -> Row:
+    """The row without times that are still to come: a clock was wrong when they were written.
+
+    It is not known when such an answer came, so its id is wanted again.
+    """
+    limit = now + SKEW_S
+    future = {name for name in _TIMES if (getattr(row, name) or 0) > limit}
+    if row.due is not None and row.due > limit:
+        waits = row.failure is not None or row.crawled is not None
+        if future or not waits or row.due > limit + DEAD_AGAIN_S:
+            future.add("due")
+    if not future:
+        return row
+    row = Row(**(row._asdict() | dict.fromkeys(future, now)))
+    if "crawled" in future:
+        row = row._replace(crawled=None)
+        if row.reason is None:
+            row = want(row, "refresh", now, now)
+    if "due" in future and row.reason == "confirm":
+        row = row._replace(due=now + CONFIRM_AFTER_S)
+    return row
 
 
 def after_result(row: Row, result: Result, now: int) -> Row:

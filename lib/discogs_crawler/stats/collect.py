@@ -26,6 +26,8 @@ from discogs_crawler.errors import (
     CrawlerError,
 )
 from discogs_crawler.ledger import database as ledger
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.stats import ledger_queries
 from discogs_crawler.stats.estimate import etas
 from discogs_crawler.stats.snapshot import Class, Kind, Quota, Rate, Snapshot, Worker
@@ -80,7 +82,7 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
             database=str(settings.database),
             database_bytes=_size(settings.database),
             redis=absent,
-            problems=[],
+            problems=list(_wrong_times(opened)),
             quota=quota,
             kinds=kinds,
             consumers=ledger_queries.consumers(
@@ -89,7 +91,7 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
             runs=ledger_queries.runs(connection),
         )
         connection.execute("COMMIT")
-    return snapshot._replace(problems=list(_problems(snapshot)))
+    return snapshot._replace(problems=[*snapshot.problems, *_problems(snapshot)])
 
 
 def _size(database: Path) -> int:
@@ -230,6 +232,14 @@ def behind(where: str, revision: str | None, branch: str) -> int | None:
     except CrawlerError:
         return None
     return int(counted)
+
+
+def _wrong_times(opened: Ledger) -> Iterator[str]:
+    if latest := wrong_clock.latest_to_come(opened):
+        yield (
+            f"a clock is or was wrong: the ledger has times up to {clock.iso(latest)}, which are "
+            "still to come; if that of this machine is right, seed_queue.py corrects them"
+        )
 
 
 def _problems(snapshot: Snapshot) -> Iterator[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from discogs_crawler.clock import SKEW_S
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.store.git import Repository
 
@@ -91,7 +92,9 @@ def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> list[Path]
     removed = []
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            if path.name != _OURS and time.time() - path.stat().st_mtime > age_s:
+            # One from the future was made by a wrong clock, and would stay until then.
+            age = time.time() - path.stat().st_mtime
+            if path.name != _OURS and not -SKEW_S <= age <= age_s:
                 path.unlink()
                 log.info("%s: removed, a dead process left it", path)
                 removed.append(path)

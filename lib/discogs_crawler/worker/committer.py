@@ -32,6 +32,7 @@ class Committer:
         self._kind, self._store, self._queue = kind, store, queue
         self._leases, self._ledger = leases, ledger
         self._signature = {"Cleaner": cleaner, "Worker": owner}
+        self._unread = False
 
     def commit(self, batch: Batch) -> Done:
         """Store and report all of it. When something fails, everything is still in the batch."""
@@ -70,8 +71,11 @@ class Committer:
             return
         try:
             exchange.drain(self._ledger, self._queue)
+            self._unread = False
         except (CrawlerError, sqlite3.OperationalError) as error:
-            log.warning("results stay in Redis until the next commit: %s", error)
+            level = logging.INFO if self._unread else logging.WARNING
+            log.log(level, "results stay in Redis until the next commit: %s", error)
+            self._unread = True
 
     def _dump(self) -> str:
         """The dump that the ledger's wants come from, if it is known here."""

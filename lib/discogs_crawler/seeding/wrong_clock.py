@@ -1,0 +1,111 @@
+"""Times in the ledger that are still to come: a clock was wrong when they were written.
+
+A machine without a battery clock starts in any year. What it "fetched" a year ahead would be newer
+than every dump of that year, and no later answer would count. So such times are not believed.
+"""
+
+import logging
+
+from discogs_crawler import clock
+from discogs_crawler.clock import SKEW_S
+from discogs_crawler.dumps.metadata import parse_name
+from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.records import KINDS
+from discogs_crawler.seeding.want_rules import believed
+
+log = logging.getLogger(__name__)
+
+# Where every script that writes to the ledger leaves the time; but not `dumps.accepted`, which is
+# an order first of all.
+_TIMES = (
+    ("runs", "started"),
+    ("runs", "ended"),
+    ("dumps", "not_before"),
+    ("dumps", "not_after"),
+    ("dumps", "recorded"),
+    ("dumps", "started"),
+    ("consumers", "exported"),
+    ("consumers_history", "time"),
+)
+_OF_ROWS = ("due", "since", "crawled", "alive", "removed", "changed")
+
+
+def latest_to_come(ledger: Ledger) -> int:
+    """The latest time in the ledger if it is still to come, else 0; found without its records."""
+    latest = [f"SELECT max({column}) FROM {table}" for table, column in _TIMES]
+    latest += [
+        f"SELECT max(day) * {clock.DAY_S} FROM {table} WHERE kind = '{kind}'"
+        for table in ("outcomes", "ages")
+        for kind in KINDS
+    ]
+    (found,) = ledger.db.execute(
+        "SELECT max(found) FROM (SELECT NULL AS found UNION ALL " + " UNION ALL ".join(latest) + ")"
+    ).fetchone()
+    return found if found and found > clock.now() + SKEW_S else 0
+
+
+def refuse(ledger: Ledger, redis_time: float) -> None:
+    """ConfigurationError if our own clock cannot be right, or Redis's."""
+    now = clock.now()
+    ours = f"the clock of this machine says {clock.iso(now)}"
+    if abs(redis_time - now) > SKEW_S:
+        raise ConfigurationError(
+            f"{ours}, that of Redis {clock.iso(redis_time)}: set the wrong one right"
+        )
+    dumps = ledger.db.execute(
+        "SELECT file, not_before FROM dumps WHERE not_before > ?", [int(now + SKEW_S)]
+    )
+    for file, not_before in dumps:
+        if parse_name(file).date == not_before:
+            raise ConfigurationError(
+                f"{ours}, but there is {file} already: set it right, or use seed_queue.py --force "
+                "if it is"
+            )
+
+
+def correct(ledger: Ledger) -> None:
+    """Replace times that are still to come, and want again what was fetched then."""
+    latest = latest_to_come(ledger)
+    if not latest:
+        return
+    now = int(clock.now())
+    records = sum(_correct_rows(ledger, kind, now) for kind in KINDS)
+    with ledger.transaction() as connection:
+        for table, column in _TIMES:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ?1 WHERE {column} > ?1 + ?2", (now, SKEW_S)
+            )
+        today, last_day = now // clock.DAY_S, (now + SKEW_S) // clock.DAY_S
+        connection.execute(
+            "INSERT INTO outcomes SELECT kind, ?1, reason, outcome, sum(records) FROM outcomes "
+            "WHERE day > ?2 GROUP BY kind, reason, outcome "
+            "ON CONFLICT DO UPDATE SET records = records + excluded.records",
+            (today, last_day),
+        )
+        connection.execute("DELETE FROM outcomes WHERE day > ?", (last_day,))
+        connection.execute("DELETE FROM ages WHERE day > ? AND records = 0", (last_day,))
+    log.warning(
+        "%s: a clock was wrong: it has times up to %s, which are still to come and are not "
+        "believed; records fetched or wanted then, and now wanted again: %s",
+        ledger.path,
+        clock.iso(latest),
+        f"{records:,}",
+    )
+
+
+def _correct_rows(ledger: Ledger, kind: str, now: int) -> int:
+    """The number of records of a kind that had such times."""
+    future = " OR ".join(f"{column} > ?2" for column in _OF_ROWS)
+    condition = f"id > ?1 AND ({future}) ORDER BY id LIMIT {BATCH}"
+    corrected = last = 0
+    while True:
+        with ledger.transaction():
+            rows = list(ledger.select(kind, condition, last, now + SKEW_S))
+            after = [believed(row, now) for row in rows]
+            wrong = [new for new, old in zip(after, rows, strict=True) if new != old]
+            ledger.save(kind, wrong)
+        if not rows:
+            return corrected
+        corrected += len(wrong)
+        last = rows[-1].id
