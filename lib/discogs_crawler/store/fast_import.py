@@ -124,8 +124,10 @@ def contains(repository: Repository, tip: str | None, revision: str) -> bool:
     """Whether commit `tip` is `revision` or one of its descendants."""
     if tip is None or tip == revision:
         return tip == revision
-    check = ("merge-base", "--is-ancestor", revision, tip)
-    return repository.call(*check).returncode == 0
+    done = repository.call("merge-base", "--is-ancestor", revision, tip)
+    if done.returncode not in (0, 1):
+        raise repository.failure("merge-base", done.returncode, done.stderr)
+    return done.returncode == 0
 
 
 def _stream(

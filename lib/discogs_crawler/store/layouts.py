@@ -7,8 +7,8 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.store import git
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.remote import Remote
-from discogs_crawler.store.single import CRAWL, Change, Committed, Store
+from discogs_crawler.store.remote import CRAWL, Remote, is_partial
+from discogs_crawler.store.single import Change, Committed, Store
 from discogs_crawler.store.submodules import SubmoduleStore
 
 __all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_store"]
@@ -53,6 +53,12 @@ def open_store(
         whole = settings.database.exists()
         address = settings.store_remote.reveal()
         remote = Remote(repository, address, settings.store_branch, whole=whole, stop=stop)
+    elif is_partial(repository):
+        url = repository.configured('remote "origin"', "url")
+        raise ConfigurationError(
+            f"{path}: it has only what a worker needs of its remote: set STORE_REMOTE={url}, or "
+            "move that folder away"
+        )
     return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 

@@ -1,9 +1,11 @@
 """The remote that a commit must reach before it counts (STORE_REMOTE).
 
-What the remote is known to have is `refs/remotes/origin/...`; consumers read that. A batch is
-always put on what was fetched, as its first parent, and pushed without force, so that no revision
-a consumer has seen is ever orphaned. Name and password of the URL travel in the environment of
-`git`: neither `ps`, nor its messages, nor the repository's configuration ever show them.
+What was fetched is `refs/remotes/origin/...`; what counts, and consumers read, is `refs/heads/...`,
+which only ever moves to descendants: a remote that was emptied, or is an older copy, gets what it
+lacks, and one with another history is refused. A batch is always put on what was fetched, as its
+first parent, and pushed without force, so that no revision a consumer has seen is ever orphaned.
+Name and password of the URL travel in the environment of `git`: neither `ps`, nor its messages, nor
+the repository's configuration ever show them.
 """
 
 import functools
@@ -11,12 +13,13 @@ import logging
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.store import stale_locks
+from discogs_crawler.store import fast_import, stale_locks
 from discogs_crawler.store.fast_import import Locked, Refused
 from discogs_crawler.store.git import Repository
 
@@ -30,6 +33,10 @@ FETCH_S = 6 * 3_600
 LOCKED_S = 60
 
 TRACKING = "refs/remotes/origin/"
+HEADS = "refs/heads/"
+
+# The branches of `worker.py --branch NAME`.
+CRAWL = "crawl/"
 
 # A clone that has begun without records stays one that may lack some, for Git; this is all of them.
 _NO_RECORDS = "--filter=blob:none"
@@ -95,6 +102,12 @@ def parse_address(text: str) -> Address:
     return Address(clean, unquote(parts.username or ""), unquote(parts.password or ""))
 
 
+def is_partial(repository: Repository) -> bool:
+    """Whether it is a clone for workers, without records and history."""
+    filtered = repository.configured('remote "origin"', "partialclonefilter")
+    return f"--filter={filtered}" == _NO_RECORDS
+
+
 class Remote:
     """A repository's remote `origin`."""
 
@@ -116,30 +129,96 @@ class Remote:
             )
 
     def fetch(self) -> None:
-        """Learn all branches of the remote. Unavailable if it cannot be reached.
+        """Learn all branches of the remote, and join ours with them.
 
         A machine without the ledger has workers only, which need the newest trees but neither
         records nor history: 24 MB instead of 1.3 GB for a million records.
+
+        Unavailable if the remote cannot be reached, ConfigurationError if it has another history.
         """
         if self._whole:
             self._complete()
             self._fetch()
-        elif self._repository.refs(TRACKING):
+        elif self._branches(TRACKING) or self._branches(HEADS):
             self._fetch()
         else:
             self._fetch("--depth=1", _NO_RECORDS)
-        self._show_main()
+        self._persistently(self._join)
 
-    def _show_main(self) -> None:
-        """Let plain `git log` in the repository show what counts; nothing depends on it."""
-        tip = self._repository.tip(TRACKING + self._main)
-        if tip and tip != self._repository.tip(f"refs/heads/{self._main}"):
-            self._repository.call("update-ref", f"refs/heads/{self._main}", tip)
+    def _branches(self, prefix: str) -> dict[str, str]:
+        """The tips of the main branch and of those of workers, by name."""
+        refs = self._repository.refs(prefix)
+        named = ((ref.removeprefix(prefix), tip) for ref, tip in refs.items())
+        return {n: tip for n, tip in named if n == self._main or n.startswith(CRAWL)}
+
+    def _join(self, *, look_again: bool = True) -> None:
+        """Let each branch here follow the remote's, or the remote's follow ours."""
+        ours, theirs = self._branches(HEADS), self._branches(TRACKING)
+        if ours == theirs:
+            return
+        partial = is_partial(self._repository)
+        for name in sorted(ours | theirs, key=lambda name: (name != self._main, name)):
+            here, there = ours.get(name), theirs.get(name)
+            if here == there:
+                continue
+            main = self._repository.tip(HEADS + self._main)
+            is_over = name != self._main and here and self._contains(main, here)
+            if there and (is_over or not here or self._contains(there, here)):
+                self._move(name, here, there)
+            elif is_over:
+                self._move(name, here, None)
+            elif here and there and not self._contains(here, there):
+                raise self._stranger(name, here, there)
+            elif here and not partial:
+                self._give(name, here)
+            elif here and name == self._main:
+                if not look_again:
+                    raise self._stranger(name, here, there)
+                # Another process of ours may have pushed while we fetched.
+                self._fetch()
+                self._join(look_again=False)
+                return
+
+    def _contains(self, tip: str | None, revision: str) -> bool:
+        return fast_import.contains(self._repository, tip, revision)
+
+    def _move(self, name: str, old: str | None, new: str | None) -> None:
+        """Move our branch; Refused if another process has moved it."""
+        values = ["-d", HEADS + name] if new is None else [HEADS + name, new]
+        done = self._repository.call("update-ref", *values, old or "0" * 40)
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace")
+            raise (Locked if _LOCKED in said else Refused)(_gist(said))
+
+    def _give(self, name: str, tip: str) -> None:
+        """Push a branch with all its history; Refused if the remote's has moved."""
+        log.warning("%s gets what it lacks of %s, up to %s", self._address.url, name, tip[:12])
+        try:
+            self._push(tip, HEADS + name, FETCH_S)
+        except Refused:
+            self._fetch()
+            raise
+
+    def _stranger(self, name: str, here: str, there: str | None) -> ConfigurationError:
+        tips = (
+            f"{self._repository.path}: {name} is at {here[:12]} here and at "
+            f"{there[:12] if there else 'nothing'} in STORE_REMOTE {self._address.url}"
+        )
+        if is_partial(self._repository) and (not there or self._contains(here, there)):
+            return ConfigurationError(
+                f"{tips}, which has lost the rest: run maintain_store.py on the machine that has "
+                "the ledger, it pushes what is missing; if it is missing there too, move this "
+                "folder away and fetch again what maintain_store.py --check finds there"
+            )
+        return ConfigurationError(
+            f"{tips}, and neither descends from the other: set the STORE_REMOTE that belongs to "
+            "this store, or an empty one; or move this folder away to go on with the remote's "
+            "records, and fetch again what maintain_store.py --check then misses"
+        )
 
     def _complete(self) -> None:
         """Get the history and the records that a clone for workers has left out."""
-        filtered = self._repository.configured('remote "origin"', "partialclonefilter")
-        if f"--filter={filtered}" != _NO_RECORDS:
+        if not is_partial(self._repository):
             return
         self._fetch()
         # From a remote that is empty Git would wait for ever for what it is to fetch again.
@@ -150,12 +229,15 @@ class Remote:
         self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
 
     def _fetch(self, *options: str) -> None:
-        """Another fetch may be at it, or one that was killed may have left its lock."""
-        arguments = ["fetch", "--quiet", "--prune", "--no-tags", *options]
+        command = ["fetch", "--quiet", "--prune", "--no-tags", *options]
+        self._persistently(lambda: self._talk(command, "origin", timeout_s=FETCH_S))
+
+    def _persistently(self, do: Callable[[], object]) -> None:
+        """Another process may be at it, or one that was killed may have left its lock."""
         deadline = time.monotonic() + LOCKED_S
         while True:
             try:
-                self._talk(arguments, "origin", timeout_s=FETCH_S)
+                do()
                 return
             except Refused as refused:
                 if self._stop or time.monotonic() > deadline:
@@ -166,11 +248,14 @@ class Remote:
 
     def push(self, commit: str, branch: str) -> None:
         """Make `branch` of the remote `commit`. Refused if it has moved; never forced."""
-        self._talk(["push", "--porcelain"], "origin", f"{commit}:{branch}", timeout_s=PUSH_S)
-        tracking = TRACKING + branch.removeprefix("refs/heads/")
+        self._push(commit, branch, PUSH_S)
+        self._persistently(self._join)
+
+    def _push(self, commit: str, branch: str, timeout_s: float) -> None:
+        self._talk(["push", "--porcelain"], "origin", f"{commit}:{branch}", timeout_s=timeout_s)
+        tracking = TRACKING + branch.removeprefix(HEADS)
         if self._repository.tip(tracking) is None:
             self._repository.run("update-ref", tracking, commit)
-        self._show_main()
 
     def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> bytes:
         deadline = time.monotonic() + timeout_s

@@ -21,7 +21,7 @@ from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.store import fast_import, git, stale_locks
 from discogs_crawler.store.fast_import import Entry, Locked, Refused
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.remote import TRACKING, Remote
+from discogs_crawler.store.remote import CRAWL, HEADS, Remote
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ DOWN_S = 30
 
 # Records read at once: 200 of the largest are 30 MB.
 READ_AT_ONCE = 200
-
-# The branches of `worker.py --branch NAME`.
-CRAWL = "crawl/"
 
 # Commits on their way to the remote: refs/crawler/EPOCH-RANDOM.
 PENDING = "refs/crawler/pending/"
@@ -101,9 +98,8 @@ class Store:
         self.patience_s: float = PATIENCE_S
         self._remote = remote
         self._stop = Stop() if stop is None else stop
-        self._branch = f"refs/heads/{branch}"
-        self._heads = TRACKING if remote else "refs/heads/"
-        self._tips = (self._heads + branch, self._heads + main)
+        self._branch = HEADS + branch
+        self._tips = (HEADS + branch, HEADS + main)
 
     def tip(self) -> str | None:
         """The newest commit of our branch that counts, None if the store is empty.
@@ -247,13 +243,13 @@ class Store:
 
     def branches(self) -> dict[str, str]:
         """The branches that workers commit to besides the main one, and their tips."""
-        prefix = self._heads + CRAWL
+        prefix = HEADS + CRAWL
         refs = self.repository.refs(prefix)
         return {ref.removeprefix(prefix): tip for ref, tip in refs.items()}
 
     def advance(self, commit: str, branch: str = "") -> None:
         """Move our branch, or that one of `branches`, to a descendant; Refused if it is not one."""
-        ref = f"refs/heads/{CRAWL}{branch}" if branch else self._branch
+        ref = f"{HEADS}{CRAWL}{branch}" if branch else self._branch
         if self._remote:
             self._remote.push(commit, ref)
             return

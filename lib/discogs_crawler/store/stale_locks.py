@@ -26,7 +26,7 @@ STALE_LOCK_S = 10
 STALE_FILE_S = 86_400
 
 # A lock on a reference is held for an instant; others (`shallow.lock`) as long as a fetch takes.
-_REFERENCE_LOCKS = ("refs/**/*.lock",)
+_REFERENCE_LOCKS = ("HEAD.lock", "refs/**/*.lock")
 _LOCKS = (
     "*.lock",
     *_REFERENCE_LOCKS,
