@@ -47,7 +47,7 @@ Example:
 Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed,
 nothing is lost, run it again; 64 usage; 65 the consumer's revision is not in the repository, or
 that is damaged; 69 the disk is full or a remote does not answer; 75 another export to this
-consumer is running, or nothing is stored yet; 78 configuration.
+consumer is running, the store is being converted, or nothing is stored yet; 78 configuration.
 """
 
 import argparse
@@ -125,6 +125,11 @@ def arguments() -> argparse.ArgumentParser:
 def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     check_usage(flags)
+    with export_run.reading(flags.repository, settings):
+        return run(flags, settings)
+
+
+def run(flags: argparse.Namespace, settings: Settings) -> int:
     source = export_run.find_source(flags.repository, settings)
     database = export_run.find_database(flags.repository, source, settings)
     if flags.repository and flags.database:

@@ -39,6 +39,19 @@ def exclusive(path: Path, what: str, *, wait: bool = False, patience_s: float = 
         os.close(handle)
 
 
+@contextlib.contextmanager
+def shared(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file during the block, as others may; TryLater while `what` holds it alone."""
+    handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise TryLater(f"{what} is under way") from None
+    finally:
+        os.close(handle)
+
+
 def _take(handle: int, what: str, patience_s: float) -> None:
     """Lock the file, or TryLater when the patience is at its end."""
     deadline, told = time.monotonic() + patience_s, False

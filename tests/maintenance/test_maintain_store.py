@@ -605,6 +605,79 @@ def test_an_interrupted_conversion_is_finished_by_the_next(
     assert place == tip != revision
 
 
+def test_a_conversion_refuses_to_leave_a_branch_behind(
+    run: Run, settings: Settings, environment: dict[str, str]
+) -> None:
+    put(opened(settings), [1])
+    put(opened(settings, "one"), [2])
+    done = run("maintain_store.py", "--to-submodules")
+    assert done.returncode == 78
+    assert "not merged: one: end their workers and run maintain_store.py --merge" in done.stderr
+    assert run("maintain_store.py", "--merge").returncode == 0
+    assert run("maintain_store.py", "--to-submodules").returncode == 0
+    after = layouts.open_store(config.load(environ=environment | {"STORE_LAYOUT": "submodules"}))
+    assert list(after.ids("releases")) == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"STORE_BRANCH": "trunk"}, {"STORE_REMOTE": "file:///x"}])
+def test_a_conversion_converts_everything_or_nothing(
+    run: Run, settings: Settings, wrong: dict[str, str]
+) -> None:
+    put(opened(settings), [1])
+    assert run("maintain_store.py", "--to-submodules", **wrong).returncode in (64, 78)
+    assert not (settings.store / "single.git").exists()
+    assert list(opened(settings).ids("releases")) == [1]
+
+
+def test_an_export_and_a_conversion_do_not_meet(
+    run: Run, settings: Settings, environment: dict[str, str], tmp_path: Path
+) -> None:
+    main = opened(settings)
+    for number in range(1, 5):
+        put(main, [number])
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    os.mkfifo(begun)
+    os.mkfifo(go_on)
+    line = f"cat > {tmp_path}/got; echo > {begun}; cat {go_on}"
+    export = [sys.executable, str(ROOT / "bin" / "export_changes.py"), "--consumer", "x"]
+    # A revision that is neither the tip nor yet known to be a consumer's place.
+    with subprocess.Popen([*export, "--limit", "2", "--exec", line], env=environment) as exporting:
+        begun.read_text()
+        done = run("maintain_store.py", "--to-submodules")
+        assert (done.returncode, "an export is already running" in done.stderr) == (75, True)
+        go_on.write_text("")
+        assert exporting.wait() == 0
+    with locks.exclusive(settings.store / "exports.flock", "a conversion"):
+        assert run("export_changes.py", "--consumer", "y").returncode == 75
+    assert run("maintain_store.py", "--to-submodules").returncode == 0
+    assert exported(run, "submodules", "x") == [record_path("releases", i) for i in (3, 4)]
+
+
+def test_nobody_begins_anew_where_a_conversion_was_interrupted(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(opened(settings), [1])
+    assert exported(run, "single", "x") == [record_path("releases", 1)]
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with database.open(settings.database) as book, monkeypatch.context() as patch:
+        patch.setattr(convert_layout, "_finish", fail)
+        with pytest.raises(KeyboardInterrupt):
+            convert_layout.to_submodules(settings, book)
+    for layout in ("single", "submodules"):
+        for command in (
+            ["maintain_store.py"],
+            ["worker.py", "--until-empty"],
+            ["export_changes.py", "--consumer", "x"],
+        ):
+            done = run(*command, STORE_LAYOUT=layout)
+            assert (done.returncode, "--to-submodules again" in done.stderr) == (78, True), command
+    assert run("maintain_store.py", "--to-submodules").returncode == 0
+    assert exported(run, "submodules", "x") == []
+
+
 # The README of the repository ---------------------------------------------------------------------
 
 

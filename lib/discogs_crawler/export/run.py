@@ -14,7 +14,7 @@ from typing import NamedTuple
 from discogs_crawler import locks
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, TryLater, UsageError
+from discogs_crawler.errors import BadData, ConfigurationError, TryLater, UsageError
 from discogs_crawler.export import formats, mirror
 from discogs_crawler.export.delivery import Write
 from discogs_crawler.ledger import consumers
@@ -24,6 +24,11 @@ from discogs_crawler.store import history
 from discogs_crawler.store.history import EMPTY_TREE, Source
 
 log = logging.getLogger(__name__)
+
+# In the store's folder: the lock that each export shares and a conversion of the store holds alone;
+# and the new names of revisions, as long as the conversion has not moved the consumers there.
+EXPORTS = "exports.flock"
+MOVED = "moved.json"
 
 ALL = "all"
 DEFAULT_KIND = "releases"
@@ -56,6 +61,21 @@ class Plan(NamedTuple):
         }
 
 
+@contextlib.contextmanager
+def reading(repository: str | None, settings: Settings) -> Iterator[None]:
+    """Read the crawler's own store, if it is that, while nobody converts it."""
+    if repository is not None or not settings.store.is_dir():
+        yield
+        return
+    with locks.shared(settings.store / EXPORTS, "maintain_store.py --to-submodules"):
+        if (settings.store / MOVED).exists():
+            raise ConfigurationError(
+                f"{settings.store}: its conversion was interrupted: run maintain_store.py "
+                "--to-submodules again"
+            )
+        yield
+
+
 def find_source(repository: str | None, settings: Settings) -> Source:
     """The repository to read: the crawler's own, or the folder or URL that was named."""
     if repository is None:
@@ -73,8 +93,10 @@ def _own_store(settings: Settings) -> Source:
             f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
             " or name another with --repository"
         )
-    if settings.store_remote is None and settings.store_layout == "single":
-        return Source(folder, f"refs/heads/{settings.store_branch}", str(folder))
+    branch = f"refs/heads/{settings.store_branch}"
+    is_usual = (folder / "HEAD").read_bytes().rstrip() == f"ref: {branch}".encode()
+    if settings.store_remote is None and settings.store_layout == "single" and is_usual:
+        return Source(folder, branch, str(folder))
     # Only pushed commits count, or the pins must be advanced first: the store knows how, but takes
     # longer to load than most exports to run.
     from discogs_crawler.store.layouts import open_store

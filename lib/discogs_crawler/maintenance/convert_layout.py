@@ -2,7 +2,8 @@
 
 For each revision that a consumer is at, and for the tip, the superproject gets one commit with the
 same records; what lies between them is left behind in the old repository, which is kept. All is
-built beside the store and put in place by renames; a run that was interrupted is run again.
+built beside the store and put in place by renames; a run that was interrupted is run again. No
+export may be under way: it would read one layout and remember a revision of the other.
 """
 
 import json
@@ -10,19 +11,19 @@ import logging
 import shutil
 from pathlib import Path
 
-from discogs_crawler import clock, files
+from discogs_crawler import clock, files, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, UsageError
+from discogs_crawler.export.run import EXPORTS, MOVED
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import fast_import, git, stale_locks
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import Store, repository_path
+from discogs_crawler.store.layouts import CONVERTING, Store, layout_of, repository_path
+from discogs_crawler.store.remote import is_partial
 from discogs_crawler.store.submodules import SubmoduleStore
 
 log = logging.getLogger(__name__)
-
-_MOVED = "moved.json"
 
 _NOTE_MOVE = (
     "INSERT INTO consumers_history (consumer, event, began, revision, time, records) "
@@ -34,34 +35,69 @@ _MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
 def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
     """Convert the store, or end what was interrupted; where the old repository is now.
 
-    None if there was nothing to do. Writers wait, then stop with 78.
+    None if there was nothing to do. Writers wait, then stop with 78; TryLater during an export.
     """
     if settings.store_remote:
-        raise UsageError("--to-submodules: unset STORE_REMOTE first, it is for the single layout")
+        raise UsageError(
+            "--to-submodules: STORE_REMOTE is for the single layout: end all workers, run "
+            "maintain_store.py, which fetches what they have pushed, then unset it"
+        )
+    if not settings.store.is_dir():
+        raise ConfigurationError(f"{settings.store}: there is no store yet; worker.py makes it")
+    with locks.exclusive(settings.store / EXPORTS, "an export"):
+        return _convert(settings, ledger)
+
+
+def _convert(settings: Settings, ledger: Ledger | None) -> Path | None:
     source = Repository(repository_path(settings))
     kept = settings.store / "single.git"
-    building = settings.store / "converting"
+    building = settings.store / CONVERTING
     if not source.path.exists() and (building / "discogs.git").exists():
         _finish(settings.store, building)
     elif not source.path.exists():
         raise ConfigurationError(f"{source.path}: there is no store yet; worker.py makes it")
-    elif (
-        source.configured("crawler", "layout") == "submodules"
-        and not (settings.store / _MOVED).exists()
-    ):
+    elif layout_of(source) == "submodules" and not (settings.store / MOVED).exists():
         return None
-    if source.configured("crawler", "layout") != "submodules":
+    if layout_of(source) != "submodules":
         if kept.exists():
             raise UsageError(f"--to-submodules: {kept} is in the way; move it away first")
         with stale_locks.writing(source, alone=True):
+            _check_whole(source, settings)
             for half_done in (building, *(settings.store / kind for kind in KINDS)):
                 shutil.rmtree(half_done, ignore_errors=True)
             moved = _build(settings, source, building, _places(ledger))
-            with files.atomic_write(settings.store / _MOVED) as file:
+            with files.atomic_write(settings.store / MOVED) as file:
                 file.write(json.dumps(moved).encode())
             _put_in_place(settings.store, building, kept)
-    _move_consumers(ledger, settings.store / _MOVED)
+    shutil.rmtree(building, ignore_errors=True)
+    _move_consumers(ledger, settings.store / MOVED)
     return kept
+
+
+def _check_whole(source: Repository, settings: Settings) -> None:
+    """ConfigurationError if not all records are on the main branch of this repository."""
+    source.check_branch(settings.store_branch)
+    if is_partial(source):
+        raise ConfigurationError(
+            f"{source.path}: it has only what a worker needs of its remote; convert it where the "
+            "ledger is"
+        )
+    main = _main_of(source, settings)
+    unmerged = [
+        name
+        for name, tip in main.branches().items()
+        if not fast_import.contains(source, main.tip(), tip)
+    ]
+    if unmerged:
+        raise ConfigurationError(
+            f"{source.path}: branches that are not merged: {', '.join(unmerged)}: end their "
+            "workers and run maintain_store.py --merge first"
+        )
+
+
+def _main_of(source: Repository, settings: Settings) -> Store:
+    author = Author(settings.git_author_name, settings.git_author_email)
+    return Store(source, settings.store_branch, settings.store_branch, author)
 
 
 def _places(ledger: Ledger | None) -> list[str]:
@@ -75,10 +111,10 @@ def _build(
     settings: Settings, source: Repository, building: Path, places: list[str]
 ) -> dict[str, str]:
     """Make the new repositories; the new name of each old revision."""
-    author = Author(settings.git_author_name, settings.git_author_email)
+    main = _main_of(source, settings)
+    author = main.author
     superproject = git.create(building / "discogs.git", settings.store_branch, "submodules")
     store = SubmoduleStore(superproject, settings.store_branch, settings.store_branch, author)
-    main = Store(source, settings.store_branch, settings.store_branch, author)
     tip = main.tip()
     moved: dict[str, str] = {}
     for revision in _in_order(source, [*places, *([tip] if tip else [])]):
@@ -152,7 +188,6 @@ def _put_in_place(store: Path, building: Path, kept: Path) -> None:
 
 def _finish(store: Path, building: Path) -> None:
     (building / "discogs.git").rename(store / "discogs.git")
-    shutil.rmtree(building)
     files.fsync_folder(store)
 
 

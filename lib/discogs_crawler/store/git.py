@@ -156,6 +156,20 @@ class Repository:
         with self._explained(), Repo(self.path) as repo:
             return str(repo.config_reader("repository").get_value(section, option, ""))
 
+    def check_branch(self, branch: str) -> None:
+        """ConfigurationError if the records are on another branch; an empty one takes this."""
+        with self._explained():
+            head = (self.path / "HEAD").read_text("utf-8").strip()
+        named = head.removeprefix("ref: refs/heads/")
+        if named == branch:
+            return
+        if self.tip("HEAD"):
+            raise ConfigurationError(
+                f"{self.path}: its branch is {named}: set STORE_BRANCH={named}, or rename it: "
+                f"git --git-dir={self.path} branch -m {named} {branch}"
+            )
+        self.run("symbolic-ref", "HEAD", f"refs/heads/{branch}")
+
     def run(
         self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str] | None = None
     ) -> bytes:

@@ -15,6 +15,9 @@ __all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_s
 
 AnyStore = Store | SubmoduleStore
 
+# Where `maintain_store.py --to-submodules` builds, in the store's folder.
+CONVERTING = "converting"
+
 
 def repository_path(settings: Settings) -> Path:
     """The repository that consumers read, in both layouts."""
@@ -36,6 +39,10 @@ def open_store(
     """
     path = repository_path(settings)
     git.check_version()
+    if (settings.store / CONVERTING / path.name).exists() and not path.exists():
+        raise ConfigurationError(
+            f"{path}: its conversion was interrupted: run maintain_store.py --to-submodules again"
+        )
     if create:
         repository = git.create(path, settings.store_branch, settings.store_layout)
     elif (path / "HEAD").exists():
@@ -43,6 +50,7 @@ def open_store(
     else:
         raise ConfigurationError(f"{path}: there is no store yet; worker.py makes it")
     _check_layout(repository, settings)
+    repository.check_branch(settings.store_branch)
     author = Author(settings.git_author_name, settings.git_author_email)
     name = CRAWL + branch if branch else settings.store_branch
     if settings.store_layout == "submodules":
@@ -62,6 +70,13 @@ def open_store(
     return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 
+def layout_of(repository: Repository) -> str:
+    """Which of the two layouts it is; a clone that was put in its place does not say so."""
+    said = repository.configured("crawler", "layout")
+    has_modules = not said and not repository.call("cat-file", "-e", "HEAD:.gitmodules").returncode
+    return said or ("submodules" if has_modules else "single")
+
+
 def _check_layout(repository: Repository, settings: Settings) -> None:
     """Refuse to mix the layouts."""
     wanted = settings.store_layout
@@ -70,7 +85,7 @@ def _check_layout(repository: Repository, settings: Settings) -> None:
             "STORE_LAYOUT=submodules works without STORE_REMOTE only: "
             "mirror its repositories with git, e.g. git push --mirror"
         )
-    found = repository.configured("crawler", "layout") or "single"
+    found = layout_of(repository)
     if found != wanted:
         raise ConfigurationError(
             f"{repository.path}: its layout is {found}; set STORE_LAYOUT={found}"

@@ -83,6 +83,8 @@ class SubmoduleStore:
     def _part(self, kind: str, segment: int) -> Store:
         name = f"{segment:02d}"
         repository = Repository(self._folder / kind / f"{name}.git")
+        if repository.path.exists():
+            repository.check_branch(self._main)
         return Store(repository, self._branch, self._main, self.author, prefix=f"{kind}/{name}/")
 
     def commit(
