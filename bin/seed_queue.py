@@ -125,14 +125,17 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
 
 def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
-    return layouts.open_store(settings, create=False).ids
+    opened = layouts.open_store(settings, create=settings.store_remote is not None)
+    opened.settle()
+    return opened.ids
 
 
 def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
     """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
-    if book.knows_something() or not (settings.store / "discogs.git").is_dir():
+    is_remote = settings.store_remote is not None
+    if book.knows_something() or not (is_remote or (settings.store / "discogs.git").is_dir()):
         return
-    if layouts.open_store(settings, create=False).tip() is not None:
+    if layouts.open_store(settings, create=is_remote).settle() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
             f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "

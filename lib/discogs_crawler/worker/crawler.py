@@ -21,11 +21,11 @@ from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import CrawlerError
+from discogs_crawler.errors import ConfigurationError, CrawlerError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import segment_of
-from discogs_crawler.store.layouts import open_store
+from discogs_crawler.store.layouts import AnyStore, open_store
 from discogs_crawler.worker import statusline
 from discogs_crawler.worker.answer_policy import Settler
 from discogs_crawler.worker.batch import Batch
@@ -91,6 +91,7 @@ def crawl(settings: Settings, task: CrawlTask, stop: Stop) -> CrawlOutcome:
 class _Parts(NamedTuple):
     """What a worker is made of."""
 
+    store: AnyStore
     queue: Queue
     limiter: Limiter
     leases: Leases
@@ -135,6 +136,7 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
     witnesses = Witnesses(fetchers.ask_now, some_stored)
     delays = settings.retry_delays
     return _Parts(
+        store,
         queue,
         limiter,
         leases,
@@ -157,6 +159,7 @@ class _Crawler:
     def run(self) -> bool:
         """Until there is a reason to end; whether that is an empty queue."""
         parts = self._parts
+        retry(self._check_store, self._stop)
         while not self._stop and not self._has_reached_its_limit():
             if self._task.until_empty and self._is_all_done():
                 return True
@@ -168,6 +171,21 @@ class _Crawler:
                 retry(self._commit, self._stop)
             self._show()
         return False
+
+    def _check_store(self) -> None:
+        """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
+        store, ledger = self._parts.store, self._parts.ledger
+        store.refresh()
+        if ledger is None or any(part.tip() for part in store.parts()):
+            return
+        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
+        (number,) = ledger.db.execute(query).fetchone()
+        if number:
+            raise ConfigurationError(
+                f"{store.repository.path}: it is empty, but {ledger.path} says that "
+                f"{number} records are stored: set STORE and STORE_REMOTE to where they are; if "
+                "they are lost, move the ledger away and seed anew"
+            )
 
     def wind_down(self) -> None:
         """Finish the requests under way, commit what is fetched, give back the rest."""
