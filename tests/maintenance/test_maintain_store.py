@@ -642,11 +642,14 @@ def test_an_export_and_a_conversion_do_not_meet(
     export = [sys.executable, str(ROOT / "bin" / "export_changes.py"), "--consumer", "x"]
     # A revision that is neither the tip nor yet known to be a consumer's place.
     with subprocess.Popen([*export, "--limit", "2", "--exec", line], env=environment) as exporting:
-        begun.read_text()
-        done = run("maintain_store.py", "--to-submodules")
-        assert (done.returncode, "an export is already running" in done.stderr) == (75, True)
-        go_on.write_text("")
-        assert exporting.wait() == 0
+        try:
+            begun.read_text()
+            done = run("maintain_store.py", "--to-submodules")
+            assert (done.returncode, "an export is already running" in done.stderr) == (75, True)
+            go_on.write_text("")
+            assert exporting.wait() == 0
+        finally:
+            exporting.kill()
     with locks.exclusive(settings.store / "exports.flock", "a conversion"):
         assert run("export_changes.py", "--consumer", "y").returncode == 75
     assert run("maintain_store.py", "--to-submodules").returncode == 0
