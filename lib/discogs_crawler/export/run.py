@@ -94,7 +94,8 @@ def _own_store(settings: Settings) -> Source:
             " or name another with --repository"
         )
     branch = f"refs/heads/{settings.store_branch}"
-    is_usual = (folder / "HEAD").read_bytes().rstrip() == f"ref: {branch}".encode()
+    head = folder / "HEAD"
+    is_usual = head.is_file() and head.read_bytes().rstrip() == f"ref: {branch}".encode()
     if settings.store_remote is None and settings.store_layout == "single" and is_usual:
         return Source(folder, branch, str(folder))
     # Only pushed commits count, or the pins must be advanced first: the store knows how, but takes
