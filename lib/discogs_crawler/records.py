@@ -21,6 +21,7 @@ SEGMENT_SIZE = 1_000_000
 MAX_ID = 999_999_999
 
 _ID = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_SEGMENT = re.compile(r"[0-9]{2}|[1-9][0-9]{2}", re.ASCII)
 _PATH = re.compile(
     r"(releases|artists|labels|masters)/([0-9]{2,3})/([0-9]{2})/([0-9]{2})/([1-9][0-9]{0,8})\.json",
     re.ASCII,
@@ -37,6 +38,11 @@ def parse_id(text: str) -> int:
 def segment_of(record_id: int) -> int:
     """The number of the segment of a million ids in which the id lies, from 0."""
     return record_id // SEGMENT_SIZE
+
+
+def is_segment_name(text: str) -> bool:
+    """Whether the folder or submodule of a segment is called that, e.g. `00`, `13` or `100`."""
+    return _SEGMENT.fullmatch(text) is not None
 
 
 def record_path(kind: str, record_id: int) -> str:

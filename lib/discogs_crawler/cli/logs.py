@@ -1,7 +1,11 @@
-"""Logs go to stderr: one line an event, plain or JSON, with every secret blacked out."""
+"""Logs go to stderr: one line an event, plain or JSON, with every secret blacked out.
+
+What others wrote (names in a store, words of a server) cannot steer the terminal that shows it.
+"""
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +13,9 @@ from discogs_crawler import clock
 
 # Blacking out a shorter text would say what it is, and spoil every other word.
 SHORTEST_SECRET = 4
+
+# What a terminal obeys or a collector takes for the end of a line, and what turns text around.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Formatter(logging.Formatter):
@@ -22,13 +29,15 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
+        if not self._json:
+            message = _CONTROL.sub(_escaped, message)
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
         for secret in self._secrets:
             message = message.replace(secret, "***")
         if not self._json:
             return f"{self._script}: {message}"
-        return json.dumps(
+        line = json.dumps(
             {
                 "time": clock.iso(record.created + clock.OFFSET_S),
                 "level": record.levelname.lower(),
@@ -37,6 +46,11 @@ class _Formatter(logging.Formatter):
             },
             ensure_ascii=False,
         )
+        return _CONTROL.sub(_escaped, line)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def configure(

@@ -1,17 +1,24 @@
-"""A copy of somebody else's store for those who only read: commits and trees, records on demand.
+"""Somebody else's store for those who only read: a copy of a URL, a view of a folder.
 
 A clone without blobs of 19 million records is about half a gigabyte instead of 25; the records
 that an export shows are fetched many at a time, just before they are read. A server that knows
 no filters sends everything, and all works the same.
+
+Whoever made that store may mean harm. So no Git ever runs with a configuration of theirs, which
+can name programs: a view is a repository of ours whose objects and references are links to those
+of the folder. Submodules have the paths that ours have, and lie beside the superproject.
 """
 
+import contextlib
 import hashlib
 import re
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
-from discogs_crawler import locks
+from discogs_crawler import files, locks
 from discogs_crawler.errors import BadData, Unavailable, UsageError
+from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import history
 from discogs_crawler.store.history import Source
 
@@ -19,6 +26,16 @@ from discogs_crawler.store.history import Source
 TIP = "refs/heads/main"
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[\w.-]+@[\w.-]+:.+", re.ASCII)
+# What is in the Git folder of a view: no configuration, hooks or attributes.
+_LINKED = ("objects", "refs", "packed-refs", "shallow", "reftable")
+
+# From where a view of a clone without records gets them: no transport that is a program.
+_REMOTE = re.compile(r"((https?|ssh|git|file)://|/|[\w.-]+@[\w.-]+:)[ !#-\[\]-~]+", re.ASCII)
+
+# Where a submodule is: beside the superproject, or below a folder there.
+_SIBLING = re.compile(r"\.\./(\w[\w.+-]*(/\w[\w.+-]*)*/?)", re.ASCII)
+_PARENT = re.compile(r"(.+[^/:]/|[^/:]+:/?)[^/]+/*")
+
 _NO_NEGOTIATION = ("-c", "fetch.negotiationAlgorithm=noop")
 _ONLY_OBJECTS = ("--no-tags", "--no-write-fetch-head", "--recurse-submodules=no", "--quiet")
 
@@ -36,12 +53,82 @@ def public_name(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def of_folder(folder: Path) -> Source:
+def of_folder(folder: Path, views: Path) -> Source:
     """The clone at `folder`, bare or not, as it is: its tip is HEAD, and nothing is fetched."""
     for candidate in (folder / ".git", folder):
         if (candidate / "HEAD").is_file() and (candidate / "objects").is_dir():
-            return Source(candidate.resolve(), "HEAD", str(folder.resolve()))
-    raise UsageError(f"--repository {folder}: there is no Git repository in that folder")
+            break
+    else:
+        raise UsageError(f"--repository {folder}: there is no Git repository in that folder")
+    name = str(folder.resolve())
+    view = _place(views, name)
+    with locks.exclusive(view.with_suffix(".lock"), f"the view of {name}", wait=True):
+        _show(candidate.resolve(), view)
+        for path in _segments_beside(candidate.resolve()):
+            _show(history.submodule_folder(candidate.resolve(), path), view / "modules" / path)
+    return Source(view, "HEAD", name, foreign=True)
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where the copy or view of a store is."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name.removesuffix(".git")).strip("-")
+    return folder / f"{slug or 'store'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.git"
+
+
+def _segments_beside(folder: Path) -> Iterator[str]:
+    """The paths at which `history.submodule_folder` finds a submodule of that repository."""
+    for kind in KINDS:
+        places = (folder / "modules" / kind, folder.parent / kind)
+        found = {entry.name for place in places if place.is_dir() for entry in place.iterdir()}
+        for name in sorted({name.removesuffix(".git") for name in found}):
+            if is_segment_name(name):
+                with contextlib.suppress(BadData):
+                    history.submodule_folder(folder, f"{kind}/{name}")
+                    yield f"{kind}/{name}"
+
+
+def _show(folder: Path, view: Path) -> None:
+    """Make `view` a repository that has the objects and references of the one at `folder`."""
+    view.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in _LINKED:
+        link, target = view / name, folder / name
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    configuration, head = _configuration(folder, view).encode(), _head(folder)
+    for path, text in ((view / "config", configuration), (view / "HEAD", head)):
+        if not path.exists() or path.read_bytes() != text:
+            with files.atomic_write(path) as file:
+                file.write(text)
+
+
+def _configuration(folder: Path, view: Path) -> str:
+    """What has to be the same in a view: formats, and from where records come that are missing."""
+    theirs = folder / "config"
+    command = ("config", "--file", str(theirs), "--no-includes", "-z", "--list")
+    values = _parsed(history.output(view, *command) if theirs.is_file() else "")
+    lines = ["[core]", "repositoryFormatVersion = 1", "bare = true", "[gc]", "auto = 0"]
+    lines.append("[extensions]")
+    for name in ("objectformat", "refstorage"):
+        value = values.get(f"extensions.{name}", "")
+        lines += [f"{name} = {value}"] if value in ("sha256", "reftable") else []
+    for key in values:
+        remote = key.removesuffix(".promisor")
+        url = values.get(f"{remote}.url", "")
+        if remote != key and _REMOTE.fullmatch(url):
+            lines += ['[remote "origin"]', "promisor = true", f'url = "{url}"']
+            break
+    return "\n".join([*lines, ""])
+
+
+def _parsed(listed: str) -> dict[str, str]:
+    """The values that `git config -z --list` prints, by key."""
+    return dict(entry.partition("\n")[::2] for entry in listed.split("\0"))
+
+
+def _head(folder: Path) -> bytes:
+    with (folder / "HEAD").open("rb") as file:
+        return file.read(4096)
 
 
 def of_url(url: str, folder: Path) -> Source:
@@ -50,15 +137,18 @@ def of_url(url: str, folder: Path) -> Source:
     Unavailable if the remote does not answer: what is here is then as it was before.
     """
     name = public_name(url)
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name.removesuffix(".git")).strip("-")
-    target = folder / f"{slug or 'store'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.git"
+    target = _place(folder, name)
     with locks.exclusive(target.with_suffix(".lock"), f"the copy of {name}", wait=True):
         _update(target, url)
-        for path, pinned in _submodules(target).items():
+        pins = _submodules(target)
+        urls = _submodule_urls(target, url) if pins else {}
+        for path, pinned in pins.items():
+            if path not in urls:
+                raise BadData(f"{name}: .gitmodules names no repository beside it for {path}")
             module = target / "modules" / path
             if not module.is_dir() or history.look_up(module, [TIP]) != [pinned]:
-                _update(module, _submodule_url(target, path, url))
-    return Source(target, TIP, name)
+                _update(module, urls[path])
+    return Source(target, TIP, name, foreign=True)
 
 
 def _update(target: Path, url: str) -> None:
@@ -67,7 +157,7 @@ def _update(target: Path, url: str) -> None:
         history.output(target, "init", "--quiet", "--bare", "--initial-branch=main")
         history.output(target, "config", "gc.auto", "0")
     history.output(target, "config", "remote.origin.url", url)
-    filtered = ["--filter=blob:none", "--no-tags", "--quiet", "origin", f"+HEAD:{TIP}"]
+    filtered = [*_ONLY_OBJECTS, "--filter=blob:none", "origin", f"+HEAD:{TIP}"]
     try:
         history.output(target, "fetch", *filtered)
     except BadData as error:
@@ -80,37 +170,36 @@ def _last_words(error: BadData) -> str:
 
 
 def _submodules(folder: Path) -> dict[str, str]:
-    """The paths of the submodules, and the commits of theirs that the tip pins."""
-    if history.look_up(folder, [f"{TIP}:.gitmodules"])[0] is None:
+    """The paths of the submodules that are segments, and the commits that the tip pins."""
+    kinds = [f"{kind}/" for kind in KINDS]
+    listing = history.output(folder, "ls-tree", "--full-tree", TIP, *kinds)
+    pins = re.findall(r"^160000 commit ([0-9a-f]+)\t(\w+/(\w+))$", listing, re.MULTILINE)
+    return {path: pinned for pinned, path, name in pins if is_segment_name(name)}
+
+
+def _submodule_urls(folder: Path, url: str) -> dict[str, str]:
+    """Where the submodules are, by their paths in the superproject's .gitmodules."""
+    blob = history.look_up(folder, [f"{TIP}:.gitmodules"])[0]
+    if blob is None:
         return {}
-    listing = history.output(folder, "ls-tree", "-r", TIP)
-    pins = re.findall(r"^160000 commit ([0-9a-f]+)\t(.+)$", listing, re.MULTILINE)
-    return {path: pinned for pinned, path in pins}
+    listed = history.output(folder, "config", "--no-includes", "--blob", blob, "-z", "--list")
+    values = _parsed(listed)
+    found = {}
+    for key, path in values.items():
+        place = resolved(url, values.get(key.removesuffix(".path") + ".url", ""))
+        if key.endswith(".path") and place is not None:
+            found[path] = place
+    return found
 
 
-def _submodule_url(folder: Path, path: str, url: str) -> str:
-    """Where the submodule at `path` is, by the superproject's .gitmodules."""
-    listed = history.output(
-        folder, "config", "--blob", f"{TIP}:.gitmodules", "--get-regexp", r"\.(path|url)$"
-    )
-    values = dict(line.split(" ", 1) for line in listed.splitlines())
-    names = (key.removesuffix(".path") for key, value in values.items() if value == path)
-    relative = next((values.get(f"{name}.url") for name in names), None)
-    if relative is None:
-        raise BadData(f"{public_name(url)}: .gitmodules does not say where {path} is")
-    return resolved(url, relative)
+def resolved(url: str, relative: str) -> str | None:
+    """What `../x.git` in .gitmodules means, seen from the superproject's URL.
 
-
-def resolved(url: str, relative: str) -> str:
-    """`relative` as Git reads it in .gitmodules: `../x.git` is seen from the superproject's URL."""
-    if not relative.startswith(("./", "../")):
-        return relative
-    base = url.rstrip("/")
-    while relative.startswith(("./", "../")):
-        step, _, relative = relative.partition("/")
-        if step == "..":
-            base = base.rpartition("/")[0]
-    return f"{base}/{relative}"
+    None if it is not beside the superproject: a store could have us read any repository that we
+    can, for instance one on our own disk.
+    """
+    parent, sibling = _PARENT.fullmatch(url), _SIBLING.fullmatch(relative)
+    return parent[1] + sibling[1] if parent and sibling else None
 
 
 def fetch_objects(folder: Path, remote: str, names: bytes) -> None:

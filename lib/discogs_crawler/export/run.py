@@ -21,7 +21,7 @@ from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import history
-from discogs_crawler.store.history import EMPTY_TREE, Source
+from discogs_crawler.store.history import EMPTY_TREE, LeftOut, Source
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,10 @@ def find_source(repository: str | None, settings: Settings) -> Source:
     """The repository to read: the crawler's own, or the folder or URL that was named."""
     if repository is None:
         return _own_store(settings)
+    mirrors = settings.state_dir / "mirrors"
     if mirror.is_url(repository):
-        return mirror.of_url(repository, settings.state_dir / "mirrors")
-    return mirror.of_folder(Path(repository))
+        return mirror.of_url(repository, mirrors)
+    return mirror.of_folder(Path(repository), mirrors)
 
 
 def _own_store(settings: Settings) -> Source:
@@ -218,16 +219,25 @@ def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_he
 
 def write(plan: Plan, form: Form, write: Write) -> int:
     """Write the plan's changes in that form; the number of changes written."""
-    folder = plan.source.folder
+    source = plan.source
     kinds = KINDS if plan.consumer.kind == ALL else (plan.consumer.kind,)
     end = b"\0" if form.nul else b"\n"
-    total = 0
-    stretches = history.stretches(folder, plan.old, plan.new, skip_technical=form.skip_technical)
+    total, left_out = 0, LeftOut()
+    stretches = history.stretches(
+        source.folder, plan.old, plan.new, skip_technical=form.skip_technical
+    )
     with progress.count("export", "changes") as advance:
         for stretch in stretches:
-            for segment in history.segments(folder, stretch, kinds):
-                for block, count in formats.blocks(form.format, segment, stretch.new, end=end):
+            for segment in history.segments(source.folder, stretch, kinds, left_out):
+                for block, count in formats.blocks(
+                    form.format, segment, stretch.new, left_out, end=end, foreign=source.foreign
+                ):
                     write(block)
                     advance(count)
                     total += count
+    if left_out.number:
+        log.warning(
+            "%s: %d of what lies there are no records and not exported; the first: %s",
+            *(source.name, left_out.number, left_out.first),
+        )
     return total

@@ -142,7 +142,8 @@ def _cleanings(part: Store) -> Iterator[tuple[str, str, int, bool]]:
     if tip is None:
         return
     trailers = (
-        f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (history.TECHNICAL, "Cleaner")
+        f"%(trailers:key={key},valueonly,unfold,separator=%x2C)"
+        for key in (history.TECHNICAL, "Cleaner")
     )
     layout = "%x09".join(["%ct", "%s", *trailers])
     for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):

@@ -19,6 +19,7 @@ from typing import IO, NamedTuple, cast
 
 from discogs_crawler import pipes
 from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
+from discogs_crawler.records import KINDS, is_segment_name
 
 # The name that every Git knows for a tree without entries: what there was before the first commit.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
@@ -34,20 +35,25 @@ GOING_S = 2
 # server of Git thinks, it sends 5 bytes every 5 seconds.
 SILENCE = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": "900"}
 
-_ENTRY = re.compile(
-    rb":(?P<old_mode>\d+) (?P<new_mode>\d+) (?P<old>[0-9a-f]+) (?P<new>[0-9a-f]+) [A-Z]\t"
-    rb"(?P<name>[0-9]{2,3})\n"
-)
-_GITLINK = b"160000"
-_LAYOUTS = {b"040000", _GITLINK}
+# Modes of what is in a tree.
+FILE = "100644"
+ABSENT = "000000"
+_FOLDER = "040000"
+_GITLINK = "160000"
+
+_ENTRY = re.compile(r":(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) [A-Z]\t(.+)\n")
 
 
 class Source(NamedTuple):
-    """A repository to read: its Git folder, the ref that is its tip, and how to call it."""
+    """A repository to read: its Git folder, the ref that is its tip, and how to call it.
+
+    If it is `foreign`, nobody knows who wrote it: what is in it may be anything.
+    """
 
     folder: Path
     tip: str
     name: str
+    foreign: bool = False
 
 
 class Stretch(NamedTuple):
@@ -64,6 +70,28 @@ class Segment(NamedTuple):
     prefix: str
     old: str
     new: str
+
+
+class LeftOut:
+    """What lies in a store where records do and is none: the number, and the first of them."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first = ""
+
+    def add(self, path: str) -> None:
+        self.number += 1
+        self.first = self.first or path
+
+
+class _Entry(NamedTuple):
+    """What differs between two trees under one name, quoted by Git if it is odd."""
+
+    old_mode: str
+    new_mode: str
+    old: str
+    new: str
+    name: str
 
 
 def environment() -> dict[str, str]:
@@ -168,7 +196,7 @@ def output(folder: Path, *arguments: str, given: bytes = b"", codes: Collection[
     with running(folder, *arguments, codes=codes) as pipes:
         pipes.stdin.write(given)
         pipes.stdin.close()
-        return pipes.stdout.read().decode()
+        return pipes.stdout.read().decode(errors="replace")
 
 
 def look_up(folder: Path, names: Sequence[str]) -> list[str | None]:
@@ -202,7 +230,7 @@ def commits_between(folder: Path, old: str | None, new: str | None) -> int | Non
 def commits(folder: Path, old: str, new: str) -> Iterator[tuple[str, bool]]:
     """Each commit after `old` along first parents up to `new`, and whether it is technical."""
     selection = [new] if old == EMPTY_TREE else [new, f"^{old}"]
-    layout = f"--format=%H %(trailers:key={TECHNICAL},valueonly,separator=%x2C)"
+    layout = f"--format=%H %(trailers:key={TECHNICAL},valueonly,unfold,separator=%x2C)"
     arguments = ["rev-list", "--first-parent", "--reverse", "--no-commit-header", layout]
     with running(folder, *arguments, *selection) as pipes:
         for line in pipes.stdout:
@@ -234,32 +262,49 @@ def stretches(folder: Path, old: str, new: str, *, skip_technical: bool) -> Iter
         yield Stretch(begin, end)
 
 
-def segments(folder: Path, stretch: Stretch, kinds: Sequence[str]) -> Iterator[Segment]:
+def segments(
+    folder: Path, stretch: Stretch, kinds: Sequence[str], left_out: LeftOut
+) -> Iterator[Segment]:
     """The segments that differ between the two ends, in the order of their paths."""
-    names = [f"{end}:{kind}" for kind in sorted(kinds) for end in stretch]
-    trees = [tree or EMPTY_TREE for tree in look_up(folder, names)]
-    for number, kind in enumerate(sorted(kinds)):
-        old, new = trees[2 * number : 2 * number + 2]
-        if old == new:
-            continue
-        listing = output(folder, "diff-tree", "--raw", "--no-abbrev", "--no-renames", old, new)
-        for entry in _ENTRY.finditer(listing.encode()):
-            yield _segment(folder, kind, entry)
+    for kind in _entries(folder, *stretch):
+        if kind.name not in KINDS:
+            if kind.new_mode not in (FILE, ABSENT):
+                left_out.add(kind.name)
+        elif kind.name in kinds:
+            if kind.new_mode not in (_FOLDER, ABSENT):
+                left_out.add(kind.name)
+            trees = (_tree(kind.old_mode, kind.old), _tree(kind.new_mode, kind.new))
+            for entry in _entries(folder, *trees):
+                yield from _segment(folder, kind.name, entry, left_out)
 
 
-def _segment(folder: Path, kind: str, entry: re.Match[bytes]) -> Segment:
-    path = f"{kind}/{entry['name'].decode()}"
-    modes = {entry["old_mode"], entry["new_mode"]} - {b"000000"}
-    if len(modes) > 1 or not modes <= _LAYOUTS:
+def _entries(folder: Path, old: str, new: str) -> Iterator[_Entry]:
+    listing = output(folder, "diff-tree", "--raw", "--no-abbrev", "--no-renames", old, new)
+    return (_Entry(*match.groups()) for match in _ENTRY.finditer(listing))
+
+
+def _tree(mode: str, oid: str, *, wanted: str = _FOLDER) -> str:
+    return oid if mode == wanted else EMPTY_TREE
+
+
+def _segment(folder: Path, kind: str, entry: _Entry, left_out: LeftOut) -> Iterator[Segment]:
+    path = f"{kind}/{entry.name}"
+    modes = {entry.old_mode, entry.new_mode} & {_FOLDER, _GITLINK}
+    is_one = is_segment_name(entry.name)
+    if entry.new_mode != ABSENT and not (is_one and entry.new_mode in modes):
+        left_out.add(path)
+    if not is_one or not modes:
+        return
+    if len(modes) > 1:
         raise BadData(
             f"{folder}: {path} is a folder in one revision and a submodule in the other; "
             "export with --from or --reset to a revision of the same layout"
         )
-    old, new = (
-        EMPTY_TREE if not oid.strip(b"0") else oid.decode() for oid in (entry["old"], entry["new"])
-    )
-    where = submodule_folder(folder, path) if modes == {_GITLINK} else folder
-    return Segment(where, path + "/", old, new)
+    (mode,) = modes
+    where = submodule_folder(folder, path) if mode == _GITLINK else folder
+    old = _tree(entry.old_mode, entry.old, wanted=mode)
+    new = _tree(entry.new_mode, entry.new, wanted=mode)
+    yield Segment(where, path + "/", old, new)
 
 
 def submodule_folder(folder: Path, path: str) -> Path:
