@@ -1,0 +1,278 @@
+"""A store of somebody who means harm: it neither harms nor deceives who reads it."""
+
+import contextlib
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from discogs_crawler.errors import BadData, CrawlerError
+from discogs_crawler.export import mirror
+from discogs_crawler.export import run as export_run
+from discogs_crawler.export.run import Form
+from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.store.history import Source
+from tests.conftest import Run
+from tests.fuzz.store import Hostile, Node, add, fingerprint
+from tests.plain_git import SingleStore, SubmoduleStore, git, record
+
+SCRIPT = "export_changes.py"
+
+# Parts of the names of those settings of Git that can name a program, a folder of programs, another
+# file of settings, or a transport that is a program.
+PROGRAMS = re.compile(
+    "alias|askpass|browser|clean|cmd|command|driver|editor|external|filter|fsmonitor|helper|hook"
+    "|httpd|include|insteadof|pager|path|process|program|proxy|receivepack|smudge|template|textconv"
+    "|tool|trace2|tunnel|update|uploadpack|url|vcs|worktree|protocol|credential",
+    re.IGNORECASE,
+)
+
+
+# Those that a Git which serves a fetch may look at.
+SERVED = (
+    *("uploadpack.packObjectsHook", "core.alternateRefsCommand", "core.hooksPath", "include.path"),
+    *("core.fsmonitor", "remote.origin.uploadpack", "remote.origin.url", "core.sshCommand"),
+)
+
+
+def settings_of_git() -> list[str]:
+    """All that this Git knows, with names in the place of `<name>` and `*`."""
+    listed = subprocess.run(["git", "help", "--config"], capture_output=True, text=True, check=True)
+    names = re.findall(r"^\S+\.\S+$", listed.stdout, re.MULTILINE)
+    names += ["filter.<driver>.process", "diff.<driver>.trustExitCode", "credential.<url>.helper"]
+    places = {"<name>": "origin", "<url>": "http://127.0.0.1:9", "<base>": "ext::PROGRAM x"}
+    for place, value in (*places.items(), ("<cmd>", "fetch"), ("*", "fetch")):
+        names = [name.replace(place, value) for name in names]
+    return [re.sub("<[^>]*>", "x", name) for name in names]
+
+
+def exported(source: Source, form: str = "jsonl") -> str:
+    plan = export_run.plan(Consumer("test", source.name, export_run.ALL, None), source, None)
+    blocks: list[bytes] = []
+    if plan is not None:
+        export_run.write(plan, Form(form), blocks.append)
+    return b"".join(blocks).decode()
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Hostile:
+    return Hostile(tmp_path / "hostile" / "discogs.git", random.Random(0), "")
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> SingleStore:
+    """A repository of the reader that nobody has to do with."""
+    store = SingleStore(tmp_path / "canary.git")
+    store.commit({("releases", 1): record(1)})
+    return store
+
+
+@pytest.mark.parametrize("path", ["{canary}", "../../../canary.git", "..", "releases\nx", "x/.."])
+def test_a_submodule_is_fetched_only_below_the_copy(
+    tmp_path: Path, run: Run, canary: SingleStore, hostile: Hostile, path: str
+) -> None:
+    part = SingleStore(tmp_path / "hostile" / "part.git")
+    pin = part.commit({("releases", 1): record(1, "evil")}).encode()
+    path = path.format(canary=canary.folder)
+    quoted = path.replace("\n", "\\n")
+    text = f'[submodule "x"]\n\tpath = "{quoted}"\n\turl = ../part.git\n'
+    node: Node = {b".gitmodules": (b"100644", text.encode()), path.encode(): (b"160000", pin)}
+    add(node, "releases/00/00/00/2.json", record(2))
+    hostile.commit(node)
+    before = fingerprint(canary.folder)
+    url = f"file://{hostile.folder}"
+    done = run(SCRIPT, "--consumer", "test", "--repository", url, "--format", "ids")
+    assert (done.returncode, done.stdout) == (0, "2\n")
+    assert done.stderr.count("\n") == 1
+    assert "no records and not exported" in done.stderr
+    assert fingerprint(canary.folder) == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["{canary}", "file://{canary}", "../../canary.git", "ext::touch x", "--upload-pack=x", "../-x"],
+)
+def test_a_submodule_is_fetched_only_from_beside_the_store(
+    tmp_path: Path, canary: SingleStore, hostile: Hostile, url: str
+) -> None:
+    pin = canary.tip().encode()
+    url = url.format(canary=canary.folder)
+    text = f'[submodule "x"]\n\tpath = releases/00\n\turl = "{url}"\n'
+    node: Node = {b".gitmodules": (b"100644", text.encode())}
+    node[b"releases"] = (b"40000", {b"00": (b"160000", pin)})
+    hostile.commit(node)
+    with pytest.raises(BadData, match="names no repository beside it for releases/00"):
+        mirror.of_url(f"file://{hostile.folder}", tmp_path / "mirrors")
+
+
+@pytest.mark.parametrize(
+    ("mode", "data"),
+    [
+        (b"120000", b"/etc/passwd"),
+        (b"120000", record(1)),
+        (b"100755", record(1)),
+        (b"160000", b"0123456789" * 4),
+        (b"40000", None),
+        (b"100644", b""),
+        (b"100644", b"no JSON"),
+        (b"100644", b"[1]\n"),
+        (b"100644", record(2)),
+        (b"100644", b'{"id": "1"}\n'),
+        (b"100644", b'{"id": 1}\n{"id": 1}\n'),
+        (b"100644", b'{"id": 1, "x": NaN}\n'),
+        (b"100644", b'{"id": 1,\r "x": 2}\n'),
+        (b"100644", b'{"id": 1, "id": 1}\n'),
+        (b"100644", b'{"id": 1, "x": "\xff"}\n'),
+        (b"100644", b'{"id": 1, "x": "\x1b[31m"}\n'),
+        (b"100644", b'{"id": 1}}\0{"kind":"releases","id":7,"status":"A","data":{"id":7}\n'),
+        (b"100644", b"[" * 200_000),
+        (b"100644", b'{"id": 1, "x": "' + b"x" * (1 << 24) + b'"}\n'),
+    ],
+)
+def test_what_is_no_record_is_one_warning(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    hostile: Hostile,
+    mode: bytes,
+    data: bytes | None,
+) -> None:
+    node: Node = {}
+    add(node, "releases/00/00/00/1.json", record(1))
+    add(node, "releases/00/00/00/3.json", record(3))
+    hostile.commit(node)
+    before = mirror.of_folder(hostile.folder, tmp_path / "views")
+    first = git(before.folder, "rev-parse", "HEAD")
+    folder = node
+    for name in (b"releases", b"00", b"00", b"00"):
+        folder = folder[name][1]  # type: ignore[assignment]
+    below: Node = {b"1.json": (b"100644", record(1))}
+    folder[b"1.json"] = (mode, below if data is None else data)
+    hostile.commit(node, first.encode())
+    source = mirror.of_folder(hostile.folder, tmp_path / "views")
+    lines = [json.loads(line) for line in exported(source).splitlines()]
+    assert [(line["id"], line["status"], line["data"]["id"]) for line in lines] == [(3, "A", 3)]
+    (warning,) = caplog.messages
+    assert "1 of what lies there are no records and not exported; the first: releases/" in warning
+    consumer = Consumer("test", "", "releases", first)
+    plan = export_run.plan(consumer, source, None)
+    assert plan is not None
+    blocks: list[bytes] = []
+    export_run.write(plan, Form("jsonl"), blocks.append)
+    (gone,) = [json.loads(line) for line in b"".join(blocks).splitlines()]
+    assert (gone["id"], gone["status"], gone["data"]) == (1, "D", None), "a consumer has it"
+
+
+def test_what_a_terminal_obeys_is_escaped(tmp_path: Path, run: Run, hostile: Hostile) -> None:
+    node: Node = {}
+    text = "\x7f\x9b31m"
+    add(node, "releases/00/00/00/1.json", json.dumps({"id": 1, "x": text}).encode())
+    add(node, "releases/00/00/00/2.json", b'{"id": 2, "x": "' + text.encode() + b'"}')
+    add(node, "releases/00/00/00/\x1b[31m\x9b\u202e.json", record(3))
+    hostile.commit(node)
+    for form, expected in (("status", 2), ("names", 2), ("ids", 2), ("jsonl", 2)):
+        flags = ("--consumer", form, "--format", form, "-z")
+        done = run(SCRIPT, *flags, "--repository", hostile.folder)
+        assert done.returncode == 0
+        assert not re.search(r"[\x01-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr[:-1])
+        assert done.stderr.count("\n") == 1
+        if form == "jsonl":
+            lines = [json.loads(line) for line in done.stdout.split("\0")[:-1]]
+            assert [line["data"]["x"] for line in lines] == [text, text]
+            assert len(lines) == expected
+
+
+@pytest.fixture(scope="module")
+def partial_clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone without records, so that reading it also fetches."""
+    folder = tmp_path_factory.mktemp("clone")
+    upstream = SubmoduleStore(folder / "upstream" / "discogs.git")
+    SingleStore(folder / "upstream.git").commit({("releases", n): record(n) for n in (1, 2)})
+    upstream.commit({("releases", 1): record(1)})
+    clone = folder / "clone.git"
+    url = f"file://{folder / 'upstream.git'}"
+    git(folder, "clone", "--quiet", "--bare", "--filter=blob:none", url, str(clone))
+    return clone
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that leaves a trace, also as any hook."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    program = hooks / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\nexit 1\n")
+    program.chmod(0o755)
+    for hook in ("post-checkout", "reference-transaction", "post-index-change", "pre-auto-gc"):
+        (hooks / hook).symlink_to(program)
+    return program
+
+
+def configure(folder: Path, name: str, program: Path) -> None:
+    """Let this setting of the repository name the program."""
+    value = str(program)
+    if name.startswith("include"):
+        value = str(folder / "included")
+        (folder / "included").write_text(f'[remote "origin"]\n\tuploadpack = {program}\n')
+    elif name in ("core.hooksPath", "init.templateDir"):
+        value = str(program.parent)
+    elif name.startswith(("alias", "submodule")):
+        value = f"!{program}"
+    elif name.endswith(("insteadOf", "pushInsteadOf")):
+        value = "file://"
+    elif name.endswith("origin.url"):
+        value = f"ext::{program} x"
+    elif name.endswith("vcs"):
+        value = "ext"
+    config = ["config", "--file", str(folder / "config")]
+    git(folder, *config, "protocol.ext.allow", "always")
+    if name in ("core.sshCommand", "core.gitProxy", "ssh.variant"):
+        url = "git://127.0.0.1:9/x" if name == "core.gitProxy" else "ssh://127.0.0.1:9/x"
+        git(folder, *config, "remote.origin.url", url)
+    git(folder, *config, name.replace("PROGRAM", str(program)), value)
+
+
+@pytest.mark.parametrize("name", [name for name in settings_of_git() if PROGRAMS.search(name)])
+def test_no_setting_of_a_folder_runs_a_program(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    partial_clone: Path,
+    program: Path,
+    name: str,
+) -> None:
+    folder = tmp_path / "clone.git"
+    shutil.copytree(partial_clone, folder)
+    configure(folder, name, program)
+    monkeypatch.setenv("GIT_SSH", "/bin/false")
+    with contextlib.suppress(CrawlerError):
+        exported(mirror.of_folder(folder, tmp_path / "views"))
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in SERVED else pytest.mark.long)
+        for name in settings_of_git()
+        if PROGRAMS.search(name)
+    ],
+)
+def test_no_setting_of_a_store_on_this_machine_runs_a_program(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    partial_clone: Path,
+    program: Path,
+    name: str,
+) -> None:
+    """Git serves it with its configuration, and gets for us what it lacks."""
+    folder = tmp_path / "clone.git"
+    shutil.copytree(partial_clone, folder)
+    git(folder, "config", "uploadpack.allowFilter", "true")
+    configure(folder, name, program)
+    monkeypatch.setenv("GIT_SSH", "/bin/false")
+    with contextlib.suppress(CrawlerError):
+        exported(mirror.of_url(f"file://{folder}", tmp_path / "mirrors"))
+    assert not (tmp_path / "trace").exists()
