@@ -40,6 +40,7 @@ from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
 from discogs_crawler.records import KINDS
+from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import crawler, preflight
 from discogs_crawler.worker.crawler import CrawlTask
 
@@ -95,7 +96,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     config.make_state_dir(settings)
     if flags.check:
         return check(settings, flags.kind)
-    if flags.branch and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", flags.branch):
+    if flags.branch and not BRANCH.fullmatch(flags.branch):
         raise UsageError(f"--branch is {flags.branch!r}: letters, digits, _ and - only")
     stop = Stop(flags.max_seconds)
     stop.listen()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -10,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from discogs_crawler import config
+from discogs_crawler.api import cleaning
 from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.export import mirror
 from discogs_crawler.export import run as export_run
 from discogs_crawler.export.run import Form
 from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.maintenance import integrity, merge_branches, reclean
+from discogs_crawler.records import KINDS
 from discogs_crawler.store.history import Source
+from discogs_crawler.store.layouts import Change, Store, open_store
 from tests.conftest import Run
 from tests.fuzz.store import Hostile, Node, add, fingerprint
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
@@ -183,6 +189,49 @@ def test_what_a_terminal_obeys_is_escaped(tmp_path: Path, run: Run, hostile: Hos
             lines = [json.loads(line) for line in done.stdout.split("\0")[:-1]]
             assert [line["data"]["x"] for line in lines] == [text, text]
             assert len(lines) == expected
+
+
+def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
+    tmp_path: Path, environment: dict[str, str], hostile: Hostile, caplog: pytest.LogCaptureFixture
+) -> None:
+    node: Node = {}
+    add(node, "releases/00/00/00/1.json", record(1))
+    first = hostile.commit(node)
+    add(node, "releases/00/00/00/2.json", record(2))
+    main = hostile.commit(node, first)
+    folder = node
+    for name in (b"releases", b"00", b"00", b"00"):
+        folder = folder[name][1]  # type: ignore[assignment]
+    del folder[b"2.json"]
+    folder[b"3.json"] = (b"100644", record(3))
+    folder[b"4.json"] = (b"120000", b"/etc/passwd")
+    folder[b"\xff.json"] = (b"100644", b"x")
+    folder[b"x\nM 100644 inline evil\ndata 1\n"] = (b"100644", b"x")
+    node[b"releases"][1][b"x00"] = (b"40000", {b"\xff": (b"100644", b"x")})  # type: ignore[index]
+    crawl = hostile.commit(node, first)
+    for name in (b"main", b"crawl/a", b"crawl/\xff", "crawl/\x85\u2028x".encode(), b"crawl/-x"):
+        path = hostile.folder / "refs" / "heads" / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(main if name == b"main" else crawl)
+    environment["STORE_REMOTE"] = f"file://{hostile.folder}"
+    settings = config.load(environ=environment)
+    store = open_store(settings)
+    assert isinstance(store, Store)
+    assert store.refresh() == main.decode()
+    assert merge_branches.merge([store], []) == (1, [])
+    assert "branch a: 4 no records, not merged" in caplog.text
+    assert list(store.ids("releases")) == [1, 2, 3]
+    store.commit("releases", [Change(4, record(4))], lambda: [4], {})
+    assert list(integrity.records(store, store.tip())) == []
+    assert (
+        reclean.lost(store, {kind: cleaning.rules_for(settings, kind) for kind in KINDS}, 0) == {}
+    )
+    # What somebody pushed to the main branch itself is found, and stops nothing.
+    (hostile.folder / "refs/heads/main").write_bytes(hostile.commit(node, store.tip().encode()))
+    store.refresh()
+    assert list(store.ids("releases")) == [1, 3, 4]
+    store.commit("releases", [Change(5, record(5))], lambda: [5], {})
+    assert len(list(integrity.records(store, store.tip()))) == 4
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, UsageError
 from discogs_crawler.export.run import EXPORTS, MOVED
 from discogs_crawler.ledger.database import Ledger
-from discogs_crawler.records import KINDS
+from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import fast_import, git, stale_locks
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.layouts import CONVERTING, Store, layout_of, repository_path
@@ -154,7 +154,9 @@ def _segments(source: Repository, revision: str) -> list[tuple[str, str]]:
         listing = source.run("ls-tree", revision, f"{kind}/").decode()
         for line in listing.splitlines():
             head, path = line.split("\t")
-            found.append((path, head.split()[2]))
+            _, what, oid = head.split()
+            if what == "tree" and is_segment_name(path.removeprefix(f"{kind}/")):
+                found.append((path, oid))
     return found
 
 

@@ -14,7 +14,7 @@ from discogs_crawler.records import parse_record_path
 from discogs_crawler.store import fast_import
 from discogs_crawler.store.fast_import import Entry, Refused
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.history import EMPTY_TREE
+from discogs_crawler.store.history import ABSENT, EMPTY_TREE, FILE
 from discogs_crawler.store.single import Store
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Merged(NamedTuple):
 
 class _Change(NamedTuple):
     path: str
+    mode: str
     before: str
     """blob, "" for none"""
     after: str
@@ -96,7 +97,14 @@ def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tup
     """
     repository = part.repository
     found = repository.call("merge-base", base, tip).stdout.decode().split()
-    changed = list(_changes(repository, found[0] if found else EMPTY_TREE, tip))
+    differing = list(_changes(repository, found[0] if found else EMPTY_TREE, tip))
+    changed = [
+        change
+        for change in differing
+        if parse_record_path(part.prefix + change.path) and change.mode in (FILE, ABSENT)
+    ]
+    if others := [change.path for change in differing if change not in changed]:
+        log.warning("branch %s: %d no records, not merged: %s", name, len(others), others[0])
     ours = fast_import.stored(repository, base, [change.path for change in changed])
     entries, lost = [], []
     for change in changed:
@@ -117,6 +125,6 @@ def _changes(repository: Repository, old: str, new: str) -> Iterator[_Change]:
     command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
     fields = repository.lines(*command)
     for header in fields:
-        _, _, before, after, _ = header.decode().split()
+        _, mode, before, after, _ = header.decode().split()
         path = next(fields).decode("utf-8", "replace")
-        yield _Change(path, before.strip("0") and before, after.strip("0") and after)
+        yield _Change(path, mode, before.strip("0") and before, after.strip("0") and after)

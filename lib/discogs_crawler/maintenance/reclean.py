@@ -149,7 +149,7 @@ def _cleanings(part: Store) -> Iterator[tuple[str, str, int, bool]]:
     for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):
         epoch, subject, technical, name = line.decode("utf-8", "replace").split("\t", 3)
         for kind in subject.partition(":")[0].split(", "):
-            if kind in KINDS and name:
+            if kind in KINDS and name and epoch:
                 yield kind, name, int(epoch), not technical
 
 

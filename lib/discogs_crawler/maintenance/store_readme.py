@@ -106,7 +106,7 @@ def _is_ours(store: AnyStore, commit: str) -> bool:
 
 def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branch: str) -> str:
     """The README of the store as it is at `tip`."""
-    epoch = int(store.repository.run("log", "-1", "--format=%ct", tip))
+    epoch = int(store.repository.run("log", "-1", "--format=%ct", tip).strip() or 0)
     single = isinstance(store, Store)
     recipes = _SINGLE_RECIPES if single else _MODULE_RECIPES
     return _TEXT.format(

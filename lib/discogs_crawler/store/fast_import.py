@@ -62,7 +62,7 @@ def stored(repository: Repository, base: str | None, paths: Iterable[str]) -> di
     found = {}
     for folder, tree in zip(folders, _bodies(answer), strict=True):
         for name, oid in _ENTRY.findall(tree):
-            path = f"{folder}/{name.decode()}" if folder else name.decode()
+            path = "/".join(filter(None, (folder, name.decode(errors="replace"))))
             if path in wanted:
                 found[path] = oid
     return found

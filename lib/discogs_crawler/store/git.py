@@ -134,8 +134,9 @@ class Repository:
 
     def refs(self, prefix: str) -> dict[str, str]:
         """The references whose full names start with `prefix`, and the objects they name."""
-        lines = self.run("for-each-ref", "--format=%(objectname) %(refname)", prefix).decode()
-        return {name: oid for oid, name in (line.split(" ", 1) for line in lines.splitlines())}
+        listing = self.run("for-each-ref", "--format=%(objectname) %(refname)", prefix)
+        lines = listing.decode(errors="replace").split("\n")[:-1]
+        return {name: oid for oid, name in (line.split(" ", 1) for line in lines)}
 
     def configure(self, values: Mapping[str, str]) -> None:
         """Set `section.option` or `section.sub.option` in the repository's own configuration."""

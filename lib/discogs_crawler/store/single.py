@@ -8,6 +8,7 @@ STORE_REMOTE the tip is fetched, and the commit counts when its push was accepte
 import itertools
 import logging
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import NamedTuple, TypeVar
 from discogs_crawler import clock
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import Unavailable
-from discogs_crawler.records import parse_record_path, record_path, segment_of
+from discogs_crawler.records import is_segment_name, parse_record_path, record_path, segment_of
 from discogs_crawler.store import fast_import, git, stale_locks
 from discogs_crawler.store.fast_import import Entry, Locked, Refused
 from discogs_crawler.store.git import Author, Repository
@@ -37,6 +38,9 @@ DOWN_S = 30
 
 # Records read at once: 200 of the largest are 30 MB.
 READ_AT_ONCE = 200
+
+# The branches of `worker.py --branch NAME`.
+BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 # Commits on their way to the remote: refs/crawler/EPOCH-RANDOM.
 PENDING = "refs/crawler/pending/"
@@ -244,8 +248,8 @@ class Store:
     def branches(self) -> dict[str, str]:
         """The branches that workers commit to besides the main one, and their tips."""
         prefix = HEADS + CRAWL
-        refs = self.repository.refs(prefix)
-        return {ref.removeprefix(prefix): tip for ref, tip in refs.items()}
+        tips = {ref.removeprefix(prefix): tip for ref, tip in self.repository.refs(prefix).items()}
+        return {name: tip for name, tip in tips.items() if BRANCH.fullmatch(name)}
 
     def advance(self, commit: str, branch: str = "") -> None:
         """Move our branch, or that one of `branches`, to a descendant; Refused if it is not one."""
@@ -303,9 +307,9 @@ class Store:
             folders = [""] if self.prefix.startswith(f"{kind}/") else []
         else:
             listing = self.repository.run("ls-tree", "-d", "--name-only", tip, f"{kind}/")
-            paths = listing.decode().splitlines()
-            numbers = {int(path.rpartition("/")[2]): path for path in paths if path[-2:].isdigit()}
-            folders = [path for _, path in sorted(numbers.items())]
+            paths = listing.decode(errors="replace").splitlines()
+            names = [path.rpartition("/")[2] for path in paths]
+            folders = [f"{kind}/{name}" for name in sorted(filter(is_segment_name, names), key=int)]
         for folder in folders:
             yield from self._ids_below(tip, folder)
 
@@ -313,7 +317,7 @@ class Store:
         """The ids below a folder; within a directory Git sorts them as text."""
         where = ["--", folder] if folder else []
         paths = self.repository.lines("ls-tree", "-r", "--name-only", "-z", tip, *where)
-        places = (parse_record_path(self.prefix + path.decode()) for path in paths)
+        places = (parse_record_path(self.prefix + path.decode(errors="replace")) for path in paths)
         found = (place[1] for place in places if place)
         for _, neighbours in itertools.groupby(found, key=lambda i: i // 100):
             yield from sorted(neighbours)
