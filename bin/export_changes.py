@@ -34,7 +34,8 @@ other than the one it began at is refused; --reset moves it, which may repeat ch
 Without --repository it reads the crawler's own store, and the places of its consumers are in the
 ledger. With it no crawler is needed: of a URL it keeps a copy without records in the state folder
 and fetches those that it exports; a folder is a clone that you keep up to date yourself. The places
-are then in a SQLite file beside the clone, NAME.consumers.db.
+are then in a SQLite file beside the clone, NAME.consumers.db. Such a store need not be trusted:
+what is no record in its place is left out, with one warning.
 
 Example:
 

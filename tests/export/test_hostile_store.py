@@ -38,10 +38,12 @@ PROGRAMS = re.compile(
 )
 
 
-# Those that a Git which serves a fetch may look at.
-SERVED = (
+# Those that a Git which reads or serves a repository looks at. The long form tries the others.
+LIKELY = (
     *("uploadpack.packObjectsHook", "core.alternateRefsCommand", "core.hooksPath", "include.path"),
-    *("core.fsmonitor", "remote.origin.uploadpack", "remote.origin.url", "core.sshCommand"),
+    *("core.fsmonitor", "core.pager", "core.sshCommand", "core.gitProxy", "credential.helper"),
+    *("remote.origin.uploadpack", "remote.origin.url", "remote.origin.vcs", "diff.external"),
+    *("url.ext::PROGRAM x.insteadOf", "diff.x.textconv", "filter.x.smudge", "gpg.program"),
 )
 
 
@@ -54,6 +56,16 @@ def settings_of_git() -> list[str]:
     for place, value in (*places.items(), ("<cmd>", "fetch"), ("*", "fetch")):
         names = [name.replace(place, value) for name in names]
     return [re.sub("<[^>]*>", "x", name) for name in names]
+
+
+every_setting = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in LIKELY else pytest.mark.long)
+        for name in settings_of_git()
+        if PROGRAMS.search(name)
+    ],
+)
 
 
 def exported(source: Source, form: str = "jsonl") -> str:
@@ -284,7 +296,23 @@ def configure(folder: Path, name: str, program: Path) -> None:
     git(folder, *config, name.replace("PROGRAM", str(program)), value)
 
 
-@pytest.mark.parametrize("name", [name for name in settings_of_git() if PROGRAMS.search(name)])
+def test_nothing_is_written_into_a_folder(
+    tmp_path: Path, partial_clone: Path, canary: SingleStore
+) -> None:
+    """What its clone without records lacks is kept elsewhere."""
+    folder = tmp_path / "clone.git"
+    shutil.copytree(partial_clone, folder)
+    elsewhere = canary.folder / "objects" / "pack"
+    for path in (folder / "objects" / "pack").iterdir():
+        shutil.copy(path, elsewhere)
+    shutil.rmtree(folder / "objects" / "pack")
+    (folder / "objects" / "pack").symlink_to(elsewhere)
+    before = fingerprint(folder), fingerprint(canary.folder)
+    assert exported(mirror.of_folder(folder, tmp_path / "views")).count("\n") == 2
+    assert (fingerprint(folder), fingerprint(canary.folder)) == before
+
+
+@every_setting
 def test_no_setting_of_a_folder_runs_a_program(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -301,14 +329,7 @@ def test_no_setting_of_a_folder_runs_a_program(
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in SERVED else pytest.mark.long)
-        for name in settings_of_git()
-        if PROGRAMS.search(name)
-    ],
-)
+@every_setting
 def test_no_setting_of_a_store_on_this_machine_runs_a_program(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -103,6 +103,8 @@ class Hostile:
                 oid = self.put(b"blob", content)
             entries.append((name + (b"/" if mode == b"40000" else b""), mode, name, oid))
         entries.sort()
+        # Git takes the name `a/b` in one tree for `b` in the tree `a` when it compares two.
+        self.sorted &= not any(b"/" in name for name in node)
         if entries and self.rng.random() < 0.03:
             self.rng.shuffle(entries)
             entries.append(self.rng.choice(entries))
@@ -195,7 +197,7 @@ def gitmodules(hostile: Hostile) -> bytes:
 def build(parent: Path, seed: int, canary: str) -> tuple[Path, bool]:
     """A store in `parent`, with two commits, and up to four things wrong in each.
 
-    Tells also whether Git's differences mean something: names are in order and occur once.
+    Tells also whether Git's differences mean something: names are names, in order, each once.
     """
     rng = random.Random(seed)
     hostile = Hostile(parent / "discogs.git", rng, canary)

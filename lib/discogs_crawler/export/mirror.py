@@ -5,14 +5,15 @@ that an export shows are fetched many at a time, just before they are read. A se
 no filters sends everything, and all works the same.
 
 Whoever made that store may mean harm. So no Git ever runs with a configuration of theirs, which
-can name programs: a view is a repository of ours whose objects and references are links to those
-of the folder. Submodules have the paths that ours have, and lie beside the superproject.
+can name programs, and nothing is written where they lead: a view is a repository of ours that
+borrows the objects and references of the folder. Submodules have the paths that ours have, and lie
+beside the superproject.
 """
 
 import contextlib
 import hashlib
+import os
 import re
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,19 @@ from discogs_crawler.store.history import Source
 TIP = "refs/heads/main"
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[\w.-]+@[\w.-]+:.+", re.ASCII)
-# What is in the Git folder of a view: no configuration, hooks or attributes.
-_LINKED = ("objects", "refs", "packed-refs", "shallow", "reftable")
+# What a view borrows besides the objects: no configuration, hooks or attributes.
+_LINKED = ("refs", "packed-refs", "shallow", "reftable")
+
+# Of a view. Without the command a fetch would have Git list references in the folder itself.
+_SETTINGS = """\
+[core]
+repositoryFormatVersion = 1
+bare = true
+alternateRefsCommand = :
+[gc]
+auto = 0
+[extensions]
+"""
 
 # From where a view of a clone without records gets them: no transport that is a program.
 _REMOTE = re.compile(r"((https?|ssh|git|file)://|/|[\w.-]+@[\w.-]+:)[ !#-\[\]-~]+", re.ASCII)
@@ -47,10 +59,7 @@ def is_url(text: str) -> bool:
 
 def public_name(url: str) -> str:
     """The URL without user name and password, fit for a log or a table."""
-    parts = urllib.parse.urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url)
 
 
 def of_folder(folder: Path, views: Path) -> Source:
@@ -89,14 +98,19 @@ def _segments_beside(folder: Path) -> Iterator[str]:
 
 def _show(folder: Path, view: Path) -> None:
     """Make `view` a repository that has the objects and references of the one at `folder`."""
-    view.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (view / "objects" / "info").mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in _LINKED:
         link, target = view / name, folder / name
         if not link.is_symlink() or link.readlink() != target:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
-    configuration, head = _configuration(folder, view).encode(), _head(folder)
-    for path, text in ((view / "config", configuration), (view / "HEAD", head)):
+    texts = {
+        "objects/info/alternates": os.fsencode(folder / "objects") + b"\n",
+        "config": _configuration(folder, view).encode(),
+        "HEAD": _head(folder),
+    }
+    for name, text in texts.items():
+        path = view / name
         if not path.exists() or path.read_bytes() != text:
             with files.atomic_write(path) as file:
                 file.write(text)
@@ -107,8 +121,7 @@ def _configuration(folder: Path, view: Path) -> str:
     theirs = folder / "config"
     command = ("config", "--file", str(theirs), "--no-includes", "-z", "--list")
     values = _parsed(history.output(view, *command) if theirs.is_file() else "")
-    lines = ["[core]", "repositoryFormatVersion = 1", "bare = true", "[gc]", "auto = 0"]
-    lines.append("[extensions]")
+    lines = [_SETTINGS]
     for name in ("objectformat", "refstorage"):
         value = values.get(f"extensions.{name}", "")
         lines += [f"{name} = {value}"] if value in ("sha256", "reftable") else []
