@@ -15,7 +15,7 @@ Interrupted anywhere, run it again.
 
 Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
 not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 another
-run has not ended within half an hour, 78 configuration.
+run has not ended within half an hour, or the hashes were written anew meanwhile, 78 configuration.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Files of hashes: what is accepted, what is refused and how it is said."""
 
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.dumps.hashfile import Difference
-from discogs_crawler.errors import BadData
+from discogs_crawler.errors import BadData, TryLater, UsageError
 from discogs_crawler.records import MAX_ID
 from discogs_crawler.seeding import dump_lookup
 
@@ -67,6 +68,31 @@ def test_the_number_of_a_bad_line_is_right_beyond_the_first_block(tmp_path: Path
         hashfile.check(path)
 
 
+def test_what_was_checked_is_what_is_read_or_the_run_ends(tmp_path: Path) -> None:
+    """A split may put the next month in its place while seeding reads it for the second time."""
+    path, other = tmp_path / "hashes.txt", tmp_path / "other"
+    for name, number in ((path, 1), (other, 2)):
+        name.write_text(f"{number}\t{HASH}\n")
+    file = hashfile.check(path)
+    with pytest.raises(TryLater, match="somebody has written to it"):
+        with hashfile.opened(file):
+            path.write_bytes(b"")
+    other.rename(path)
+    with pytest.raises(TryLater), hashfile.opened(file):
+        pytest.fail("it is another file")
+
+
+def test_a_pipe_is_refused_because_it_can_be_read_but_once() -> None:
+    """Of the first dump, read from a pipe, not an id was queued, and it counted as accepted."""
+    reader, writer = os.pipe()
+    os.write(writer, f"1\t{HASH}\n".encode())
+    os.close(writer)
+    with pytest.raises(UsageError, match="it must be a regular file"):
+        hashfile.check(Path(f"/dev/fd/{reader}"))
+    assert hashfile.sha256_of(Path(f"/dev/fd/{reader}")) is None
+    os.close(reader)
+
+
 def test_an_empty_file_a_gzip_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "hashes.txt"
     path.touch()
@@ -90,7 +116,7 @@ def test_an_unsorted_file_is_sorted(
     path = folder / "hashes.txt"
     path.write_bytes(b"".join(lines))
     file = dump_lookup.checked(path, folder)
-    pairs = [pair for block in hashfile.blocks(file.path) for pair in block.pairs()]
+    pairs = [pair for block in hashfile.blocks(file) for pair in block.pairs()]
     assert pairs == sorted(contents.items())
     assert (file.first_id, file.last_id) == (min(contents), max(contents))
 
@@ -127,6 +153,6 @@ def test_a_damaged_file_is_refused_or_says_what_it_holds(
     except BadData as error:
         assert re.search(r", line [0-9]+: |: it is empty", str(error))
         return
-    pairs = [pair for block in hashfile.blocks(file.path) for pair in block.pairs()]
+    pairs = [pair for block in hashfile.blocks(file) for pair in block.pairs()]
     assert b"".join(hashfile.line_of(*pair) for pair in pairs) == bytes(text)
     assert [n for n, _ in pairs] == sorted({n for n, _ in pairs})

@@ -62,6 +62,6 @@ def test_a_file_of_hashes_is_read_as_a_slow_reader_reads_it_or_refused(
             line = re.search(r", line ([0-9]+): ", str(error))
             assert 1 <= int(line[1]) <= text.count(b"\n") + 1 if line else not text
             return
-        pairs = [pair for block in hashfile.blocks(path) for pair in block.pairs()]
+        pairs = [pair for block in hashfile.blocks(file) for pair in block.pairs()]
     assert pairs == expected
     assert (file.records, file.first_id, file.last_id) == (len(pairs), pairs[0][0], pairs[-1][0])

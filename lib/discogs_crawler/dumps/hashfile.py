@@ -8,13 +8,14 @@ import contextlib
 import hashlib
 import itertools
 import operator
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from discogs_crawler.cli import progress
-from discogs_crawler.errors import BadData, UsageError
+from discogs_crawler.errors import BadData, TryLater, UsageError
 from discogs_crawler.records import MAX_ID
 
 # Bytes read at once: 20,000 lines.
@@ -32,6 +33,8 @@ class HashFile(NamedTuple):
     records: int
     first_id: int
     last_id: int
+    version: tuple[int, ...]
+    """tells it from one that replaced it, and from itself after somebody has written to it"""
 
 
 class Block(NamedTuple):
@@ -65,6 +68,7 @@ def check(path: Path) -> HashFile:
         _open(path) as file,
         progress.bar("reading hashes", path.stat().st_size, "MB/s", 1e6) as advance,
     ):
+        version = _version(file)
         for text in _blocks(file):
             advance(len(text))
             sha256.update(text)
@@ -76,31 +80,53 @@ def check(path: Path) -> HashFile:
             records += len(ids)
     if not records:
         raise BadData(f"{path}: it is empty; it should have a line `id<TAB>sha1` for every record")
-    return HashFile(path, sha256.digest(), records, first_id, last_id)
+    return HashFile(path, sha256.digest(), records, first_id, last_id, version)
 
 
-def blocks(path: Path) -> Iterator[Block]:
+@contextlib.contextmanager
+def opened(file: HashFile) -> Iterator[BinaryIO]:
+    """The file that was checked; TryLater if it is not, or not any more at the end of the block.
+
+    A month is split into the file of the month before, which may be read at that moment.
+    """
+    with file.path.open("rb", buffering=BLOCK_SIZE) as stream:
+        _check_version(file, stream)
+        yield stream
+        _check_version(file, stream)
+
+
+def _check_version(file: HashFile, stream: BinaryIO) -> None:
+    if _version(stream) != file.version:
+        raise TryLater(f"{file.path}: somebody has written to it meanwhile; run this again")
+
+
+def _version(file: BinaryIO) -> tuple[int, ...]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def blocks(file: HashFile) -> Iterator[Block]:
     """All lines of a file that was checked, parsed."""
-    with _open(path) as file:
+    with opened(file) as stream:
         records = 0
-        for text in _blocks(file):
-            block = _parse(text, path, records)
+        for text in _blocks(stream):
+            block = _parse(text, file.path, records)
             records += len(block.ids)
             yield block
 
 
 def sha256_of(path: Path) -> bytes | None:
-    """SHA-256 of the file; None if it is not there."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except FileNotFoundError:
+    """SHA-256 of the file; None if it cannot be read."""
+    if not path.is_file():
         return None
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+    return None
 
 
 @contextlib.contextmanager
 def lines(path: Path) -> Iterator[Iterator[bytes]]:
-    """The lines of a file that was checked, with their line feeds."""
+    """The lines of a file, with their line feeds."""
     with path.open("rb", buffering=BLOCK_SIZE) as file:
         yield iter(file)
 
@@ -146,6 +172,8 @@ def _digest_of(line: bytes) -> bytes:
 
 
 def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: it must be a regular file, because it is read more than once")
     try:
         return path.open("rb", buffering=0)
     except OSError as error:

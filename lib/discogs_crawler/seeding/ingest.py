@@ -83,7 +83,7 @@ def take_in(
         if not force:
             _guard(comparison, last, dump, adopt)
         mark_started(ledger, dump)
-        with _baseline(ledger, dump.kind, accepted) as old, hashfile.lines(new.path) as lines:
+        with _baseline(ledger, dump.kind, accepted) as old, hashfile.opened(new) as lines:
             _apply(ledger, dump, hashfile.differences(old, lines), cooldown_s, adopt)
         _look_again(ledger, dump, cooldown_s)
     accept(ledger, new, dump, comparison)
@@ -96,7 +96,7 @@ def want_differences(
     """Want what differs between two files, although the ledger knows the new one already."""
     facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
     now = int(clock.now())
-    with hashfile.lines(old.path) as before, hashfile.lines(new.path) as after:
+    with hashfile.opened(old) as before, hashfile.opened(new) as after:
         for batch in _batches(hashfile.differences(before, after)):
             with ledger.transaction():
                 rows = ledger.rows(dump.kind, (difference.id for difference in batch))
@@ -199,7 +199,7 @@ def _lines_of_ledger(ledger: Ledger, kind: str) -> Iterator[bytes]:
 
 def _compare(old: Iterable[bytes], new: HashFile) -> Comparison:
     added = changed = retired = 0
-    with hashfile.lines(new.path) as lines:
+    with hashfile.opened(new) as lines:
         for difference in hashfile.differences(old, lines):
             if difference.old is None:
                 added += 1
@@ -220,7 +220,7 @@ def import_first(ledger: Ledger, new: HashFile, dump: DumpRow, *, adopt: bool) -
     )
     facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
     with progress.bar("first import", new.records, "records/s") as advance:
-        for block in hashfile.blocks(new.path):
+        for block in hashfile.blocks(new):
             with ledger.transaction() as connection:
                 known = _known_within(ledger, dump.kind, block)
                 fresh = block.pairs()
@@ -341,7 +341,7 @@ def _keep(ledger: Ledger, new: HashFile, kind: str) -> None:
     path = accepted_path(ledger, kind, new.sha256)
     if ledger.rehearsing or path.exists():
         return
-    with atomic_write(path, mode=0o600) as target, new.path.open("rb") as source:
+    with atomic_write(path, mode=0o600) as target, hashfile.opened(new) as source:
         shutil.copyfileobj(source, target, hashfile.BLOCK_SIZE)
 
 
