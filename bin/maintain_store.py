@@ -161,7 +161,8 @@ def check_everything(
     if book is not None:
         queues = _queues(settings)
         for kind, queue in zip(KINDS, queues, strict=True):
-            exchange.drain(book, queue)
+            if book.knows_something():
+                exchange.drain(book, queue)
             differ = _report(integrity.against_ledger(opened, book, kind), all_of_it)
             if differ:
                 tell_how_to_agree(kind, book, settings)

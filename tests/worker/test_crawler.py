@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Secret, Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.ledger import database
+from discogs_crawler.seeding import on_demand
 from discogs_crawler.store.layouts import Change, Committed, Store, open_store
 from discogs_crawler.worker import crawler, patience
 from discogs_crawler.worker.batch import Batch, Item
@@ -381,7 +383,8 @@ def test_leases_are_renewed_again_after_redis_refused_it(
 def test_the_ledger_hears_of_each_commit_if_it_is_here(
     settings: Settings, queue: Queue, ids: list[int], work: Work
 ) -> None:
-    database.open(settings.database).close()
+    with database.open(settings.database) as opened:
+        on_demand.want_ids(opened, "releases", ids[:10])
     queue.push("new", ids[:10])
     work()
     assert queue.unread() == 0
@@ -389,6 +392,37 @@ def test_the_ledger_hears_of_each_commit_if_it_is_here(
         rows = list(opened.select("releases", "alive IS NOT NULL"))
     assert [row.id for row in rows] == ids[:10]
     assert {row.status for row in rows} == {200}
+
+
+def test_a_worker_that_goes_on_reports_to_the_ledger_that_was_rebuilt_meanwhile(
+    settings: Settings, queue: Queue, ids: list[int], tmp_path: Path
+) -> None:
+    """Otherwise the new one never hears that anything was fetched, and asks for it for ever."""
+
+    def is_told(record_id: int) -> bool:
+        with database.open(settings.database) as book:
+            return book.rows("releases", [record_id])[record_id].alive is not None
+
+    def want(record_id: int) -> None:
+        with database.open(settings.database) as book:
+            on_demand.want_ids(book, "releases", [record_id])
+        queue.push("manual", [record_id])
+
+    want(ids[0])
+    job = (dataclasses.replace(settings, commit_seconds=0), Task("releases", limit=3), Stop(40))
+    worker = threading.Thread(target=crawler.crawl, args=job, daemon=True)
+    worker.start()
+    until(lambda: is_told(ids[0]))
+    for path in settings.state_dir.glob("crawler.db*"):
+        path.rename(tmp_path / path.name)
+    database.open(settings.database).close()
+    queue.push("new", [ids[1]])
+    until(lambda: stored(settings) == set(ids[:2]))
+    with database.open(settings.database) as book:
+        assert not book.knows_something(), "an empty one is nobody's until it is rebuilt"
+    want(ids[2])
+    worker.join()
+    assert all(map(is_told, ids[1:3]))
 
 
 @pytest.mark.long

@@ -3,12 +3,13 @@
 import logging
 import sqlite3
 from collections import Counter
+from pathlib import Path
 
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import CrawlerError
-from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.seeding import exchange
 from discogs_crawler.store.layouts import AnyStore, Change, Committed
+from discogs_crawler.worker import local_ledger
 from discogs_crawler.worker.batch import Batch, Done
 from discogs_crawler.worker.lease_keeper import Leases
 
@@ -26,11 +27,11 @@ class Committer:
         store: AnyStore,
         queue: Queue,
         leases: Leases,
-        ledger: Ledger | None,
+        database: Path,
     ) -> None:
-        """`ledger`: None on a machine that has none; its results then wait in Redis."""
+        """`database`: the ledger; where it is on another machine the results wait in Redis."""
         self._kind, self._store, self._queue = kind, store, queue
-        self._leases, self._ledger = leases, ledger
+        self._leases, self._database = leases, database
         self._signature = {"Cleaner": cleaner, "Worker": owner}
         self._unread = False
 
@@ -67,10 +68,10 @@ class Committer:
         self._drain()
 
     def _drain(self) -> None:
-        if self._ledger is None:
-            return
         try:
-            exchange.drain(self._ledger, self._queue)
+            with local_ledger.opened(self._database) as ledger:
+                if ledger is not None:
+                    exchange.drain(ledger, self._queue)
             self._unread = False
         except (CrawlerError, sqlite3.OperationalError) as error:
             level = logging.INFO if self._unread else logging.WARNING
@@ -79,10 +80,9 @@ class Committer:
 
     def _dump(self) -> str:
         """The dump that the ledger's wants come from, if it is known here."""
-        if self._ledger is None:
-            return ""
         try:
-            dump = self._ledger.last_accepted(self._kind)
-        except sqlite3.OperationalError:
+            with local_ledger.opened(self._database) as ledger:
+                dump = ledger.last_accepted(self._kind) if ledger is not None else None
+        except (CrawlerError, sqlite3.OperationalError):
             return ""
         return dump.file if dump else ""

@@ -22,11 +22,9 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError
-from discogs_crawler.ledger import database
-from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import segment_of
 from discogs_crawler.store.layouts import AnyStore, open_store
-from discogs_crawler.worker import statusline
+from discogs_crawler.worker import local_ledger, statusline
 from discogs_crawler.worker.answer_policy import Settler
 from discogs_crawler.worker.batch import Batch
 from discogs_crawler.worker.circuit_breaker import CircuitBreaker
@@ -102,8 +100,6 @@ class _Parts(NamedTuple):
     settler: Settler
     committer: Committer
     rate: RequestRate
-    ledger: Ledger | None
-    """None if it is on another machine"""
 
 
 def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
@@ -112,7 +108,6 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
     client = Client(settings, settings.worker_threads + 1)
     redis = private_server.connect(settings)
     store = open_store(settings, branch=task.branch or None, stop=stop)
-    ledger = database.open(settings.database) if settings.database.exists() else None
     owner = f"{socket.gethostname()}:{os.getpid()}"
     queue = Queue(redis, kind, prefix=prefix, lease_s=settings.lease_s)
     limiter = Limiter(
@@ -145,9 +140,8 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
         batch,
         breaker,
         Settler(kind, rules, delays, leases, limiter, batch, breaker, witnesses),
-        Committer(kind, rules.name, owner, store, queue, leases, ledger),
+        Committer(kind, rules.name, owner, store, queue, leases, settings.database),
         rate,
-        ledger,
     )
 
 
@@ -174,15 +168,12 @@ class _Crawler:
 
     def _check_store(self) -> None:
         """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
-        store, ledger = self._parts.store, self._parts.ledger
+        store, database = self._parts.store, self._settings.database
+        number = local_ledger.stored(database)
         store.refresh()
-        if ledger is None or any(part.tip() for part in store.parts()):
-            return
-        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
-        (number,) = ledger.db.execute(query).fetchone()
-        if number:
+        if number and not any(part.tip() for part in store.parts()):
             raise ConfigurationError(
-                f"{store.repository.path}: it is empty, but {ledger.path} says that "
+                f"{store.repository.path}: it is empty, but {database} says that "
                 f"{number} records are stored: set STORE and STORE_REMOTE to where they are; if "
                 "they are lost, move the ledger away and seed anew"
             )
@@ -191,8 +182,6 @@ class _Crawler:
         """Finish the requests under way, commit what is fetched, give back the rest."""
         parts = self._parts
         with contextlib.ExitStack() as last:
-            if parts.ledger:
-                last.callback(parts.ledger.close)
             last.callback(self._line.end)
             last.callback(self._give_back)
             last.callback(self._commit_or_warn)

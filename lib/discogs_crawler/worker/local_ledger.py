@@ -1,0 +1,31 @@
+"""The ledger, if it is on this machine: opened for a moment each time.
+
+A worker lives for months and must not keep it open. What it would write into one that was moved
+away is asked for again for ever; and closing that deletes the journal of its successor.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Ledger | None]:
+    """The ledger at `path`; None if it is not here or empty: one may be about to be rebuilt."""
+    if not path.exists():
+        yield None
+        return
+    with database.open(path) as ledger:
+        yield ledger if ledger.knows_something() else None
+
+
+def stored(path: Path) -> int:
+    """The number of records that the ledger says the store has; 0 without a ledger."""
+    with opened(path) as ledger:
+        if ledger is None:
+            return 0
+        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
+        return int(ledger.db.execute(query).fetchone()[0])
