@@ -235,9 +235,13 @@ def test_old_dumps_and_what_is_named_after_them_are_removed(settings):
             (settings.dump_dir / f"discogs_{date}_releases.xml.gz{end}").touch()
     (settings.dump_dir / f".discogs_{dates[0]}_releases.xml.gz.0badc0de.part").touch()
     (settings.dump_dir / f"discogs_{dates[0]}_labels.xml.gz").touch()
+    (settings.dump_dir / f"discogs_{dates[0]}_releases.xml.gz.d").mkdir()
+    (settings.dump_dir / f"a-copy-of-discogs_{dates[0]}_releases.xml.gz").touch()
     download.remove_old(settings.dump_dir, "releases", 2, [])
-    assert sorted(in_folder(settings)) == [
+    assert sorted(path.name for path in settings.dump_dir.iterdir()) == [
+        "a-copy-of-discogs_20260801_releases.xml.gz",
         "discogs_20260801_labels.xml.gz",
+        "discogs_20260801_releases.xml.gz.d",
         "discogs_20260901_releases.xml.gz",
         "discogs_20260901_releases.xml.gz.hashes",
         "discogs_20261001_releases.xml.gz",

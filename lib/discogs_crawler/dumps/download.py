@@ -90,9 +90,10 @@ def remove_old(folder: Path, kind: str, keep: int, spared: list[Path]) -> list[P
     kept = {path.name for path in (*dumps[:keep], *spared)}
     newest = dumps[0].name if dumps else ""
     removed = []
-    for path in sorted(folder.glob(f"*discogs_[0-9]*_{kind}.xml.gz*")):
+    pattern = f"discogs_[0-9]*_{kind}.xml.gz*"
+    for path in sorted([*folder.glob(pattern), *folder.glob(f".{pattern}")]):
         name = path.name.lstrip(".").partition(".xml.gz")[0] + ".xml.gz"
-        if name not in kept and name < newest:
+        if name not in kept and name < newest and not path.is_dir():
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
