@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and locks that die with their process."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from discogs_crawler.errors import TryLater
+from discogs_crawler.errors import ConfigurationError, TryLater
 from discogs_crawler.files import atomic_write
 from discogs_crawler.locks import exclusive
 
@@ -30,6 +31,32 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         raise RuntimeError
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_stays_a_link_and_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    """`stats.py --html /dev/null`, run by root, left a machine without /dev/null."""
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "page")
+    (tmp_path / "disk").mkdir()
+    with atomic_write(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "page").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"), atomic_write(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_lock_file_that_leads_to_another_file_spares_that(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("42 days of work")
+    (tmp_path / "seed.lock").symlink_to(precious)
+    os.mkfifo(tmp_path / "pipe.lock")
+    for lock in ("seed.lock", "pipe.lock"):
+        with pytest.raises(ConfigurationError, match=f"{lock}: it is no lock file"):
+            with exclusive(tmp_path / lock, "seed"):
+                pass
+    assert precious.read_text() == "42 days of work"
 
 
 def test_the_second_is_told_who_holds_the_lock(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,12 @@ def atomic_write(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Open a temporary file beside `target`; after the block fsync it and rename it to `target`.
 
     An exception in the block, SIGKILL or a full disk leaves `target` as it was. A temporary file
-    that was left behind is named `.NAME.XXXXXXXX.tmp`.
+    that was left behind is named `.NAME.XXXXXXXX.tmp`. A link stays one: where it leads is written.
+    OSError if there is a pipe or a device, which a file must not replace.
     """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(target))
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -4,12 +4,13 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from discogs_crawler.errors import TryLater
+from discogs_crawler.errors import ConfigurationError, TryLater
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def exclusive(path: Path, what: str, *, wait: bool = False, patience_s: float = 
             fcntl.flock(handle, fcntl.LOCK_EX)
         else:
             _take(handle, what, patience_s)
+        _check_that_it_is_ours(handle, path)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield handle
@@ -50,6 +52,15 @@ def shared(path: Path, what: str) -> Iterator[None]:
         raise TryLater(f"{what} is under way") from None
     finally:
         os.close(handle)
+
+
+def _check_that_it_is_ours(handle: int, path: Path) -> None:
+    """Spare a file that somebody else needs, to which a link may lead from here."""
+    regular = stat.S_ISREG(os.fstat(handle).st_mode)
+    if not regular or os.pread(handle, 20, 0).strip(b"\0 \n0123456789"):
+        raise ConfigurationError(
+            f"{path}: it is no lock file, or a link to another file: move it away"
+        )
 
 
 def _take(handle: int, what: str, patience_s: float) -> None:

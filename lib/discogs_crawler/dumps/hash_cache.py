@@ -56,6 +56,8 @@ def open_book(folder: Path, kind: str, sha256: bytes | None) -> Iterator[Book]:
         return
     path = book_path(folder, kind, sha256)
     try:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
         file = path.open("rb")
     except OSError as error:
         log.info("no book of hashes (%s): every record is parsed", error)

@@ -297,6 +297,8 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
     """
     if read_only and not path.exists():
         raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path}: cannot be used as the ledger: it is not a regular file")
     try:
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
