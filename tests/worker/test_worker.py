@@ -302,6 +302,25 @@ def test_check_says_what_is_wrong_and_goes_on(api: Api, run: Run) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+def test_where_the_ledger_says_that_there_is_a_store_none_is_made(
+    queue: Queue, ids: list[int], run: Run, environment: dict[str, str]
+) -> None:
+    """Its disk was not mounted: what was stored meanwhile was in the way of the real one."""
+    store = Path(environment["STATE_DIR"]) / "store"
+    assert run("seed_queue.py", "--ids", ids[0]).returncode == EXIT_DONE
+    assert run("worker.py", "--until-empty").returncode == EXIT_DONE
+    store.rename(store.with_name("mounted elsewhere"))
+    for flag in ("--until-empty", "--check"):
+        done = run("worker.py", flag)
+        assert done.returncode == EXIT_CONFIGURATION
+        assert f"{store}: there is no store, but the ledger says that 1 records" in (
+            done.stdout + done.stderr
+        )
+        assert not store.exists()
+    store.symlink_to("mounted elsewhere")
+    assert run("worker.py", "--until-empty").returncode == EXIT_DONE
+
+
 def test_on_a_terminal_of_80_columns_one_line_says_how_it_goes(
     environment: dict[str, str], api: Api, queue: Queue, ids: list[int], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ class _Parts(NamedTuple):
 def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
     kind, prefix = task.kind, settings.redis_prefix
     rules = cleaning.rules_for(settings, kind)
+    local_ledger.refuse_to_begin_anew(settings)
     client = Client(settings, settings.worker_threads + 1)
     redis = private_server.connect(settings)
     store = open_store(settings, branch=task.branch or None, stop=stop)

@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 
@@ -29,3 +31,17 @@ def stored(path: Path) -> int:
             return 0
         query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
         return int(ledger.db.execute(query).fetchone()[0])
+
+
+def refuse_to_begin_anew(settings: Settings) -> None:
+    """Make no store where the ledger says that there is one: its disk may not be mounted.
+
+    ConfigurationError; what cannot be used as the ledger is refused here, too.
+    """
+    number = stored(settings.database)
+    if number and not settings.store_remote and not (settings.store / "discogs.git").exists():
+        raise ConfigurationError(
+            f"{settings.store}: there is no store, but the ledger says that {number:,} records "
+            "are in it: mount its disk, set STORE, or put its copy back; to begin anew, move "
+            f"{settings.database} away, too"
+        )

@@ -15,6 +15,7 @@ from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.store import git
 from discogs_crawler.store.layouts import open_store
+from discogs_crawler.worker import local_ledger
 
 
 class Finding(NamedTuple):
@@ -66,6 +67,7 @@ def _store(settings: Settings, kind: str) -> str:
     except ConfigurationError:
         if settings.store.exists() and any(settings.store.iterdir()):
             raise
+        local_ledger.refuse_to_begin_anew(settings)
         return f"{settings.store}, will be made; {version.stdout.strip()}"
     return f"{settings.store}, {tip[:10] if tip else 'empty'}; {version.stdout.strip()}"
 
