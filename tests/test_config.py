@@ -82,6 +82,13 @@ def test_a_malformed_flag_is_a_usage_error() -> None:
         config.load(argparse.Namespace(lease_s="x"), {"ENV_FILE": "/dev/null", "HOME": "/"})
 
 
+@pytest.mark.parametrize("name", ["GIT_AUTHOR_NAME", "REMOVE_FIELDS"])
+def test_what_no_commit_can_hold_is_refused_before_anything_is_fetched(name: str) -> None:
+    """As a name that was typed in Latin-1 is."""
+    with pytest.raises(ConfigurationError, match=f"{name}: it is not UTF-8"):
+        config.load(environ={"ENV_FILE": "/dev/null", name: "M\udcfcller"})
+
+
 def test_a_secret_may_stand_in_a_file_of_its_own_and_shows_itself_to_nobody(
     tmp_path: Path,
 ) -> None:

@@ -341,7 +341,11 @@ def _parse(setting: Setting, text: str, error_type: type[UsageError] | None) -> 
     if not text:
         return () if setting.parse is _words else None
     try:
+        if setting.parse is not _path and not text.isascii():
+            text.encode()
         return setting.parse(text)
+    except UnicodeEncodeError:
+        raise (error_type or ConfigurationError)(f"{setting.name}: it is not UTF-8") from None
     except ValueError as error:
         shown = "" if setting.secret else f" is {text[:80]!r}"
         where = setting.flag if error_type else setting.name
