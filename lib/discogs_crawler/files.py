@@ -17,9 +17,9 @@ def atomic_write(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     that was left behind is named `.NAME.XXXXXXXX.tmp`. A link stays one: where it leads is written.
     OSError if there is a pipe or a device, which a file must not replace.
     """
-    target = Path(os.path.realpath(target))
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OSError(errno.EINVAL, "it is not a regular file", str(target))
+    target = Path(os.path.realpath(target))
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from discogs_crawler.errors import (
     Unavailable,
     UsageError,
 )
+from tests.conftest import ROOT
 
 
 def end_with(error: BaseException, *argv: str) -> int:
@@ -110,3 +113,30 @@ def test_a_ledger_that_cannot_be_used_is_one_line(
         sqlite3.connect(path).execute("SELECT * FROM sqlite_master")
     assert end_with(caught.value) == code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("seed_queue.py --ids - <&-", 0, ""),
+        ("worker.py --until-empty <&- >&- 2>&-", 0, ""),
+        ("discogs_xml_split.py -d dump.xml -r - >&-", 69, "standard output is closed"),
+        ("discogs_xml_split.py -d dump.xml --check >/dev/full", 69, "No space left on device"),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_bug(
+    line: str, code: int, said: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "dump.xml").write_text('<releases>\n<release id="1"></release>\n</releases>\n')
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} {ROOT}/bin/{line}"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == (1 if said else 0)

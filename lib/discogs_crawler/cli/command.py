@@ -59,6 +59,7 @@ def run(
     command: Command, arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
     """Parse, load the settings, call `command`; what it raises becomes one line and a code."""
+    _fill_closed_streams()
     script = Path(arguments.prog).name
     logs.configure(script)
     flags = arguments.parse_args(argv)
@@ -83,16 +84,39 @@ def run(
         log.error("interrupted; run it again to go on")
         return EXIT_PARTLY
     except BrokenPipeError:
-        # The reader of stdout has gone; give the interpreter's last flush somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_what_is_not_printed()
         return EXIT_PARTLY
     except Exception as error:
         meaning = _meaning(error, settings)
         if meaning is not None:
             log.error("%s", meaning)
+            _drop_what_is_not_printed()
             return meaning.exit_code
         log.exception("this is a bug; please report it with the lines below")
         return EXIT_BUG
+
+
+def _fill_closed_streams() -> None:
+    """Let no file that we open get the number of a stream that our starter closed (`2>&-`).
+
+    Standard output stays closed: what cannot be printed must not count as printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)  # the lowest free one
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _drop_what_is_not_printed() -> None:
+    """Give the interpreter's last flush somewhere to go if the reader of stdout is gone or full."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None:

@@ -1,6 +1,7 @@
 """One dump file as a whole: split or check it, and say whether it is whole."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -209,6 +210,8 @@ def _open_result(task: Task) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, file)
         file.seek(0)
         if path is not None and str(path) == metadata.STDIN:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "standard output is closed")
             shutil.copyfileobj(file, sys.stdout.buffer)
         elif path is not None:
             with path.open("wb") as pipe:
