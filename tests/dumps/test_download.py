@@ -193,6 +193,14 @@ def test_who_is_shut_out_for_an_hour_does_not_ask_for_an_hour(site, fetch, monke
     assert fetch("20261006") == [RELEASES]
 
 
+def test_a_pause_beyond_what_a_site_can_ask_for_is_no_pause(site, fetch, settings):
+    """A clock that was a year ahead wrote it down, or a disk that was full."""
+    site.publish(20261001, {"releases": CONTENT})
+    settings.dump_dir.mkdir(parents=True)
+    (settings.dump_dir / ".not-before").write_text("9" * 18)
+    assert fetch() == [RELEASES]
+
+
 def test_a_refused_address_is_told_at_once(site, fetch):
     site.plan("index", "403")
     with pytest.raises(Unavailable, match="refuses this address"):

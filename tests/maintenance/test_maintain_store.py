@@ -203,11 +203,16 @@ def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Setti
 
 def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     know(settings, [1])
+    (settings.state_dir / "backups").mkdir()
+    for name in ("before", "old"):
+        (settings.state_dir / "backups" / f"crawler-{name}.db").touch()
     for day in range(4):
         monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", day * 86_400)
         housekeeping.back_up(settings)
     kept = sorted(path.name for path in (settings.state_dir / "backups").iterdir())
-    assert len(kept) == 2
+    assert len(kept) == 4, "what somebody has put there takes no backup's place"
+    assert kept[2:] == ["crawler-before.db", "crawler-old.db"]
+    del kept[2:]
     shutil.copy(settings.state_dir / "backups" / kept[-1], settings.database)
     with database.open(settings.database) as book:
         assert next(book.select("releases", "id = 1")).alive == 1
@@ -470,6 +475,7 @@ def test_recleaning_goes_on_where_it_was_interrupted(
 
     monkeypatch.setattr(reclean, "_rewrite", stop_at_third)
     place = settings.state_dir / "reclean.json"
+    place.write_text("[]")
     with pytest.raises(KeyboardInterrupt):
         reclean.reclean(main, of_kind, place)
     assert reclean.reclean(main, of_kind, place) == 20

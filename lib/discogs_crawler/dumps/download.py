@@ -53,6 +53,9 @@ LONGEST_PAUSE_S = 1_000_000
 # Until when the site does not want to be asked, in the dump folder.
 _PAUSE = ".not-before"
 
+# The longest pause that it can ask for; one that is longer was written by a clock that was wrong.
+LONGEST_PAUSE_S = 999_999
+
 
 class _Cut(Exception):
     """The connection ended, or the server failed, in a way that may be better at once."""

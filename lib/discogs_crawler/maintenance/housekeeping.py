@@ -93,10 +93,9 @@ def back_up(settings: Settings) -> Path | None:
         if sqlite_errors.is_damage(error):
             raise
         raise Unavailable(f"{settings.database}: no backup in {folder}: {error}") from error
+    dated = f"{settings.database.stem}-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].db"
     # A day that is still to come is the date of a wrong clock: such a copy is older than this one.
-    copies = sorted(
-        folder.glob(f"{settings.database.stem}-*.db"), key=lambda path: (path <= target, path)
-    )
+    copies = sorted(folder.glob(dated), key=lambda path: (path <= target, path))
     for old in copies[:-BACKUPS]:
         old.unlink()
     return target

@@ -54,7 +54,7 @@ def _read_place(place: Path, names: dict[str, str]) -> dict[str, str]:
     try:
         saved = json.loads(place.read_bytes())
         return dict(saved["done"]) if saved["rules"] == names else {}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
