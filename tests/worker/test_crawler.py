@@ -409,7 +409,11 @@ def test_a_worker_that_goes_on_reports_to_the_ledger_that_was_rebuilt_meanwhile(
         queue.push("manual", [record_id])
 
     want(ids[0])
-    job = (dataclasses.replace(settings, commit_seconds=0), Task("releases", limit=3), Stop(40))
+    job = (
+        dataclasses.replace(settings, commit_seconds=0),
+        CrawlTask("releases", limit=3),
+        Stop(40),
+    )
     worker = threading.Thread(target=crawler.crawl, args=job, daemon=True)
     worker.start()
     until(lambda: is_told(ids[0]))
