@@ -8,7 +8,6 @@ import http.client
 import ipaddress
 import re
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -24,19 +23,23 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from discogs_crawler.api import exact_json
+from discogs_crawler.api import exact_json, paced
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.records import ELEMENTS, MAX_ID
 
 # The largest real answer seen has 0.4 MB; more than this is not a record.
-BODY_LIMIT = 16 * 2**20
+BODY_LIMIT = 4 * 2**20
 
 # Shares of the rate window, so that a request is over before its permit lapses (two windows):
-# of 60 s they make 10 s to connect, 30 s of silence, 60 s for a whole body.
+# of 60 s they make 10 s to connect, 60 s for a whole answer, and 30 s of silence at its end.
 CONNECT_SHARE = 1 / 6
 READ_SHARE = 1 / 2
-BODY_SHARE = 1
+ANSWER_SHARE = 1
+
+# Characters of a reason.
+REASON_LIMIT = 250
 
 ACCEPT = "application/vnd.discogs.v2.discogs+json"
 
@@ -86,13 +89,13 @@ class Client:
                 raise ConfigurationError("DISCOGS_TOKEN has characters that no token has")
             self._headers["Authorization"] = f"Discogs token={self._token}"
         window_s = settings.rate_window_s
-        self._body_s = window_s * BODY_SHARE
-        self._pool = urllib3.connection_from_url(
-            settings.discogs_api,
+        manager = urllib3.PoolManager(
             maxsize=connections,
             retries=False,
             timeout=urllib3.Timeout(connect=window_s * CONNECT_SHARE, read=window_s * READ_SHARE),
         )
+        manager.pool_classes_by_scheme = paced.pools(window_s * ANSWER_SHARE)
+        self._pool = manager.connection_from_url(settings.discogs_api)
 
     def fetch(self, kind: str, record_id: int) -> Answer:
         """Ask for one record; every failure is an Answer."""
@@ -117,7 +120,7 @@ class Client:
         except HTTPError as error:
             answer = Answer("transient", reason=_in_one_line(error), arrived=False)
         reason = answer.reason.replace(self._token, "***") if self._token else answer.reason
-        return answer._replace(reason=_printable(reason))
+        return answer._replace(reason=printable(" ".join(reason.split()))[:REASON_LIMIT])
 
     def _get(self, path: str) -> tuple[urllib3.BaseHTTPResponse, bytes]:
         response = self._pool.request(
@@ -134,17 +137,18 @@ class Client:
         return response, body
 
     def _read_body(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        deadline = time.monotonic() + self._body_s
+        if response.status < 200:
+            raise _Unusable(response, "the answer still to come")
         body = bytearray()
         try:
             while piece := response.read1(2**16, decode_content=True):
                 body += piece
                 if len(body) > BODY_LIMIT:
                     raise _Unusable(response, f"a body of more than {BODY_LIMIT >> 20} MB")
-                if time.monotonic() > deadline:
-                    raise _Unusable(response, f"a body that took more than {self._body_s:g} s")
         except (HTTPError, OSError) as error:
             raise _Unusable(response, _in_one_line(error)) from error
+        if self._token and response.status == 200 and self._token.encode() in body:
+            raise _Unusable(response, "our token in it, which is not to be stored")
         return bytes(body)
 
 
@@ -236,14 +240,14 @@ def _read_redirect(status: int, location: str, kind: str, record_id: int) -> Ans
     match = re.search(rf"/(?:{kind}|{ELEMENTS[kind]})/([1-9][0-9]{{0,8}})(?:-[^/]*)?/?$", path)
     if match and int(match[1]) != record_id and int(match[1]) <= MAX_ID:
         return Answer("merged", status, f"merged into {match[1]}", successor=int(match[1]))
-    return Answer("transient", status, f"HTTP {status} to {location[:80]!r}")
+    return Answer("transient", status, f"HTTP {status} to {location!r}")
 
 
 def _read_failure(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     document = _object(body)
     message = document.get("message") if document else None
-    said = f": {message[:200]}" if isinstance(message, str) else f" with {_looks_like(body)}"
-    reason = " ".join(f"HTTP {status}{said}".split())
+    said = f": {message}" if isinstance(message, str) else f" with {_looks_like(body)}"
+    reason = f"HTTP {status}{said}"
     if status == 429:
         return Answer("too fast", status, reason, retry_after_s=_retry_after(headers))
     if status == 404 and document is not None:
@@ -291,14 +295,6 @@ def _count(text: str | None) -> int | None:
     return int(digits[1]) if digits else None
 
 
-def _printable(text: str) -> str:
-    """One line that neither a terminal nor UTF-8 chokes on, whatever a server wrote into it."""
-    line = " ".join(text.split())
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-    )
-
-
 def _in_one_line(error: BaseException) -> str:
     """What happened to the connection, in words for a log; never the headers that were sent."""
     if isinstance(error, NameResolutionError):
@@ -318,4 +314,4 @@ def _in_one_line(error: BaseException) -> str:
         return f"TLS failed: {getattr(error, 'verify_message', '') or error.reason}"
     if isinstance(error, OSError) and error.strerror:
         return f"no connection: {error.strerror}"
-    return f"a broken connection: {' '.join(str(error).split())[:120]}"
+    return f"a broken connection: {error}"

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and texts of others made safe to print."""
 
 from datetime import UTC, datetime
 
@@ -81,3 +81,17 @@ def date(epoch_s: float | None) -> str:
 def minute(epoch_s: float | None) -> str:
     """`2026-11-01 19:16`, UTC."""
     return UNKNOWN if epoch_s is None else f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%d %H:%M}"
+
+
+def printable(text: str) -> str:
+    """One line without what a terminal obeys, what hides or turns text, and what is not UTF-8.
+
+    For every text that comes from outside, where it is printed: names of files, messages of
+    servers and of other programs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
