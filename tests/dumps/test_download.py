@@ -1,11 +1,15 @@
 """Dumps arrive whole and verified, or not at all, from a site with bad manners."""
 
 import calendar
+import contextlib
 import gzip
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,6 +237,96 @@ def test_a_reissued_file_is_not_pieced_together_from_two(settings, site, fetch):
     site.publish(20261001, {"releases": other})
     fetch()
     assert in_folder(settings) == {RELEASES: other}
+
+
+def test_a_dump_of_the_future_is_not_the_newest_for_ever(site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    site.publish(20261201, {"releases": CONTENT})
+    assert fetch() == [RELEASES]
+
+
+def test_an_upload_in_the_future_is_no_upload_after_every_fetch(settings, site, fetch):
+    site.publish(20261001, {"releases": CONTENT}, modified=calendar.timegm((2099, 1, 1, 0, 0, 0)))
+    fetch()
+    assert (settings.dump_dir / RELEASES).stat().st_mtime <= clock.now()
+
+
+def test_a_file_without_an_end_does_not_fill_the_disk(settings, site, fetch):
+    site.publish(20261001, {"releases": CONTENT})
+    page = site.index("data/2026/")
+    site.index = lambda prefix: page.replace("300.1 kB", "100.1 kB")
+    with pytest.raises(Unavailable, match="far more than its index says"):
+        fetch()
+    assert list(in_folder(settings).values()) == [b""]
+
+
+def trickle(server: socket.socket, said: bytes, rest: bytes, pause_s: float) -> None:
+    """Say something to whoever connects, then the rest again and again, for ten seconds."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65_536)
+                connection.sendall(said)
+                ends = time.monotonic() + 10
+                while time.monotonic() < ends:
+                    connection.sendall(rest)
+                    time.sleep(pause_s)
+
+
+@pytest.mark.parametrize(
+    ("said", "rest", "pause_s", "why"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n<pre>", b" ", 0.02, "the index: Read timed out"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.02, "the index: Read timed out"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02, "the index: Read timed out"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", b"a" * 65_536, 0, "on and on"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+            b"a",
+            1,
+            "the index: No host",
+        ),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n", b"a", 1, "the index: "),
+    ],
+    ids=["body", "header", "continue", "endless redirect", "file", "nonsense"],
+)
+def test_a_hostile_site_does_not_hold_us(
+    settings, monkeypatch, said: bytes, rest: bytes, pause_s: float, why: str
+):
+    """Neither by its slowness nor with a body that nobody wants."""
+    monkeypatch.setattr(download, "PATIENCE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hostile = (server, said, rest, pause_s)
+        threading.Thread(target=trickle, args=hostile, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        mine = settings.__class__(**{**vars(settings), "dump_site": url})
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=why):
+            download.fetch(mine, ["releases"], None)
+        assert time.monotonic() - started < 5
+
+
+def test_from_tls_nobody_sends_us_to_where_anybody_can_answer(settings, tmp_path, monkeypatch):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-out", certificate, "-keyout", key]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with Site() as site, socket.create_server(("localhost", 0)) as server:
+        said = f"HTTP/1.1 302 Found\r\nLocation: {site.url}\r\n\r\n".encode()
+        secure = context.wrap_socket(server, server_side=True)
+        hostile = (secure, said, b"", 10)
+        threading.Thread(target=trickle, args=hostile, daemon=True).start()
+        url = f"https://localhost:{secure.getsockname()[1]}/"
+        mine = settings.__class__(**{**vars(settings), "dump_site": url})
+        with pytest.raises(Unavailable, match="sends us on without TLS"):
+            download.fetch(mine, ["releases"], None)
+        assert not site.journal.since()
+        secure.close()
 
 
 def test_old_dumps_and_what_is_named_after_them_are_removed(settings):

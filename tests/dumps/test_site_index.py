@@ -1,6 +1,7 @@
 """What the dump site lists is understood, and nothing else is made of it."""
 
 import hashlib
+import time
 
 import pytest
 from hypothesis import given
@@ -76,3 +77,9 @@ def test_what_looks_like_an_index_never_breaks_anything(text: str) -> None:
     for line in ("", text):
         for file in parse_index(f"<pre>{line}\n2026-13-41 99:99:99  1e9 GB {text}</pre>"):
             assert file.kind in (*KINDS, CHECKSUM)
+
+
+def test_an_index_of_one_endless_line_does_not_take_minutes() -> None:
+    started = time.monotonic()
+    parse_index(f'<a href="?download={FILE}">' * 15_000)
+    assert time.monotonic() - started < 10

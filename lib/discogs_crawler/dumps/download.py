@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
 from discogs_crawler import clock
+from discogs_crawler.api import paced
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps import site_index
@@ -39,6 +40,18 @@ PAGE_LIMIT_B = 1 << 20
 
 CONNECT_S = 10
 SILENCE_S = 60
+
+# What each of these times must bring of a file, and whole pages with it: on a line on which that is
+# too much the 11 GB would take a year.
+PATIENCE_S = 300
+LEAST_B = 100_000
+
+# How much more a file may be than the index says, which rounds, and in which units is not known;
+# and what it may be if the index does not say: the largest has 11 GB.
+SIZE_FACTOR = 1.25
+SIZE_LIMIT_B = 10**11
+
+REDIRECTS = 3
 
 # Waits before another attempt. A cut connection usually works again at once, and a server that
 # ignores Range sends all 11 GB again, so there are not many.
@@ -119,8 +132,14 @@ def _listed(site: "_Site", kinds: list[str], date: int | None) -> list[Listed]:
 
 
 def _newest(listed: list[Listed], kind: str, date: int | None) -> Listed | None:
-    """The dump of the kind in the newest complete month, or of the date."""
-    dates = [day for day in site_index.dates_of(listed, kind) if date in (None, day)]
+    """The dump of the kind in the newest complete month, or of the date.
+
+    Not one of the future, which would be the newest for ever.
+    """
+    tomorrow = int(f"{datetime.fromtimestamp(clock.now() + clock.DAY_S, UTC):%Y%m%d}")
+    dates = [
+        d for d in site_index.dates_of(listed, kind) if d == date or (not date and d <= tomorrow)
+    ]
     return next((f for f in listed if dates and (f.date, f.kind) == (dates[0], kind)), None)
 
 
@@ -178,8 +197,12 @@ def _attempt(site: "_Site", listed: Listed, partial: Path, expected: bytes) -> b
             else:
                 file.truncate(0)
                 digest = hashlib.sha256()
+            limit = SIZE_FACTOR * listed.size or SIZE_LIMIT_B
             if response.status != 416:
                 for block in _blocks(response):
+                    if file.tell() > limit:
+                        file.truncate(0)
+                        raise Unavailable("the dump site sends far more than its index says")
                     file.write(block)
                     digest.update(block)
                     advance(len(block))
@@ -205,7 +228,8 @@ def _accept(partial: Path, target: Path, file: Listed) -> Path:
     """Give the verified file its name, and the time of its upload."""
     partial.chmod(0o644)
     if file.modified:
-        os.utime(partial, (file.modified, file.modified))
+        modified = min(file.modified, clock.now())
+        os.utime(partial, (modified, modified))
     partial.rename(target)
     for other in target.parent.glob(f".{target.name}.*.part"):
         other.unlink()  # of a file that has been replaced since
@@ -227,10 +251,9 @@ class _Site:
                 "Accept-Encoding": "identity",
             },
             timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S),
-            retries=urllib3.Retry(
-                total=3, connect=0, read=0, status=0, other=0, respect_retry_after_header=False
-            ),
+            retries=False,
         )
+        self._pool.pool_classes_by_scheme = paced.pools(PATIENCE_S, LEAST_B, SIZE_LIMIT_B)
 
     def index(self, year: int) -> list[Listed]:
         """What the site lists for a year."""
@@ -278,13 +301,8 @@ class _Site:
         self._wait_no_longer()
         mark = "&" if "?" in self.url else "?"
         try:
-            response = self._pool.request(
-                "GET",
-                f"{self.url}{mark}{query}",
-                headers={**self._pool.headers, **headers},
-                preload_content=False,
-            )
-        except HTTPError as error:
+            response = self._follow(f"{self.url}{mark}{query}", {**self._pool.headers, **headers})
+        except (HTTPError, ValueError) as error:
             raise _Cut(_in_one_line(error)) from error
         if response.status == 429 or (response.status == 503 and "Retry-After" in response.headers):
             response.close()
@@ -293,6 +311,24 @@ class _Site:
             response.close()
             raise Unavailable(f"{self.url} refuses this address (HTTP 403)")
         return response
+
+    def _follow(self, url: str, headers: dict[str, str]) -> "BaseHTTPResponse":
+        """The response where the site sends us, but not from TLS to where anybody can answer.
+
+        urllib3 would read the body of a redirect into memory, whatever its size.
+        """
+        for _ in range(REDIRECTS + 1):
+            response = self._pool.request(
+                "GET", url, headers=headers, preload_content=False, redirect=False
+            )
+            place = response.get_redirect_location()
+            if not place:
+                return response
+            response.close()
+            before, url = url, urljoin(url, place)
+            if before.startswith("https:") and not url.startswith("https:"):
+                raise Unavailable(f"{self.url} sends us on without TLS, to {url[:80]!r}")
+        raise Unavailable(f"{self.url} sends us on and on, the last time to {url[:80]!r}")
 
     def _wait_no_longer(self) -> None:
         """TryLater while the site wants to be left alone."""

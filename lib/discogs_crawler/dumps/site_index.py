@@ -23,6 +23,8 @@ _NAME = re.compile(
 _LINK = re.compile(r'href="[^"]*[?&]download=([^"&]{1,500})"', re.ASCII)
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})", re.ASCII)
 _SIZE = re.compile(r"\s([0-9]{1,7}(?:\.[0-9]{1,6})?)\s?([kKMGT]?i?B)\b", re.ASCII)
+# Characters before a link that may say its size and time.
+_BEFORE = 200
 _CHECK = re.compile(r"([0-9a-fA-F]{64})\s+\*?(\S+)", re.ASCII)
 
 
@@ -50,7 +52,7 @@ def parse_index(page: str) -> list[Listed]:
             place = unquote(link[1])
             match = _NAME.fullmatch(place.rpartition("/")[2])
             if match:
-                before = line[: link.start()]
+                before = line[max(0, link.start() - _BEFORE) : link.start()]
                 kind = match[2] or CHECKSUM
                 listed = Listed(match[0], place, int(match[1]), kind, _time(before), _size(before))
                 found.setdefault(listed.name, listed)
