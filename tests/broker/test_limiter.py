@@ -564,3 +564,28 @@ def test_permits_that_came_back_long_ago_take_no_room(
     assert limiter.lend(0) is not None
     assert redis_client.zcard("{t}:rate:shared:permits") == 1
     assert redis_client.zcard("{t}:rate:shared:foreign") == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HSET", "state", "paused_until", "1e300"),
+        ("HSET", "state", "probe_until", "1e300"),
+        ("HSET", "state", "paused_until", "nan"),
+        ("ZADD", "permits", *(word for n in range(60) for word in ("+inf", f"stranger-{n}"))),
+        ("ZADD", "foreign", *(word for n in range(60) for word in ("1e300", f"stranger-{n}"))),
+    ],
+    ids=lambda command: f"{command[1]} {command[2]}",
+)
+def test_what_a_stranger_wrote_does_not_stop_us_for_ever(
+    new_limiter: New, redis_client: redis.Redis, command: tuple[str, ...]
+) -> None:
+    limiter = new_limiter()
+    first = limiter.lend(0)
+    assert first
+    limiter.answered(first, 60, 59, "good")
+    clock.OFFSET_S += 5
+    (state,) = redis_client.keys("*:state")
+    name, key, *values = command
+    redis_client.execute_command(name, state.decode().replace("state", key), *values)
+    assert limiter.lend(0)

@@ -12,11 +12,23 @@ import redis
 from discogs_crawler import clock
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import CLASSES, FATAL_LAPSES, Lease, Queue, Result
-from discogs_crawler.errors import BadData
+from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.records import MAX_ID
 from tests.queue_audit import places
 
 BASE = "{discogs}:releases"
+
+RESULT = {
+    "id": "5",
+    "reason": "manual",
+    "outcome": "stored",
+    "status": "200",
+    "fetched": "0",
+    "changed": "0",
+    "commit": "",
+    "failure": "",
+    "successor": "0",
+}
 
 
 @pytest.fixture
@@ -299,3 +311,53 @@ def test_redis_cli_shows_what_is_where_and_why(
         [program, "-s", redis_socket, *typed.split()], capture_output=True, text=True, check=True
     )
     assert re.search(BY_HAND[typed], shown.stdout.strip()), shown.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HSET", "about", "generation", "not hex"),
+        ("HDEL", "about", "generation"),
+        ("HSET", "pending:manual", "x", "5"),
+        ("HSET", "pending:new", "0", "many"),
+        ("SETBIT", "known:0", "1000000", "1"),
+        ("SETBIT", "pending:manual:0", "1000000000", "1"),
+        ("HSET", "holders", "nonsense", "1"),
+        ("HSET", "leases", "2", "nonsense"),
+        ("HSET", "attempts", "1", "\xff"),
+        ("ZADD", "leased", "1", "stranger"),
+        ("ZADD", "delayed", "1", "stranger"),
+        ("ZADD", "delayed", "+inf", "5 no-class"),
+        ("HSET", "branches", "stranger", "b"),
+        ("XADD", "results", "*", "hello", "world"),
+        *(
+            ("XADD", "results", "*", *(w for pair in (RESULT | change).items() for w in pair))
+            for change in (
+                {"id": "-5"},
+                {"id": "99999999999"},
+                {"reason": "\x1b[31m"},
+                {"outcome": "deleted"},
+                {"fetched": "1" + "0" * 300},
+                {"fetched": "soon"},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_stranger_wrote_under_our_keys_is_said_and_not_believed(
+    queue: Queue, redis_client: redis.Redis, command: tuple[str, ...]
+) -> None:
+    queue.push("manual", range(1, 9))
+    leases = queue.claim("me", 3)
+    queue.delay(leases[0], 0, count_attempt=True)
+    name, key, *values = command
+    redis_client.execute_command(name, f"{BASE}:{key}", *values)
+    with pytest.raises(ConfigurationError, match="foreign data under our keys"):
+        again = Queue(redis_client, "releases", prefix="discogs", lease_s=600)
+        again.leased()
+        again.delayed()
+        again.branches()
+        again.results("0", 10)
+        again.claim("another", 10)
+        again.push("manual", [1_000_003])
+        again.push("new", [3])

@@ -53,7 +53,8 @@ local now = time[1] + time[2] / 1e6 + ARGV[2]
 local window = tonumber(ARGV[3])
 
 local function number(field)
-    return tonumber(call('HGET', state, field) or 0) or 0
+    local value = tonumber(call('HGET', state, field) or 0)
+    return value == value and value or 0 -- nan is a number that somebody else wrote
 end
 
 local function text(seconds)
@@ -92,9 +93,14 @@ local function begin()
     set('probe', 'start')
 end
 
--- A clock that was set back would make everybody wait for as long.
+-- A clock that was set back would make everybody wait for as long; so would times beyond those that
+-- are ever set here.
 local function begin_if_needed()
-    if call('EXISTS', state) == 0 or number('last_lent') > now + 1 then
+    if call('EXISTS', state) == 0 or number('last_lent') > now + 1
+        or number('paused_until') > now + (LONGEST_REQUEST + 1) * window
+        or number('probe_until') > now + 2 * window
+        or call('ZCOUNT', permits, text(now + 3 * window), '+inf') > 0
+        or call('ZCOUNT', foreign, text(now + 2 * window), '+inf') > 0 then
         begin()
     end
 end

@@ -250,8 +250,8 @@ local function take(class, seg, number)
     local bitmap, ids, from = pending(class) .. ':' .. seg, {}, 0
     while #ids < number do
         local bit = call('BITPOS', bitmap, 1, from)
-        if bit < 0 then
-            call('HSET', pending(class), seg, #ids) -- somebody deleted the bitmap
+        if bit < 0 or bit >= SEGMENT_SIZE or seg * SEGMENT_SIZE + bit == 0 then
+            call('HSET', pending(class), seg, #ids) -- somebody else has been at the bitmap
             break
         end
         call('SETBIT', bitmap, bit, 0)
@@ -442,6 +442,17 @@ local function foreign_key()
         if found ~= kind and found ~= 'none' then
             return key .. ' is a ' .. found .. ', not a ' .. kind
         end
+        if key == known or string.find(key, base .. ':pending:', 1, true) then
+            for _, seg in ipairs(found == 'hash' and call('HKEYS', key) or {}) do
+                local bitmap = key .. ':' .. seg
+                if not string.match(seg, '^%d%d?%d?$') then
+                    return key .. ' has a segment that there is not'
+                elseif call('TYPE', bitmap).ok == 'string'
+                    and call('STRLEN', bitmap) > SEGMENT_SIZE / 8 then
+                    return bitmap .. ' has more bits than a segment has ids'
+                end
+            end
+        end
     end
 end
 
@@ -471,5 +482,8 @@ else
         return redis.error_reply('LAYOUT ' .. (found[1] or 'unknown'))
     end
     generation = found[2]
+    if not generation or not string.match(generation, '^%x+$') then
+        return redis.error_reply('FOREIGN ' .. about .. ' has no generation of ours')
+    end
 end
 return commands[ARGV[1]](unpack(ARGV, 6))

@@ -31,6 +31,11 @@ CLASSES = (
     "refresh",
 )
 
+OUTCOMES = ("stored", "gone", "merged", "dead")
+
+# The year 2286: a later time is none.
+MAX_EPOCH_S = 10**10
+
 # Version of the table of keys in queue.lua.
 LAYOUT = 1
 
@@ -170,12 +175,13 @@ class Queue:
         )
         if not answer:
             return []
-        token, reason, segment, ids, attempts = answer
-        self._segment = segment.decode()
-        return [
-            Lease(int(record_id), reason.decode(), int(failed or 0), token.decode())
-            for record_id, failed in zip(ids, attempts, strict=True)
-        ]
+        with explained(self._client):
+            token, reason, segment, ids, attempts = answer
+            self._segment = segment.decode()
+            return [
+                Lease(int(record_id), reason.decode(), int(failed or 0), token.decode())
+                for record_id, failed in zip(ids, attempts, strict=True)
+            ]
 
     def renew(self, leases: Iterable[Lease]) -> set[int]:
         """Extend the leases by `lease_s` from now; the ids which are still ours."""
@@ -208,7 +214,8 @@ class Queue:
         be "0": stream ids of one generation say nothing about another.
         """
         generation, entries = self._call("results", after, count)
-        return generation.decode(), [(name.decode(), _result(flat)) for name, flat in entries]
+        with explained(self._client):
+            return generation.decode(), [(name.decode(), _result(flat)) for name, flat in entries]
 
     def forget(self, generation: str, up_to: str) -> int:
         """Drop the results up to a stream id, for the ledger has them; how many they were.
@@ -239,8 +246,9 @@ class Queue:
 
     def branches(self) -> dict[int, str]:
         """The branch that owns a segment, of those that are owned."""
-        rows = self._read("hgetall", "branches")
-        return {int(segment): name.decode() for segment, name in rows.items()}
+        with explained(self._client):
+            rows: Any = self._client.hgetall(f"{self._base}:branches")
+            return {int(segment): name.decode() for segment, name in rows.items()}
 
     def pending(self) -> dict[str, dict[int, int]]:
         """How many ids are pending, by class and segment."""
@@ -249,10 +257,10 @@ class Queue:
             for reason in CLASSES:
                 pipeline.hgetall(f"{self._base}:pending:{reason}")
             answers = pipeline.execute()
-        return {
-            reason: {int(segment): int(number) for segment, number in sorted(rows.items())}
-            for reason, rows in zip(CLASSES, answers, strict=True)
-        }
+            return {
+                reason: {int(segment): int(number) for segment, number in sorted(rows.items())}
+                for reason, rows in zip(CLASSES, answers, strict=True)
+            }
 
     def depths(self) -> dict[str, int]:
         """How many ids are pending, by class."""
@@ -265,11 +273,11 @@ class Queue:
             pipeline.zrange(f"{self._base}:leased", 0, -1, withscores=True)
             pipeline.hgetall(f"{self._base}:leases")
             lapses, texts = pipeline.execute()
-        held = []
-        for name, epoch in lapses:
-            _, reason, owner = texts[name].decode().split(" ", 2)
-            held.append(Held(int(name), owner, reason, epoch))
-        return sorted(held)
+            held = []
+            for name, epoch in lapses:
+                _, reason, owner = texts[name].decode().split(" ", 2)
+                held.append(Held(int(name), owner, _class(reason), epoch))
+            return sorted(held)
 
     def delayed(self) -> list[Delayed]:
         """All delayed ids by id, also those whose delay has ended since the last claim."""
@@ -278,11 +286,12 @@ class Queue:
             pipeline.zrange(f"{self._base}:delayed", 0, -1, withscores=True)
             pipeline.hgetall(f"{self._base}:attempts")
             due, attempts = pipeline.execute()
-        waiting = []
-        for member, epoch in due:
-            name, reason = member.split(b" ", 1)
-            waiting.append(Delayed(int(name), reason.decode(), int(attempts.get(name, 0)), epoch))
-        return sorted(waiting)
+            waiting = []
+            for member, epoch in due:
+                name, reason = member.split(b" ", 1)
+                tried = int(attempts.get(name, 0))
+                waiting.append(Delayed(int(name), _class(reason.decode()), tried, epoch))
+            return sorted(waiting)
 
     def time(self) -> float:
         """Epoch seconds by Redis's clock."""
@@ -292,11 +301,8 @@ class Queue:
 
     def unread(self) -> int:
         """How many results the ledger has not read yet."""
-        return int(self._read("xlen", "results"))
-
-    def _read(self, command: str, key: str) -> Any:
         with explained(self._client):
-            return getattr(self._client, command)(f"{self._base}:{key}")
+            return int(self._client.xlen(f"{self._base}:results"))
 
     def _lapsing(self) -> tuple[int, int, int]:
         return self._lease_s, SUSPICIOUS_LAPSES, FATAL_LAPSES
@@ -360,13 +366,16 @@ def _fields(result: Result) -> tuple[str | int, ...]:
 
 
 def _result(flat: Sequence[bytes]) -> Result:
-    """The result in a stream entry, which is names and values of its fields in turn."""
+    """The result in a stream entry, which is names and values of its fields in turn.
+
+    ValueError or KeyError if it is none that we wrote.
+    """
     text = {
         name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)
     }
-    return Result(
+    result = Result(
         id=int(text["id"]),
-        reason=text["reason"],
+        reason=_class(text["reason"]),
         outcome=text["outcome"],
         status=int(text["status"]),
         fetched=int(text["fetched"]),
@@ -375,3 +384,20 @@ def _result(flat: Sequence[bytes]) -> Result:
         failure=text["failure"],
         successor=int(text["successor"]),
     )
+    plausible = (
+        0 < result.id <= MAX_ID
+        and flat[0] == b"id"
+        and result.outcome in OUTCOMES
+        and 0 <= result.status < 1_000
+        and 0 <= result.fetched < MAX_EPOCH_S
+        and 0 <= result.successor <= MAX_ID
+    )
+    if not plausible:
+        raise ValueError(f"a result that none can be: {result.id} {result.outcome}")
+    return result
+
+
+def _class(reason: str) -> str:
+    if reason not in CLASSES:
+        raise ValueError(f"no such class: {reason!r}")
+    return reason

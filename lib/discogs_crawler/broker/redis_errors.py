@@ -51,10 +51,13 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
         "is a read-only replica; REDIS_URL must name the primary",
     ),
     (
-        "FOREIGN|WRONGTYPE",
+        # What Lua and Redis say of a value in which a script finds no number and no such word.
+        "FOREIGN|WRONGTYPE|attempt to|bad argument|table index is|(?=increment or|bit is not)|"
+        "(?=(?:hash value|value|min or max) is not an? )|(?=resulting score|Invalid stream ID)",
         (),
         ConfigurationError,
-        "has foreign data under our keys ({detail}); set another REDIS_PREFIX",
+        "has foreign data under our keys ({detail}); set another REDIS_PREFIX, or delete them: "
+        "seed_queue.py then queues everything again",
     ),
     (
         "LAYOUT",
@@ -125,7 +128,8 @@ def explained(client: redis.Redis) -> Iterator[None]:
     """Turn what redis-py raises in the block into one line and an exit code.
 
     Unavailable (69) when Redis is not there or cannot now, ConfigurationError (78) when waiting
-    cannot help. What is neither is a bug, and stays as it is.
+    cannot help, and when what it has cannot be taken apart in the block. What is neither is a bug,
+    and stays as it is.
     """
     try:
         yield
@@ -134,6 +138,11 @@ def explained(client: redis.Redis) -> Iterator[None]:
         if meaning is None:
             raise
         raise meaning from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Of a text that we did not write, where it is taken apart.
+        said = f"{type(error).__name__}: {str(error)[:80]}"
+        meaning = explain(redis.RedisError(f"FOREIGN {said}"), where(client))
+        raise meaning or error from error
 
 
 def explain(error: redis.RedisError, server: str) -> CrawlerError | None:
