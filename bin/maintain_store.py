@@ -35,6 +35,7 @@ from discogs_crawler.api import cleaning
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import command, progress
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
 from discogs_crawler.ledger import database
@@ -207,7 +208,7 @@ def _report(findings: Iterator[Finding], all_of_it: bool) -> int:
             yield finding
 
     for line in counted() if all_of_it else integrity.shortened(counted()):
-        print(line)
+        print(printable(str(line)))
     return number
 
 

@@ -30,6 +30,7 @@ from discogs_crawler import clock, config, locks
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import command
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, ConfigurationError, UsageError
 from discogs_crawler.ledger import database
@@ -155,7 +156,7 @@ def list_dead(kind: str, settings: Settings) -> int:
     with database.open(settings.database, read_only=True) as book:
         for record_id, failure, due in on_demand.dead_letters(book, kind):
             again = f"tried again from {clock.iso(due)}" if due else "not wanted any more"
-            print(f"{record_id}\t{failure}\t{again}")
+            print(f"{record_id}\t{printable(failure)}\t{again}")
     return EXIT_DONE
 
 

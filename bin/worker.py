@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from discogs_crawler import config
 from discogs_crawler.cli import command
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
@@ -109,7 +110,8 @@ def check(settings: Settings, kind: str) -> int:
     """Print what was found; the exit code of what is wrong first."""
     code = EXIT_DONE
     for finding in preflight.check(settings, kind):
-        print(f"{'ok' if finding.error is None else 'BAD':3}  {finding.what:8}  {finding.text}")
+        verdict = "ok" if finding.error is None else "BAD"
+        print(f"{verdict:3}  {finding.what:8}  {printable(finding.text)}")
         if finding.error is not None and code == EXIT_DONE:
             code = finding.error.exit_code
     return code

@@ -83,7 +83,7 @@ def test_logs_may_be_json(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(capsys.readouterr().err)
     assert line["level"] == "error"
     assert line["script"] == "script.py"
-    assert line["message"] == "no\nsuch"
+    assert line["message"] == "no such"
 
 
 def test_a_wrong_flag_is_one_line_and_64(capsys: pytest.CaptureFixture[str]) -> None:

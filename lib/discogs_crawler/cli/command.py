@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from discogs_crawler import __version__, config, sqlite_errors
 from discogs_crawler.cli import healthcheck, logs
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import (
     EXIT_BUG,
@@ -31,7 +32,7 @@ _last_acts: list[Callable[[], NoReturn]] = []
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def parser(doc: str | None, *settings: str) -> argparse.ArgumentParser:

@@ -1,21 +1,19 @@
 """Logs go to stderr: one line an event, plain or JSON, with every secret blacked out.
 
-What others wrote (names in a store, words of a server) cannot steer the terminal that shows it.
+What others wrote (names of files, messages of servers, Redis and Git) stands in it: it neither
+makes lines of its own nor moves a terminal.
 """
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 
 from discogs_crawler import clock
+from discogs_crawler.cli.formatting import printable
 
 # Blacking out a shorter text would say what it is, and spoil every other word.
 SHORTEST_SECRET = 4
-
-# What a terminal obeys or a collector takes for the end of a line, and what turns text around.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Formatter(logging.Formatter):
@@ -28,16 +26,15 @@ class _Formatter(logging.Formatter):
         self._secrets = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        if not self._json:
-            message = _CONTROL.sub(_escaped, message)
+        lines = [record.getMessage()]
         if record.exc_info:
-            message += "\n" + self.formatException(record.exc_info)
+            lines += self.formatException(record.exc_info).split("\n")
         for secret in self._secrets:
-            message = message.replace(secret, "***")
+            lines = [line.replace(secret, "***") for line in lines]
+        message = "\n".join(map(printable, lines))
         if not self._json:
             return f"{self._script}: {message}"
-        line = json.dumps(
+        return json.dumps(
             {
                 "time": clock.iso(record.created + clock.OFFSET_S),
                 "level": record.levelname.lower(),
@@ -46,11 +43,6 @@ class _Formatter(logging.Formatter):
             },
             ensure_ascii=False,
         )
-        return _CONTROL.sub(_escaped, line)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
 
 
 def configure(

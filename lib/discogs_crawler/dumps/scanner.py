@@ -20,8 +20,8 @@ from discogs_crawler.errors import BadData
 from discogs_crawler.records import ELEMENTS, parse_id
 
 # Bytes of a record, or of what stands between two; the largest real ones have 72 kB. What is
-# larger has lost its end, and would take all memory.
-MAX_RECORD = 16 * 1024 * 1024
+# larger has lost its end, and would take all memory: 60 times as much when it is parsed.
+MAX_RECORD = 2 * 1024 * 1024
 
 # Bytes of a start tag.
 MAX_TAG = 64 * 1024

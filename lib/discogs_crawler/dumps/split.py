@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from discogs_crawler import files, locks
 from discogs_crawler.cli import progress
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.dumps import metadata
 from discogs_crawler.dumps.block_reader import Blocks, Source
 from discogs_crawler.dumps.canonical import CANONICAL_VERSION
@@ -126,7 +127,7 @@ class _Run:
         result, path = self.result, self.task.path
         not_before, not_after = metadata.snapshot_time(path)
         return DumpFacts(
-            file=metadata.STDIN if path is None else path.name,
+            file=metadata.STDIN if path is None else printable(path.name),
             kind=self.kind,
             not_before=not_before,
             not_after=not_after,

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from discogs_crawler import clock
+from discogs_crawler.cli.formatting import printable
 from discogs_crawler.dumps import canonical, external_sort, hashfile
 from discogs_crawler.dumps.hashfile import HashFile, Unsorted
 from discogs_crawler.errors import UsageError
@@ -54,7 +55,7 @@ def dump_of(
         ledger.db.table("dumps").insert(
             {
                 "kind": kind,
-                "file": path.name,
+                "file": printable(path.name),
                 "not_before": not_before,
                 "not_after": not_after,
                 "records": file.records,

@@ -30,7 +30,15 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.stats import ledger_queries
 from discogs_crawler.stats.estimate import etas
-from discogs_crawler.stats.snapshot import Class, Kind, Quota, Rate, Snapshot, Worker
+from discogs_crawler.stats.snapshot import (
+    Class,
+    Kind,
+    Quota,
+    Rate,
+    Snapshot,
+    Worker,
+    made_printable,
+)
 
 # Dumps come every month, up to two weeks late.
 DUMP_IS_OLD_S = 46 * DAY_S
@@ -91,7 +99,9 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
             runs=ledger_queries.runs(connection),
         )
         connection.execute("COMMIT")
-    return snapshot._replace(problems=[*snapshot.problems, *_problems(snapshot)])
+    problems = [*snapshot.problems, *_problems(snapshot)]
+    shown: Snapshot = made_printable(snapshot._replace(problems=problems))
+    return shown
 
 
 def _size(database: Path) -> int:

@@ -5,6 +5,8 @@ Times are UTC epoch seconds, durations seconds, shares numbers from 0 to 1; None
 
 from typing import Any, NamedTuple
 
+from discogs_crawler.cli import formatting
+
 
 class Coverage(NamedTuple):
     """How much of a kind, or of a segment of a million ids, is in the store."""
@@ -267,6 +269,22 @@ class Snapshot(NamedTuple):
     """who has got how far"""
     runs: list[Run]
     """how the scripts ended last time, newest first"""
+
+
+def made_printable(value: Any) -> Any:
+    """A snapshot, or a part of it, with every text in it as it can be shown anywhere.
+
+    HTML and UTF-8 have no place for what the ledger and Redis may hold.
+    """
+    if isinstance(value, str):
+        return formatting.printable(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(made_printable, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(made_printable, value))
+    if isinstance(value, dict):
+        return {name: made_printable(item) for name, item in value.items()}
+    return value
 
 
 def plain(value: Any) -> Any:
