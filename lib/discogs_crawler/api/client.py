@@ -23,7 +23,8 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from discogs_crawler.api import exact_json, paced
+from discogs_crawler import paced_http
+from discogs_crawler.api import exact_json
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError
@@ -94,7 +95,7 @@ class Client:
             retries=False,
             timeout=urllib3.Timeout(connect=window_s * CONNECT_SHARE, read=window_s * READ_SHARE),
         )
-        manager.pool_classes_by_scheme = paced.pools(window_s * ANSWER_SHARE)
+        manager.pool_classes_by_scheme = paced_http.pools(window_s * ANSWER_SHARE)
         self._pool = manager.connection_from_url(settings.discogs_api)
 
     def fetch(self, kind: str, record_id: int) -> Answer:

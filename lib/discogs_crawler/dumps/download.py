@@ -18,8 +18,7 @@ from urllib.parse import quote, urljoin
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from discogs_crawler import clock
-from discogs_crawler.api import paced
+from discogs_crawler import clock, paced_http
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps import site_index
@@ -253,7 +252,7 @@ class _Site:
             timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S),
             retries=False,
         )
-        self._pool.pool_classes_by_scheme = paced.pools(PATIENCE_S, LEAST_B, SIZE_LIMIT_B)
+        self._pool.pool_classes_by_scheme = paced_http.pools(PATIENCE_S, LEAST_B, SIZE_LIMIT_B)
 
     def index(self, year: int) -> list[Listed]:
         """What the site lists for a year."""
