@@ -337,7 +337,7 @@ def test_an_early_hint_does_not_leave_its_answer_to_the_next_request() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         client = client_of(f"http://127.0.0.1:{server.getsockname()[1]}")
-        verdicts = [client.fetch("releases", number).verdict for number in (5, 6)]
+        verdicts = [client.fetch("releases", number).outcome for number in (5, 6)]
     assert verdicts == ["transient", "transient"]
 
 
@@ -352,7 +352,7 @@ def test_an_early_hint_does_not_leave_its_answer_to_the_next_request() -> None:
 )
 def test_no_part_of_a_repeated_token_is_told_or_stored(speak: Speak, said: bytes) -> None:
     answer = told(speak, said)
-    assert answer.verdict == "transient"
+    assert answer.outcome == "transient"
     assert TOKEN[:8] not in answer.reason
 
 
