@@ -9,7 +9,7 @@ import pytest
 
 from discogs_crawler import files
 from discogs_crawler.cli import logs
-from discogs_crawler.dumps import scanner
+from discogs_crawler.dumps import block_reader
 from tests.conftest import Run
 
 HOSTILE = "a\x1b[2Jb\nc\rd\u202ee\udcfff\x07\x9bg"
@@ -65,7 +65,7 @@ def test_a_name_for_an_open_file_is_written_to_and_not_replaced(tmp_path: Path) 
 
 
 def test_a_record_that_would_take_all_memory_is_damage(run: Run, tmp_path: Path) -> None:
-    elements = "<a/>" * (scanner.MAX_RECORD // 2)
+    elements = "<a/>" * (block_reader.MAX_RECORD // 2)
     dump = tmp_path / "discogs_20261001_releases.xml"
     dump.write_text(f'<releases>\n<release id="1"><x>{elements}</x></release>\n</releases>\n')
     done = run("discogs_xml_split.py", "-d", dump, "-r", tmp_path / "hashes")

@@ -7,12 +7,12 @@ from pathlib import Path
 from lxml import etree
 
 from discogs_crawler.dumps import canonical
-from discogs_crawler.dumps.block_reader import Blocks, Source
+from discogs_crawler.dumps.block_reader import Source, Window
 from discogs_crawler.dumps.hash_cache import Book, BookWriter
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import ResultWriter
 from discogs_crawler.dumps.pipeline import Splitter
-from discogs_crawler.dumps.scanner import Boundaries
+from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.records import ELEMENTS, KINDS, parse_id
 
 
@@ -37,11 +37,11 @@ def our_split(
         folder = Path(name)
         (folder / "dump").write_bytes(dump)
         with (folder / "result").open("w+b") as result, io.BytesIO() as new_book:
-            with Source(folder / "dump") as source, Blocks(source, block_size) as blocks:
-                boundaries = Boundaries(blocks, None)
-                with Hasher(boundaries.kind, workers) as hasher:
+            with Source(folder / "dump") as source, Window(source, block_size) as window:
+                kind = read_prolog(window, None)
+                with Hasher(kind, workers) as hasher:
                     known = Book(io.BytesIO(book))
-                    splitter = Splitter(blocks, boundaries, known, hasher)
+                    splitter = Splitter(window, kind, known, hasher)
                     writer = ResultWriter(result, BookWriter(new_book), folder)
                     splitter.run(writer, lambda: None)
             result.seek(0)

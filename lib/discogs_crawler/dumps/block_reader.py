@@ -28,6 +28,10 @@ SLOTS = 3
 # Room before a block for what the caller keeps of the one before; the largest records are 72 kB.
 HEADROOM = 128 * 1024
 
+# Bytes of a record, or of what stands between two; the largest real ones have 72 kB. What is
+# larger has lost its end, and would take all memory: 60 times as much when it is parsed.
+MAX_RECORD = 2 * 1024 * 1024
+
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -81,10 +85,11 @@ class Source(io.RawIOBase):
         super().close()
 
 
-class Blocks:
-    """A window on the XML: `buffer[start:end]`, of which `buffer[0]` is byte `origin` of the dump.
+class Window:
+    """What of the XML has been inflated and not yet taken: `buffer[start:end]`.
 
-    `advance` moves it on. Use it as a context manager: leaving it stops the thread.
+    Who takes something moves `start` on; `advance` adds a block. `offset` is the byte of the XML at
+    `start`. Use it as a context manager: leaving it stops the thread.
     """
 
     def __init__(self, source: Source, block_size: int = BLOCK_SIZE) -> None:
@@ -98,9 +103,9 @@ class Blocks:
         self._thread = threading.Thread(target=self._fill, name="inflate", daemon=True)
         self.buffer = bytearray()
         self.start = self.end = self.origin = 0
-        self.at_end = False
+        self._at_end = False
 
-    def __enter__(self) -> "Blocks":
+    def __enter__(self) -> "Window":
         self._thread.start()
         return self
 
@@ -115,23 +120,32 @@ class Blocks:
         if error is None or isinstance(error, Exception):
             self._thread.join()  # not when interrupted: it may wait for standard input
 
-    def advance(self, keep: int) -> bool:
-        """Go on by a block, still with the last `keep` bytes of the window before it.
+    @property
+    def offset(self) -> int:
+        return self.origin + self.start
 
-        False, and the window as it was, at the end of the dump. Damage if it cannot be inflated.
+    def advance(self) -> bool:
+        """Add a block at the end, which may move everything; False at the end of the dump.
+
+        Damage if the dump cannot be inflated, or nothing was taken from far too large a window.
         """
-        if self.at_end:
+        keep = self.end - self.start
+        if keep > MAX_RECORD:
+            raise Damage(
+                f"a record without its end, or of more than {MAX_RECORD} bytes", self.offset
+            )
+        if self._at_end:
             return False
         filled = self._filled.get()
         if isinstance(filled, Damage):
-            self.at_end = True
+            self._at_end = True
             raise filled
         slot, count = filled
         if not count:
-            self.at_end = True
+            self._at_end = True
             return False
-        kept = memoryview(self.buffer)[self.end - keep : self.end]
-        last_end = self.origin + self.end
+        offset = self.offset
+        kept = memoryview(self.buffer)[self.start : self.end]
         if keep <= HEADROOM:
             slot[HEADROOM - keep : HEADROOM] = kept
             buffer, self.start = slot, HEADROOM - keep
@@ -142,7 +156,7 @@ class Blocks:
         self._recycle(slot if buffer is not slot else None)
         self._slot = slot if buffer is slot else None
         self.buffer, self.end = buffer, self.start + keep + count
-        self.origin = last_end - keep - self.start
+        self.origin = offset - self.start
         return True
 
     def _recycle(self, unused: bytearray | None) -> None:

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from discogs_crawler.dumps.block_reader import Blocks
+from discogs_crawler.dumps.block_reader import Window
 from discogs_crawler.dumps.hash_cache import Book, pack_key
 from discogs_crawler.dumps.hash_workers import Hasher, Outcome
 from discogs_crawler.dumps.hashfile_writer import Hashed, ResultWriter
 from discogs_crawler.dumps.metadata import Damage
-from discogs_crawler.dumps.scanner import Boundaries
+from discogs_crawler.dumps.scanner import ExactScanner, Span, grammar_of, usual_spans
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,15 @@ class Splitter:
 
     def __init__(
         self,
-        blocks: Blocks,
-        boundaries: Boundaries,
+        window: Window,
+        kind: str,
         book: Book,
         hasher: Hasher | None,
     ) -> None:
         """Without a `hasher` nothing is parsed: the raw hashes are the result."""
-        self._blocks = blocks
-        self._boundaries = boundaries
+        self._window = window
+        self._grammar = grammar_of(kind)
+        self._exact = ExactScanner(window, self._grammar)
         self._book = book
         self._hasher = hasher
         self._batch = _Batch([], [], [], [], [])
@@ -71,10 +72,10 @@ class Splitter:
     def _cut(self, result: ResultWriter) -> bool:
         """Take the next records; False at the end of the dump."""
         try:
-            spans = self._boundaries.plain()
+            spans = usual_spans(self._window, self._grammar)
             if spans and self._take(spans):
                 return True
-            span = self._boundaries.exact()
+            span = self._exact.find()
         except Damage:
             self._settle(result)
             raise
@@ -82,9 +83,9 @@ class Splitter:
             self._take([span], exact=True)
         return span is not None
 
-    def _take(self, spans: list[tuple[int, int, int]], exact: bool = False) -> int:
+    def _take(self, spans: list[Span], exact: bool = False) -> int:
         """Hash and look up records; the number taken before one that needs the exact way."""
-        with memoryview(self._blocks.buffer) as view:
+        with memoryview(self._window.buffer) as view:
             keys = [
                 pack_key(record_id, hashlib.sha1(view[start:stop], usedforsecurity=False).digest())
                 for start, stop, record_id in spans
@@ -93,26 +94,24 @@ class Splitter:
         if None in contents:
             known = self._take_unknown(spans, contents, exact)
             spans, keys, contents = spans[:known], keys[:known], contents[:known]
-        origin = self._blocks.origin
+        origin = self._window.origin
         batch = self._batch
         batch.ids.extend([span[2] for span in spans])
         batch.offsets.extend([origin + span[0] for span in spans])
         batch.keys.extend(keys)
         batch.contents.extend(contents)
         if spans:
-            self._boundaries.go_on(spans[-1][1])
+            self._window.start = spans[-1][1]
         return len(spans)
 
-    def _take_unknown(
-        self, spans: list[tuple[int, int, int]], contents: list[bytes | None], exact: bool
-    ) -> int:
+    def _take_unknown(self, spans: list[Span], contents: list[bytes | None], exact: bool) -> int:
         """Keep the bytes of records that the book does not know; the number of spans that hold."""
-        buffer = self._blocks.buffer
+        buffer = self._window.buffer
         for number, content in enumerate(contents):
             if content is not None:
                 continue
             start, stop, _ = spans[number]
-            if not exact and not self._boundaries.agrees(start, stop):
+            if not exact and not self._exact.agrees(start, stop):
                 return number
             if self._hasher is not None:
                 self._batch.unknown.append(bytes(buffer[start:stop]))

@@ -4,7 +4,7 @@ import re
 
 from lxml import etree
 
-from discogs_crawler.dumps.block_reader import Blocks
+from discogs_crawler.dumps.block_reader import Window
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.records import KINDS
 
@@ -18,14 +18,14 @@ _ENCODING = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"']*)")
 _UTF8 = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 
 
-def read_prolog(blocks: Blocks, kind_of_name: str | None) -> tuple[str, int]:
-    """The dump's kind, and where in the window what follows the root's start tag begins.
+def read_prolog(window: Window, kind_of_name: str | None) -> str:
+    """Take the root's start tag and what stands before it; the dump's kind.
 
     `kind_of_name` is the kind in the name of the file. Damage if it is not that, or not a dump.
     """
-    while blocks.end - blocks.start < MAX_PROLOG and blocks.advance(blocks.end - blocks.start):
+    while window.end - window.start < MAX_PROLOG and window.advance():
         pass
-    head = bytes(blocks.buffer[blocks.start : min(blocks.end, blocks.start + MAX_PROLOG)])
+    head = bytes(window.buffer[window.start : min(window.end, window.start + MAX_PROLOG)])
     if not head:
         raise Damage("it is empty")
     before = _MISC.match(head, len(_BOM) if head.startswith(_BOM) else 0)
@@ -37,7 +37,8 @@ def read_prolog(blocks: Blocks, kind_of_name: str | None) -> tuple[str, int]:
         raise Damage("it is cut off" if cut_off else "it does not begin like a dump", before.end())
     kind = _kind_of_root(root[1].decode("utf-8", "replace"), kind_of_name)
     _check_well_formed(head[: root.end()], kind)
-    return kind, blocks.start + root.end()
+    window.start += root.end()
+    return kind
 
 
 def _refuse_other_formats(head: bytes, rest: bytes) -> None:

@@ -16,14 +16,14 @@ from discogs_crawler import files, locks
 from discogs_crawler.cli import progress
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.dumps import metadata
-from discogs_crawler.dumps.block_reader import Blocks, Source
+from discogs_crawler.dumps.block_reader import Source, Window
 from discogs_crawler.dumps.canonical import CANONICAL_VERSION
 from discogs_crawler.dumps.hash_cache import BookWriter, new_book, open_book
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import ResultWriter
 from discogs_crawler.dumps.metadata import WHOLE, Damage, DumpFacts
 from discogs_crawler.dumps.pipeline import Splitter
-from discogs_crawler.dumps.scanner import Boundaries
+from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
 
 log = logging.getLogger(__name__)
@@ -82,17 +82,16 @@ class _Run:
         self.task = task
         self.source = source
         self.kind = (task.path and metadata.parse_name(task.path.name).kind) or ""
-        self.boundaries: Boundaries | None = None
+        self.window: Window | None = None
         self.splitter: Splitter | None = None
         self.result: ResultWriter | None = None
         self.book: BookWriter | None = None
 
     def split(self, advance: Callable[[int], None]) -> None:
         with contextlib.ExitStack() as stack:
-            blocks = stack.enter_context(Blocks(self.source))
-            self.boundaries = Boundaries(blocks, self.kind or None)
-            self.kind = self.boundaries.kind
-            self._open_outputs(stack, blocks)
+            self.window = stack.enter_context(Window(self.source))
+            self.kind = read_prolog(self.window, self.kind or None)
+            self._open_outputs(stack, self.window)
             assert self.splitter and self.result
             shown = 0
 
@@ -103,7 +102,7 @@ class _Run:
 
             self.splitter.run(self.result, show)
 
-    def _open_outputs(self, stack: contextlib.ExitStack, blocks: Blocks) -> None:
+    def _open_outputs(self, stack: contextlib.ExitStack, window: Window) -> None:
         task, kind = self.task, self.kind
         books = task.state_dir / "books"
         if task.result is not None:
@@ -117,8 +116,7 @@ class _Run:
         hasher = None
         if not task.raw:
             hasher = stack.enter_context(Hasher(kind, task.workers))
-        assert self.boundaries
-        self.splitter = Splitter(blocks, self.boundaries, book, hasher)
+        self.splitter = Splitter(window, kind, book, hasher)
         self.result = ResultWriter(file, self.book, task.state_dir)
 
     def facts(self, verdict: str) -> DumpFacts:
@@ -155,7 +153,7 @@ def examine(task: Task) -> Report:
         facts=run.facts(verdict),
         parsed=run.splitter.parsed if run.splitter else 0,
         out_of_order=run.result.out_of_order if run.result else 0,
-        xml_size=run.boundaries.offset if run.boundaries else 0,
+        xml_size=run.window.offset if run.window else 0,
         seconds=time.monotonic() - started,
     )
 
