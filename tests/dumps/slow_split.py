@@ -10,7 +10,7 @@ from discogs_crawler.dumps import canonical
 from discogs_crawler.dumps.block_reader import Source, Window
 from discogs_crawler.dumps.hash_cache import Book, BookWriter
 from discogs_crawler.dumps.hash_workers import Hasher
-from discogs_crawler.dumps.hashfile_writer import ResultWriter
+from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
 from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.records import ELEMENTS, KINDS, parse_id
@@ -31,8 +31,8 @@ def slow_split(xml: bytes) -> bytes:
 
 def our_split(
     dump: bytes, block_size: int = 512 * 1024, book: bytes = b"", workers: int = 1
-) -> tuple[bytes, bytes, Splitter]:
-    """RESULT, the new book, and the splitter after its work on a dump in a file."""
+) -> tuple[bytes, bytes, Counts]:
+    """RESULT, the new book, and the counts of a dump in a file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dump").write_bytes(dump)
@@ -41,8 +41,8 @@ def our_split(
                 kind = read_prolog(window, None)
                 with Hasher(kind, workers) as hasher:
                     known = Book(io.BytesIO(book))
-                    splitter = Splitter(window, kind, known, hasher)
-                    writer = ResultWriter(result, BookWriter(new_book), folder)
-                    splitter.run(writer, lambda: None)
+                    counts = Counts()
+                    writer = ResultWriter(result, BookWriter(new_book), folder, counts)
+                    Splitter(window, kind, known, hasher, writer).run(lambda: None)
             result.seek(0)
-            return result.read(), new_book.getvalue(), splitter
+            return result.read(), new_book.getvalue(), counts

@@ -181,7 +181,7 @@ def test_a_damaged_record_is_reported_and_the_run_goes_on(
         assert (report.facts.verdict, report.facts.damaged) == ("whole", 1)
         assert f"record 7, {SEVENTH}: damaged: " in caplog.text
         caplog.clear()
-    assert report.parsed == 1
+    assert report.counts.parsed == 1
     record = b'<release id="7"><title>' + damage + b"7</title></release>"
     lines = (tmp_path / "result").read_bytes().splitlines()
     assert lines[6] == b"7\t" + hashlib.sha1(record).hexdigest().encode()

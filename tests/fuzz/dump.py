@@ -80,14 +80,14 @@ def check(dump: bytes, block_size: int) -> str:
     """What is wrong with our answer; "" if nothing is."""
     started = time.monotonic()
     try:
-        result, _, splitter = our_split(dump, block_size)
+        result, _, counts = our_split(dump, block_size)
     except Damage:
         result = b""
     except Exception:
         return traceback.format_exc()
     if time.monotonic() - started > PATIENCE_S:
         return "it hangs"
-    if not result or splitter.damaged:
+    if not result or counts.damaged:
         return ""
     try:
         xml = gzip.decompress(dump) if dump.startswith(b"\x1f\x8b") else dump

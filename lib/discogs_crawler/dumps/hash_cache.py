@@ -36,14 +36,14 @@ class Book:
         self._read = (file or io.BytesIO()).read
         self._entry = self._read(_ENTRY) or _END
 
-    def look_up(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        """The content hash for each key; None where the book has no such record."""
+    def look_up(self, keys: Iterable[bytes]) -> list[bytes]:
+        """The content hash for each key; empty where the book has no such record."""
         read, entry = self._read, self._entry
-        found: list[bytes | None] = []
+        found: list[bytes] = []
         for key in keys:
             while entry[:4] < key[:4]:
                 entry = read(_ENTRY) or _END
-            found.append(entry[_KEY:] if entry[:_KEY] == key else None)
+            found.append(entry[_KEY:] if entry[:_KEY] == key else b"")
         self._entry = entry
         return found
 

@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 from binascii import hexlify
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from discogs_crawler.dumps.external_sort import sort_lines
 from discogs_crawler.dumps.hash_cache import BookWriter
@@ -28,21 +29,36 @@ log = logging.getLogger(__name__)
 SORT_MEMORY = 32 * 1024 * 1024
 
 
-class Hashed(NamedTuple):
+@dataclass
+class Counts:
+    """What was counted in a dump: all of it, or what comes before the damage."""
+
+    records: int = 0
+    first_id: int = 0
+    last_id: int = 0
+    out_of_order: int = 0
+    parsed: int = 0
+    damaged: int = 0
+
+
+@dataclass
+class Hashed:
     """Records in the dump's order: ids, offsets in the XML, keys for the book, content hashes."""
 
-    ids: list[int]
-    offsets: list[int]
-    keys: list[bytes]
-    contents: list[bytes]
-    damaged: Collection[bytes] = ()
+    ids: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    damaged: set[bytes] = field(default_factory=set)
     """Keys of records that the book is not to know."""
 
 
 class ResultWriter:
     """Writes lines to `file`, open for reading too, and entries to `book`, and counts them."""
 
-    def __init__(self, file: BinaryIO, book: BookWriter | None, folder: Path) -> None:
+    def __init__(
+        self, file: BinaryIO, book: BookWriter | None, folder: Path, counts: Counts
+    ) -> None:
         """`folder` is for temporary files."""
         self._file = file
         self._book = book
@@ -50,7 +66,7 @@ class ResultWriter:
         self._last_id = 0
         self._stragglers: BinaryIO | None = None
         self.sha256 = hashlib.sha256()
-        self.records = self.out_of_order = self.first_id = self.last_id = 0
+        self.counts = counts
 
     def write(self, hashed: Hashed) -> None:
         ids = hashed.ids
@@ -81,15 +97,16 @@ class ResultWriter:
         self._book.write(keys, contents)
 
     def _count(self, ids: Sequence[int]) -> None:
-        self.records += len(ids)
-        self.first_id = min(self.first_id or ids[0], ids[0])
-        self.last_id = max(self.last_id, ids[-1])
+        counts = self.counts
+        counts.records += len(ids)
+        counts.first_id = min(counts.first_id or ids[0], ids[0])
+        counts.last_id = max(counts.last_id, ids[-1])
 
     def _put_stragglers_aside(self, hashed: Hashed) -> Hashed:
         """What of it ascends; the rest is kept for the end."""
         if self._stragglers is None:
             self._stragglers = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-        rest = Hashed([], [], [], [], hashed.damaged)
+        rest = Hashed(damaged=hashed.damaged)
         last_id = self._last_id
         for row in zip(hashed.ids, hashed.offsets, hashed.keys, hashed.contents, strict=True):
             if row[0] > last_id:
@@ -100,7 +117,7 @@ class ResultWriter:
                 rest.contents.append(row[3])
             else:
                 self._stragglers.write(b"%d\t%b\t%d\n" % (row[0], hexlify(row[3]), row[1]))
-                self.out_of_order += 1
+                self.counts.out_of_order += 1
                 self._count(row[:1])
         return rest
 
@@ -108,7 +125,7 @@ class ResultWriter:
         """Merge the stragglers in; Damage if an id is there twice."""
         if self._stragglers is None:
             return
-        log.warning("records out of order: %d; sorting them in", self.out_of_order)
+        log.warning("records out of order: %d; sorting them in", self.counts.out_of_order)
         self._stragglers.seek(0)
         sorted_lines = sort_lines(self._stragglers, key_of, self._folder, SORT_MEMORY)
         with self._stragglers, tempfile.TemporaryFile(dir=self._folder) as merged:

@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from discogs_crawler.dumps.block_reader import Window
 from discogs_crawler.dumps.hash_cache import Book, pack_key
@@ -28,23 +27,11 @@ BATCH_BYTES = 256 * 1024
 MAX_DAMAGED = 100
 
 
-class _Batch(NamedTuple):
-    ids: list[int]
-    offsets: list[int]
-    keys: list[bytes]
-    contents: list[bytes | None]
-    unknown: list[bytes]
-
-
 class Splitter:
-    """One pass over one dump. `records`, `parsed`, `damaged` tell how far it has come."""
+    """One pass over one dump."""
 
     def __init__(
-        self,
-        window: Window,
-        kind: str,
-        book: Book,
-        hasher: Hasher | None,
+        self, window: Window, kind: str, book: Book, hasher: Hasher | None, result: ResultWriter
     ) -> None:
         """Without a `hasher` nothing is parsed: the raw hashes are the result."""
         self._window = window
@@ -52,109 +39,105 @@ class Splitter:
         self._exact = ExactScanner(window, self._grammar)
         self._book = book
         self._hasher = hasher
-        self._batch = _Batch([], [], [], [], [])
-        self._unknown_bytes = 0
-        self._waiting: deque[tuple[_Batch, Callable[[], list[Outcome]]]] = deque()
-        self._damaged_keys: set[bytes] = set()
-        self.parsed = self.damaged = 0
+        self._result = result
+        self._batch = Hashed()
+        self._unknown: list[bytes] = []
+        self._waiting: deque[tuple[Hashed, Callable[[], list[Outcome]]]] = deque()
 
-    def run(self, result: ResultWriter, progress: Callable[[], None]) -> None:
-        """Write all records to `result`. Damage if the dump is not whole."""
-        while self._cut(result):
+    def run(self, progress: Callable[[], None]) -> None:
+        """Write all records to the result. Damage if the dump is not whole."""
+        while self._cut():
             progress()
-            if len(self._batch.ids) >= BATCH_RECORDS or self._unknown_bytes >= BATCH_BYTES:
-                self._hand_over(result)
-        self._settle(result)
-        result.finish()
-        if not result.records:
+            full = sum(map(len, self._unknown)) >= BATCH_BYTES
+            if full or len(self._batch.ids) >= BATCH_RECORDS:
+                self._hand_over()
+        self._settle()
+        self._result.finish()
+        if not self._result.counts.records:
             raise Damage("it holds not a single record")
 
-    def _cut(self, result: ResultWriter) -> bool:
+    def _cut(self) -> bool:
         """Take the next records; False at the end of the dump."""
         try:
-            spans = usual_spans(self._window, self._grammar)
-            if spans and self._take(spans):
+            if self._take(usual_spans(self._window, self._grammar)):
                 return True
             span = self._exact.find()
         except Damage:
-            self._settle(result)
+            self._settle()  # what came before is counted, and may be worse
             raise
-        if span:
-            self._take([span], exact=True)
-        return span is not None
+        return span is not None and self._take([span], exact=True)
 
-    def _take(self, spans: list[Span], exact: bool = False) -> int:
-        """Hash and look up records; the number taken before one that needs the exact way."""
+    def _take(self, spans: list[Span], exact: bool = False) -> bool:
+        """Hash and look up records up to one that needs the exact way; False if it is the first."""
         with memoryview(self._window.buffer) as view:
             keys = [
                 pack_key(record_id, hashlib.sha1(view[start:stop], usedforsecurity=False).digest())
                 for start, stop, record_id in spans
             ]
         contents = self._book.look_up(keys)
-        if None in contents:
+        if b"" in contents:
             known = self._take_unknown(spans, contents, exact)
             spans, keys, contents = spans[:known], keys[:known], contents[:known]
+        if not spans:
+            return False
         origin = self._window.origin
         batch = self._batch
         batch.ids.extend([span[2] for span in spans])
         batch.offsets.extend([origin + span[0] for span in spans])
         batch.keys.extend(keys)
         batch.contents.extend(contents)
-        if spans:
-            self._window.start = spans[-1][1]
-        return len(spans)
+        self._window.start = spans[-1][1]
+        return True
 
-    def _take_unknown(self, spans: list[Span], contents: list[bytes | None], exact: bool) -> int:
+    def _take_unknown(self, spans: list[Span], contents: list[bytes], exact: bool) -> int:
         """Keep the bytes of records that the book does not know; the number of spans that hold."""
         buffer = self._window.buffer
         for number, content in enumerate(contents):
-            if content is not None:
+            if content:
                 continue
             start, stop, _ = spans[number]
             if not exact and not self._exact.agrees(start, stop):
                 return number
-            if self._hasher is not None:
-                self._batch.unknown.append(bytes(buffer[start:stop]))
-                self._unknown_bytes += stop - start
+            self._unknown.append(bytes(buffer[start:stop]))
         return len(spans)
 
-    def _hand_over(self, result: ResultWriter) -> None:
+    def _hand_over(self) -> None:
         """Have the batch hashed in the background, and write what is ready."""
-        if not self._batch.ids:
+        batch, unknown = self._batch, self._unknown
+        if not batch.ids:
             return
-        batch, self._batch = self._batch, _Batch([], [], [], [], [])
-        self._unknown_bytes = 0
+        self._batch, self._unknown = Hashed(), []
         if self._hasher is None:
-            result.write(Hashed(batch.ids, batch.offsets, batch.keys, [k[4:] for k in batch.keys]))
+            batch.contents = [key[4:] for key in batch.keys]
+            self._result.write(batch)
             return
-        self._waiting.append((batch, self._hasher.submit(batch.unknown)))
+        self._waiting.append((batch, self._hasher.submit(unknown)))
         while len(self._waiting) > self._hasher.capacity:
-            self._finish_one(result)
+            self._finish_one()
 
-    def _settle(self, result: ResultWriter) -> None:
+    def _settle(self) -> None:
         """Write all that was taken."""
-        self._hand_over(result)
+        self._hand_over()
         while self._waiting:
-            self._finish_one(result)
+            self._finish_one()
 
-    def _finish_one(self, result: ResultWriter) -> None:
+    def _finish_one(self) -> None:
+        """Wait for the hashes of a batch, and write it."""
         batch, outcomes_of = self._waiting.popleft()
-        outcomes = iter(outcomes_of())
-        contents = [
-            self._outcome(batch, number, next(outcomes)) if content is None else content
-            for number, content in enumerate(batch.contents)
-        ]
-        self.parsed += len(batch.unknown)
-        result.write(Hashed(batch.ids, batch.offsets, batch.keys, contents, self._damaged_keys))
+        unknown = [number for number, content in enumerate(batch.contents) if not content]
+        for number, outcome in zip(unknown, outcomes_of(), strict=True):
+            if isinstance(outcome, str):
+                self._report_damaged(batch, number, outcome)
+                outcome = batch.keys[number][4:]
+            batch.contents[number] = outcome
+        self._result.counts.parsed += len(unknown)
+        self._result.write(batch)
 
-    def _outcome(self, batch: _Batch, number: int, outcome: Outcome) -> bytes:
-        """The content hash of a parsed record: its raw hash if it is damaged, which is said."""
-        if isinstance(outcome, bytes):
-            return outcome
-        record_id, offset = batch.ids[number], batch.offsets[number]
-        self._damaged_keys.add(batch.keys[number])
-        self.damaged += 1
-        if self.damaged > MAX_DAMAGED:
-            raise Damage(f"more than {MAX_DAMAGED} damaged records: {outcome}", offset, record_id)
-        log.warning("record %d, byte %d: damaged: %s", record_id, offset, outcome)
-        return batch.keys[number][4:]
+    def _report_damaged(self, batch: Hashed, number: int, reason: str) -> None:
+        """Say that a record is damaged, whose hash is then that of its bytes."""
+        record_id, offset, counts = batch.ids[number], batch.offsets[number], self._result.counts
+        batch.damaged.add(batch.keys[number])
+        counts.damaged += 1
+        if counts.damaged > MAX_DAMAGED:
+            raise Damage(f"more than {MAX_DAMAGED} damaged records: {reason}", offset, record_id)
+        log.warning("record %d, byte %d: damaged: %s", record_id, offset, reason)

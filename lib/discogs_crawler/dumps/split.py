@@ -18,9 +18,9 @@ from discogs_crawler.cli.formatting import printable
 from discogs_crawler.dumps import metadata
 from discogs_crawler.dumps.block_reader import Source, Window
 from discogs_crawler.dumps.canonical import CANONICAL_VERSION
-from discogs_crawler.dumps.hash_cache import BookWriter, new_book, open_book
+from discogs_crawler.dumps.hash_cache import new_book, open_book
 from discogs_crawler.dumps.hash_workers import Hasher
-from discogs_crawler.dumps.hashfile_writer import ResultWriter
+from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
 from discogs_crawler.dumps.metadata import WHOLE, Damage, DumpFacts
 from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.prolog import read_prolog
@@ -44,17 +44,12 @@ class Task(NamedTuple):
     verify: bool = False
     workers: int | None = None
 
-    @property
-    def keeps_book(self) -> bool:
-        return self.result is not None and not self.raw
-
 
 class Report(NamedTuple):
     """What came of it. `kind` is "" in `facts` if the dump could not even be told to be one."""
 
     facts: DumpFacts
-    parsed: int
-    out_of_order: int
+    counts: Counts
     xml_size: int
     seconds: float
 
@@ -62,11 +57,11 @@ class Report(NamedTuple):
         """The summary: one line."""
         facts = self.facts
         unused = facts.last_id - facts.first_id + 1 - facts.records
-        extras = [f"{self.parsed:,} parsed"]
+        extras = [f"{self.counts.parsed:,} parsed"]
         if facts.damaged:
             extras.append(f"{facts.damaged} damaged")
-        if self.out_of_order:
-            extras.append(f"{self.out_of_order:,} out of order")
+        if self.counts.out_of_order:
+            extras.append(f"{self.counts.out_of_order:,} out of order")
         return (
             f"{facts.file}: {facts.verdict}: {facts.records:,} {facts.kind}, ids {facts.first_id} "
             f"to {facts.last_id} ({unused:,} unused between), {', '.join(extras)}; "
@@ -75,70 +70,11 @@ class Report(NamedTuple):
         )
 
 
-class _Run:
-    """How far a run has come, for the facts of a dump that turns out to be damaged, too."""
+class _Digests(NamedTuple):
+    """SHA-256 of what was written; None for what was not."""
 
-    def __init__(self, task: Task, source: Source) -> None:
-        self.task = task
-        self.source = source
-        self.kind = (task.path and metadata.parse_name(task.path.name).kind) or ""
-        self.window: Window | None = None
-        self.splitter: Splitter | None = None
-        self.result: ResultWriter | None = None
-        self.book: BookWriter | None = None
-
-    def split(self, advance: Callable[[int], None]) -> None:
-        with contextlib.ExitStack() as stack:
-            self.window = stack.enter_context(Window(self.source))
-            self.kind = read_prolog(self.window, self.kind or None)
-            self._open_outputs(stack, self.window)
-            assert self.splitter and self.result
-            shown = 0
-
-            def show() -> None:
-                nonlocal shown
-                advance(self.source.size - shown)
-                shown = self.source.size
-
-            self.splitter.run(self.result, show)
-
-    def _open_outputs(self, stack: contextlib.ExitStack, window: Window) -> None:
-        task, kind = self.task, self.kind
-        books = task.state_dir / "books"
-        if task.result is not None:
-            lock = task.state_dir / f"discogs_xml_split-{kind}.lock"
-            stack.enter_context(locks.exclusive(lock, f"splitting {kind}"))
-        known = None if task.raw or task.verify else task.book_of(kind)
-        book = stack.enter_context(open_book(books, kind, known))
-        if task.keeps_book:
-            self.book = stack.enter_context(new_book(books, kind))
-        file = stack.enter_context(_open_result(task))
-        hasher = None
-        if not task.raw:
-            hasher = stack.enter_context(Hasher(kind, task.workers))
-        self.splitter = Splitter(window, kind, book, hasher)
-        self.result = ResultWriter(file, self.book, task.state_dir)
-
-    def facts(self, verdict: str) -> DumpFacts:
-        whole = verdict == WHOLE
-        result, path = self.result, self.task.path
-        not_before, not_after = metadata.snapshot_time(path)
-        return DumpFacts(
-            file=metadata.STDIN if path is None else printable(path.name),
-            kind=self.kind,
-            not_before=not_before,
-            not_after=not_after,
-            size=self.source.size,
-            sha256=self.source.sha256.digest(),
-            records=result.records if result else 0,
-            verdict=verdict,
-            damaged=self.splitter.damaged if self.splitter else 0,
-            result_sha256=result.sha256.digest() if whole and result else None,
-            first_id=result.first_id if result else 0,
-            last_id=result.last_id if result else 0,
-            canonical_version=0 if self.task.raw else CANONICAL_VERSION,
-            book_sha256=self.book.sha256.digest() if whole and self.book else None,
-        )
+    result: bytes | None
+    book: bytes | None
 
 
 def examine(task: Task) -> Report:
@@ -148,44 +84,89 @@ def examine(task: Task) -> Report:
     not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
     """
     started = time.monotonic()
-    run, verdict = _attempt(task)
-    return Report(
-        facts=run.facts(verdict),
-        parsed=run.splitter.parsed if run.splitter else 0,
-        out_of_order=run.result.out_of_order if run.result else 0,
-        xml_size=run.window.offset if run.window else 0,
-        seconds=time.monotonic() - started,
+    counts, verdict, digests = Counts(), WHOLE, _Digests(None, None)
+    kind = (task.path and metadata.parse_name(task.path.name).kind) or ""
+    with Source(task.path) as source, _bar(task.path, source) as show:
+        try:
+            with Window(source) as window:
+                kind = read_prolog(window, kind or None)
+                digests = _split(task, kind, window, counts, show)
+        except Damage as damage:
+            source.drain()
+            verdict = f"damaged: {damage}"
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _not_written(error) from error
+    facts = _facts(task, kind, source, counts, digests, verdict)
+    return Report(facts, counts, window.offset, time.monotonic() - started)
+
+
+def _split(
+    task: Task, kind: str, window: Window, counts: Counts, show: Callable[[], None]
+) -> _Digests:
+    """Write RESULT and book; nothing of them is there after Damage or another error."""
+    books = task.state_dir / "books"
+    with contextlib.ExitStack() as stack:
+        if task.result is not None:
+            lock = task.state_dir / f"discogs_xml_split-{kind}.lock"
+            stack.enter_context(locks.exclusive(lock, f"splitting {kind}"))
+        known = None if task.raw or task.verify else task.book_of(kind)
+        old_book = stack.enter_context(open_book(books, kind, known))
+        keeps_book = task.result is not None and not task.raw
+        book = stack.enter_context(new_book(books, kind)) if keeps_book else None
+        file = stack.enter_context(_open_result(task))
+        hasher = None if task.raw else stack.enter_context(Hasher(kind, task.workers))
+        result = ResultWriter(file, book, task.state_dir, counts)
+        Splitter(window, kind, old_book, hasher, result).run(show)
+    return _Digests(result.sha256.digest(), book.sha256.digest() if book else None)
+
+
+def _facts(
+    task: Task, kind: str, source: Source, counts: Counts, digests: _Digests, verdict: str
+) -> DumpFacts:
+    not_before, not_after = metadata.snapshot_time(task.path)
+    return DumpFacts(
+        file=metadata.STDIN if task.path is None else printable(task.path.name),
+        kind=kind,
+        not_before=not_before,
+        not_after=not_after,
+        size=source.size,
+        sha256=source.sha256.digest(),
+        records=counts.records,
+        verdict=verdict,
+        damaged=counts.damaged,
+        result_sha256=digests.result,
+        first_id=counts.first_id,
+        last_id=counts.last_id,
+        canonical_version=0 if task.raw else CANONICAL_VERSION,
+        book_sha256=digests.book,
     )
 
 
-def _attempt(task: Task) -> tuple[_Run, str]:
-    """One pass over the dump, and the verdict."""
-    with Source(task.path) as source:
-        run = _Run(task, source)
-        total = task.path.stat().st_size if task.path else 0
-        with progress.bar("split", total, "MB/s", 1e6) if total else _no_bar() as advance:
-            try:
-                run.split(advance)
-                verdict = WHOLE
-            except Damage as damage:
-                source.drain()
-                verdict = f"damaged: {damage}"
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise _not_written(error) from error
-    return run, verdict
+@contextlib.contextmanager
+def _bar(path: Path | None, source: Source) -> Iterator[Callable[[], None]]:
+    """A progress bar, if the size is known; the block calls the function now and then."""
+    total = path.stat().st_size if path else 0
+    if not total:
+        yield lambda: None
+        return
+    with progress.bar("split", total, "MB/s", 1e6) as advance:
+        shown = 0
+
+        def show() -> None:
+            nonlocal shown
+            size = source.size
+            advance(size - shown)
+            shown = size
+
+        yield show
 
 
 def _not_written(error: OSError) -> CrawlerError:
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     meaning = ConfigurationError if isinstance(error, PermissionError) else Unavailable
     return meaning(f"{where}{error.strerror or error}; nothing was written")
-
-
-@contextlib.contextmanager
-def _no_bar() -> Iterator[Callable[[int], None]]:
-    yield lambda done: None
 
 
 @contextlib.contextmanager
