@@ -334,6 +334,21 @@ def test_wrong_arguments_are_said(run: Run, tmp_path: Path) -> None:
         assert "Errno" not in done.stderr
 
 
+def test_a_dump_that_cannot_be_opened_gives_one_line_on_newer_pythons_too(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = [sys.executable, str(ROOT / "bin" / "discogs_xml_split.py"), "--check", "-d"]
+    done = subprocess.run(
+        [*script, str(tmp_path / "nothing.xml")],
+        env=environment | {"PYTHONDEVMODE": "1"},  # says what Python 3.13 always says
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, "Exception ignored" in done.stderr) == (64, False), done.stderr
+
+
 def test_real_dumps_of_all_eras_and_kinds_are_split_as_lxml_would(samples: Path) -> None:
     for path in sorted((samples / "xml").iterdir()):
         if "head10000lines" in path.name:

@@ -35,32 +35,22 @@ MAX_RECORD = 2 * 1024 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class Source(io.RawIOBase):
+class Source(io.FileIO):
     """The dump's file as it is; counts (`size`) and hashes (`sha256`) what has been read of it."""
 
     def __init__(self, path: Path | None) -> None:
         """Open the file; None is standard input. UsageError if it cannot be read."""
-        self.name = "standard input" if path is None else path.name
-        try:
-            self._file = io.FileIO(0 if path is None else path, closefd=path is not None)
-            self._head = self._read_head()
-        except OSError as error:
-            raise UsageError(f"{path or self.name}: cannot be read: {error.strerror}") from error
-        self.compressed = self._head == _GZIP_MAGIC
         self.size = 0
         self.sha256 = hashlib.sha256()
-
-    def _read_head(self) -> bytes:
-        head = b""
-        while len(head) < len(_GZIP_MAGIC):
-            more = self._file.read(len(_GZIP_MAGIC) - len(head))
-            if not more:
-                break
-            head += more
-        return head
-
-    def readable(self) -> bool:
-        return True
+        self._head = b""
+        try:
+            super().__init__(0 if path is None else path, closefd=path is not None)
+            head = bytearray(len(_GZIP_MAGIC))
+            self._head = bytes(head[: _read_full(super(), memoryview(head))])
+        except OSError as error:
+            name = path or "standard input"
+            raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
+        self.compressed = self._head == _GZIP_MAGIC
 
     def readinto(self, target: Any) -> int:
         view = memoryview(target).cast("B")
@@ -69,20 +59,16 @@ class Source(io.RawIOBase):
             view[:count] = self._head[:count]
             self._head = self._head[count:]
         else:
-            count = self._file.readinto(view) or 0
+            count = super().readinto(view) or 0
         self.sha256.update(view[:count])
         self.size += count
         return count
 
     def drain(self) -> None:
         """Read and hash what is left."""
-        while self.read(BLOCK_SIZE):
+        block = bytearray(BLOCK_SIZE)
+        while self.readinto(block):
             pass
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 class Window:
@@ -98,6 +84,7 @@ class Window:
         self._filled: queue.SimpleQueue[tuple[bytearray, int] | Damage] = queue.SimpleQueue()
         for _ in range(SLOTS):
             self._free.put(bytearray(HEADROOM + block_size))
+        # The buffer, if it is a slot: what is kept may be too large.
         self._slot: bytearray | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._fill, name="inflate", daemon=True)
@@ -144,25 +131,22 @@ class Window:
         if not count:
             self._at_end = True
             return False
-        offset = self.offset
+        offset, used = self.offset, self._slot
         kept = memoryview(self.buffer)[self.start : self.end]
         if keep <= HEADROOM:
-            slot[HEADROOM - keep : HEADROOM] = kept
-            buffer, self.start = slot, HEADROOM - keep
+            self._slot = self.buffer = slot
+            self.start = HEADROOM - keep
+            slot[self.start : HEADROOM] = kept
         else:
-            buffer, self.start = bytearray(kept), 0
-            buffer += memoryview(slot)[HEADROOM : HEADROOM + count]
+            self._slot, self.start = None, 0
+            self.buffer = bytearray(kept) + memoryview(slot)[HEADROOM : HEADROOM + count]
+            self._free.put(slot)
         kept.release()
-        self._recycle(slot if buffer is not slot else None)
-        self._slot = slot if buffer is slot else None
-        self.buffer, self.end = buffer, self.start + keep + count
+        if used is not None:
+            self._free.put(used)
+        self.end = self.start + keep + count
         self.origin = offset - self.start
         return True
-
-    def _recycle(self, unused: bytearray | None) -> None:
-        for slot in (self._slot, unused):
-            if slot is not None:
-                self._free.put(slot)
 
     def _fill(self) -> None:
         """What the thread does: inflate into free slots until the end or the first fault."""
