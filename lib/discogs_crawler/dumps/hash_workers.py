@@ -8,17 +8,14 @@ standard input and answers each with a list of hashes; it ends when its standard
 import contextlib
 import os
 import pickle
-import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from discogs_crawler import pipes
 from discogs_crawler.dumps import canonical
 from discogs_crawler.errors import Unavailable
 
@@ -93,7 +90,7 @@ class Hasher:
 
 
 class Worker:
-    """A process, and a thread that takes its answers: so it never waits for us to take them."""
+    """A process that hashes, and a thread that talks with it: a request, then its answer."""
 
     def __init__(self, kind: str) -> None:
         library = str(Path(__file__).resolve().parents[2])
@@ -105,15 +102,9 @@ class Worker:
             env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # Ctrl-C is for us alone; they end when we do
         )
-        assert self._process.stdin and self._process.stdout
         self.pid = self._process.pid
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        # So that it finds the next batch when it has done with the last.
-        pipes.widen(self._requests)
-        self._promises: queue.SimpleQueue[Future[list[Outcome]] | None] = queue.SimpleQueue()
-        self._asked = self._answered = 0
-        self._thread = threading.Thread(target=self._listen, name="hashes", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "hashes")
+        self._asked: list[Future[list[Outcome]]] = []
         self._started = self.ask([])
 
     @property
@@ -124,35 +115,32 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Requests without an answer."""
-        return self._asked - self._answered
+        self._asked = [request for request in self._asked if not request.done()]
+        return len(self._asked)
 
     def ask(self, records: list[bytes]) -> Future[list[Outcome]]:
-        """Send records; their outcomes are promised in the order of the calls."""
-        self._asked += 1
-        promise: Future[list[Outcome]] = Future()
-        self._promises.put(promise)
-        try:
-            pickle.dump(records, self._requests, pickle.HIGHEST_PROTOCOL)
-            self._requests.flush()
-        except OSError:
-            raise Unavailable(_KILLED) from None
+        """Hash records when those of earlier calls are hashed."""
+        promise = self._thread.submit(self._converse, records)
+        self._asked.append(promise)
         return promise
 
     def end(self) -> None:
         """Whatever it is doing."""
         self._process.kill()
-        self._promises.put(None)
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):
             self._process.communicate()
 
-    def _listen(self) -> None:
-        while (promise := self._promises.get()) is not None:
-            try:
-                promise.set_result(pickle.load(self._answers))
-            except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-                promise.set_exception(Unavailable(_KILLED))
-            self._answered += 1
+    def _converse(self, records: list[bytes]) -> list[Outcome]:
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests and answers
+        try:
+            pickle.dump(records, requests, pickle.HIGHEST_PROTOCOL)
+            requests.flush()
+            outcomes: list[Outcome] = pickle.load(answers)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            raise Unavailable(_KILLED) from None
+        return outcomes
 
 
 def _serve(kind: str, requests: IO[bytes], answers: IO[bytes]) -> None:
