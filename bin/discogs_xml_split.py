@@ -4,8 +4,8 @@
 Reads discogs_YYYYMMDD_KIND.xml.gz (or plain XML, or standard input), tells the kind from the root
 element, and writes RESULT with lines `id<TAB>sha1`, ascending. The hash is one of the content: it
 is the same whatever videos, images, order of attributes or indentation, so that seed_queue.py
-queues what has changed and not what is spelled differently. Keeps a book of hashes in STATE_DIR,
-with which the next month takes a twentieth of the time.
+queues what has changed and not what is spelled differently. Keeps a hash cache in STATE_DIR, with
+which the next month takes a twentieth of the time.
 
 The dump is verified in the same pass. If it is cut off, damaged, or not a dump at all, one line
 says what and where, and no RESULT is written. Damaged records in an otherwise whole dump are
@@ -23,7 +23,7 @@ permission is wrong.
 """
 
 import argparse
-import hashlib
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from discogs_crawler import config
 from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
-from discogs_crawler.dumps import canonical, hash_cache, metadata
+from discogs_crawler.dumps import canonical, hash_cache, hashfile, metadata
 from discogs_crawler.dumps import split as verdict
-from discogs_crawler.dumps.split import Report, Task
+from discogs_crawler.dumps.split import SplitJob, SplitReport
 from discogs_crawler.errors import EXIT_DONE, BadData, UsageError
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import database as ledger
 from discogs_crawler.ledger.database import Ledger
 
 log = logging.getLogger("discogs_crawler.split")
@@ -64,14 +64,17 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     if source and not flags.check and source.resolve() == Path(flags.result).resolve():
         raise UsageError("RESULT would overwrite the dump")
     config.make_state_dir(settings)
+    target = None if flags.check else Path(flags.result)
+    known = functools.partial(hash_cache_of, settings.database)
+    job = SplitJob(source, target, settings.state_dir, known, flags.raw, flags.verify)
     if flags.check:
-        report = check(source, flags, settings)
+        report = verdict.examine(job)
     else:
-        with database.open(settings.database) as opened:
-            if is_split(source, flags, opened):
+        with ledger.open(settings.database) as opened:
+            if is_split(job, opened):
                 log.info("%s was split before, into this very file", source)
                 return EXIT_DONE
-            report = split(source, flags, settings, opened)
+            report = split(job, opened)
     if report.facts.verdict != metadata.WHOLE:
         raise BadData(f"{report.facts.file}: {report.facts.verdict}")
     if flags.check:
@@ -83,50 +86,36 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     return EXIT_DONE
 
 
-def check(source: Path | None, flags: argparse.Namespace, settings: Settings) -> Report:
-    def book_of(kind: str) -> bytes | None:
-        if not settings.database.exists():
-            return None
-        with database.open(settings.database, read_only=True) as opened:
-            return opened.book_of(kind, canonical.CANONICAL_VERSION)
-
-    return verdict.examine(Task(source, None, settings.state_dir, book_of, flags.raw, flags.verify))
+def hash_cache_of(database: Path, kind: str) -> bytes | None:
+    """The SHA-256 of the hash cache that the ledger knows; None if there is none."""
+    if not database.exists():
+        return None
+    with ledger.open(database, read_only=True) as opened:
+        return opened.hash_cache_of(kind, canonical.CANONICAL_VERSION)
 
 
-def is_split(source: Path | None, flags: argparse.Namespace, opened: Ledger) -> bool:
+def is_split(job: SplitJob, opened: Ledger) -> bool:
     """Whether RESULT is what this dump gives, so that a daily job need not read it again."""
-    result = Path(flags.result)
-    if source is None or flags.verify or not (source.is_file() and result.is_file()):
+    path, result = job.path, job.result
+    if not (path and result and path.is_file() and result.is_file()) or job.verify:
         return False
-    before = opened.dump_of_result(_sha256(result))
-    version = 0 if flags.raw else canonical.CANONICAL_VERSION
-    if before is None or before.canonical_version != version:
+    before = opened.dump_of_result(hashfile.sha256_of(result) or b"")
+    version = 0 if job.raw else canonical.CANONICAL_VERSION
+    if before is None or (before.canonical_version, before.verdict) != (version, metadata.WHOLE):
         return False
-    return before.verdict == metadata.WHOLE and before.sha256 == _sha256(source)
+    return before.sha256 == hashfile.sha256_of(path)
 
 
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def split(
-    source: Path | None, flags: argparse.Namespace, settings: Settings, opened: Ledger
-) -> Report:
-    def book_of(kind: str) -> bytes | None:
-        return opened.book_of(kind, canonical.CANONICAL_VERSION)
-
-    result = Path(flags.result)
-    report = verdict.examine(
-        Task(source, result, settings.state_dir, book_of, flags.raw, flags.verify)
-    )
+def split(job: SplitJob, opened: Ledger) -> SplitReport:
+    """Do it, and tell the ledger."""
+    report = verdict.examine(job)
     facts = report.facts
     if before := opened.dump_of_file(facts.sha256):
         log.info("%s was split before: dump %d in the ledger", facts.file, before.id)
     if facts.kind:
         opened.record_dump(facts)
-    if facts.book_sha256:
-        hash_cache.forget_other_books(settings.state_dir / "books", facts.kind, facts.book_sha256)
+    if facts.hash_cache_sha256:
+        hash_cache.forget_other_hash_caches(job.state_dir, facts.kind, facts.hash_cache_sha256)
     return report
 
 

@@ -3,7 +3,7 @@
     python -m tests.bench.split [--mb N] [--rounds N]
 
 Makes two dumps of N MB of XML in today's format, a month apart: 2 % of the records changed. Splits
-the first without a book of hashes and the second with it, by the script as a user runs it, next to
+the first without a hash cache and the second with it, by the script as a user runs it, next to
 
 - the limit: the fastest gzip decompressor here piped into the fastest SHA-1;
 - ElementTree and lxml as one would use them, in one process, on the first megabytes.
@@ -215,8 +215,8 @@ def report(
 ) -> None:
     labels = {
         "limit": f"the limit: `{limit}`",
-        "month": "**a usual month** (2 % changed, with the book)",
-        "first": "**the first month** (no book)",
+        "month": "**a usual month** (2 % changed, with the cache)",
+        "first": "**the first month** (no cache)",
         "lxml": "lxml `iterparse` + C14N + SHA-1, one process",
         "ElementTree": "ElementTree `iterparse` + `tostring` + SHA-1",
     }

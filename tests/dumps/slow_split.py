@@ -7,8 +7,8 @@ from pathlib import Path
 from lxml import etree
 
 from discogs_crawler.dumps import canonical
-from discogs_crawler.dumps.block_reader import Source, Window
-from discogs_crawler.dumps.hash_cache import Book, BookWriter
+from discogs_crawler.dumps.block_reader import DumpFile, Window
+from discogs_crawler.dumps.hash_cache import HashCache, HashCacheWriter
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
 from discogs_crawler.dumps.pipeline import Splitter
@@ -30,19 +30,19 @@ def slow_split(xml: bytes) -> bytes:
 
 
 def our_split(
-    dump: bytes, block_size: int = 512 * 1024, book: bytes = b"", workers: int = 1
+    dump: bytes, block_size: int = 512 * 1024, cache: bytes = b"", workers: int = 1
 ) -> tuple[bytes, bytes, Counts]:
-    """RESULT, the new book, and the counts of a dump in a file."""
+    """RESULT, the new hash cache, and the counts of a dump in a file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dump").write_bytes(dump)
-        with (folder / "result").open("w+b") as result, io.BytesIO() as new_book:
-            with Source(folder / "dump") as source, Window(source, block_size) as window:
+        with (folder / "result").open("w+b") as result, io.BytesIO() as new_cache:
+            with DumpFile(folder / "dump") as source, Window(source, block_size) as window:
                 kind = read_prolog(window, None)
                 with Hasher(kind, workers) as hasher:
-                    known = Book(io.BytesIO(book))
+                    known = HashCache(io.BytesIO(cache))
                     counts = Counts()
-                    writer = ResultWriter(result, BookWriter(new_book), folder, counts)
+                    writer = ResultWriter(result, HashCacheWriter(new_cache), folder, counts)
                     Splitter(window, kind, known, hasher, writer).run(lambda: None)
             result.seek(0)
-            return result.read(), new_book.getvalue(), counts
+            return result.read(), new_cache.getvalue(), counts

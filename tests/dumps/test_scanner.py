@@ -88,16 +88,16 @@ def test_records_are_those_that_lxml_finds_at_any_block_size(xml: bytes, block_s
 
 
 @given(dumps(), st.integers(1, 90))
-def test_the_book_of_hashes_changes_nothing(xml: bytes, block_size: int) -> None:
-    expected, book, first = our_split(xml)
-    again, book_again, second = our_split(xml, block_size, book)
-    assert (again, book_again) == (expected, book)
+def test_the_hash_cache_changes_nothing(xml: bytes, block_size: int) -> None:
+    expected, cache, first = our_split(xml)
+    again, cache_again, second = our_split(xml, block_size, cache)
+    assert (again, cache_again) == (expected, cache)
     assert second.parsed <= first.parsed
 
 
 @given(dumps(), dumps())
-def test_a_book_of_another_dump_changes_nothing(xml: bytes, other: bytes) -> None:
-    assert our_split(xml, book=our_split(other)[1])[0] == slow_split(xml)
+def test_a_hash_cache_of_another_dump_changes_nothing(xml: bytes, other: bytes) -> None:
+    assert our_split(xml, cache=our_split(other)[1])[0] == slow_split(xml)
 
 
 @given(dumps(), st.data())

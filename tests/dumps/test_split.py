@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler.dumps import split
-from discogs_crawler.dumps.split import Task
+from discogs_crawler.dumps.split import SplitJob
 from discogs_crawler.ledger import database as ledger
 from tests.conftest import ROOT, Run
 from tests.discogs import dump
@@ -62,8 +62,8 @@ def test_a_dump_is_split_and_its_facts_reach_the_ledger(run: Run, tmp_path: Path
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).digest()
     assert row["result_sha256"] == hashlib.sha256(RESULT).digest()
     assert (row["not_before"], row["not_after"]) == (1793491200, 1793560000)
-    [book] = (tmp_path / "state" / "books").iterdir()
-    assert hashlib.sha256(book.read_bytes()).digest() == row["book_sha256"]
+    [cache] = (tmp_path / "state" / "books").iterdir()
+    assert hashlib.sha256(cache.read_bytes()).digest() == row["book_sha256"]
 
 
 def test_splitting_the_same_dump_again_says_so(run: Run, tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_damage_of_the_whole_is_found_and_located(
     path = tmp_path / "discogs_20261101_releases.xml"
     path.write_bytes(content)
     (tmp_path / "result").write_bytes(b"the last month's")
-    facts = split.examine(Task(path, tmp_path / "result", tmp_path, lambda kind: None)).facts
+    facts = split.examine(SplitJob(path, tmp_path / "result", tmp_path, lambda kind: None)).facts
     assert facts.verdict.startswith("damaged: ")
     assert said.replace("{7}", SEVENTH) in facts.verdict
     assert facts.verdict.isprintable()
-    assert (facts.result_sha256, facts.book_sha256) == (None, None)
+    assert (facts.result_sha256, facts.hash_cache_sha256) == (None, None)
     assert facts.sha256 == hashlib.sha256(content).digest()
     assert (tmp_path / "result").read_bytes() == b"the last month's"
     assert not [*tmp_path.rglob("*tmp"), *tmp_path.rglob("*.book"), *tmp_path.rglob("*.new")]
@@ -154,7 +154,7 @@ def test_a_damaged_dump_gives_one_line_and_no_result(
 )
 def test_damaged_gzip_is_damage(content: bytes, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(content)
-    report = split.examine(Task(tmp_path / NAME, None, tmp_path, lambda kind: None))
+    report = split.examine(SplitJob(tmp_path / NAME, None, tmp_path, lambda kind: None))
     assert report.facts.verdict.startswith("damaged: ")
 
 
@@ -173,11 +173,11 @@ def test_a_damaged_record_is_reported_and_the_run_goes_on(
     content = _swap(b"7</title>", damage + b"7</title>")
     path = tmp_path / "discogs_20261101_releases.xml"
     path.write_bytes(content)
-    book = None
+    cache = None
     for _ in range(2):
-        task = Task(path, tmp_path / "result", tmp_path, lambda kind, book=book: book)
-        report = split.examine(task)
-        book = report.facts.book_sha256
+        job = SplitJob(path, tmp_path / "result", tmp_path, lambda kind, cache=cache: cache)
+        report = split.examine(job)
+        cache = report.facts.hash_cache_sha256
         assert (report.facts.verdict, report.facts.damaged) == ("whole", 1)
         assert f"record 7, {SEVENTH}: damaged: " in caplog.text
         caplog.clear()
@@ -222,11 +222,11 @@ def test_standard_input_and_output_do(environment: dict[str, str]) -> None:
         assert (done.returncode, done.stdout) == (0, RESULT)
 
 
-def test_a_damaged_book_changes_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_hash_cache_changes_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(gzip.compress(GOOD))
     run("discogs_xml_split.py", "-d", tmp_path / NAME, "-r", tmp_path / "result")
-    [book] = (tmp_path / "state" / "books").iterdir()
-    book.write_bytes(book.read_bytes()[:-60] + bytes(60))
+    [cache] = (tmp_path / "state" / "books").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-60] + bytes(60))
     done = run("discogs_xml_split.py", "-v", "-d", tmp_path / NAME, "-r", tmp_path / "again")
     assert "is damaged" in done.stderr
     assert "200 parsed" in done.stderr

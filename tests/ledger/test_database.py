@@ -105,7 +105,7 @@ def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None
 def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) -> None:
     path = write_hashes(tmp_path / "hashes.txt", {1: "a", 2: "b"})
     result = hashlib.sha256(path.read_bytes()).digest()
-    whole = {"result_sha256": result, "book_sha256": b"B" * 32}
+    whole = {"result_sha256": result, "hash_cache_sha256": b"B" * 32}
     with database.open(tmp_path / "crawler.db") as book:
         assert not book.knows_something()
         record_dump(book, path, sha256=b"1" * 32, file="first", not_before=2_000, **whole)
@@ -121,9 +121,9 @@ def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) ->
         assert book.dump_of_result(b"?" * 32) is None
         assert name(book.dump_of_file(b"2" * 32)) == "older"
         assert book.dump_of_file(b"3" * 32) is None
-        assert book.book_of("releases", 1) == b"B" * 32
-        assert book.book_of("releases", 2) is None
-        assert book.book_of("labels", 1) is None
+        assert book.hash_cache_of("releases", 1) == b"B" * 32
+        assert book.hash_cache_of("releases", 2) is None
+        assert book.hash_cache_of("labels", 1) is None
 
 
 def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:

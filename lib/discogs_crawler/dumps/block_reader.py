@@ -35,7 +35,7 @@ MAX_RECORD = 2 * 1024 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class Source(io.FileIO):
+class DumpFile(io.FileIO):
     """The dump's file as it is; counts (`size`) and hashes (`sha256`) what has been read of it."""
 
     def __init__(self, path: Path | None) -> None:
@@ -78,7 +78,7 @@ class Window:
     `start`. Use it as a context manager: leaving it stops the thread.
     """
 
-    def __init__(self, source: Source, block_size: int = BLOCK_SIZE) -> None:
+    def __init__(self, source: DumpFile, block_size: int = BLOCK_SIZE) -> None:
         self._source = source
         self._free: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[tuple[bytearray, int] | Damage] = queue.SimpleQueue()

@@ -59,10 +59,7 @@ RETRY_WAITS_S = (5, 60)
 # A dump that is not there so long after its date does not come any more: one came a month late.
 LATE_S = 45 * clock.DAY_S
 
-# The site is left alone for less than this, whatever it says.
-LONGEST_PAUSE_S = 1_000_000
-
-# Until when the site does not want to be asked, in the dump folder.
+# Until when the site asked us to wait, in the dump folder.
 _PAUSE = ".not-before"
 
 # The longest pause that it can ask for; one that is longer was written by a clock that was wrong.
@@ -77,7 +74,7 @@ def fetch(settings: Settings, kinds: list[str], date: int | None) -> list[Path]:
     """Download the newest complete dump of each kind, or that of `date` (YYYYMMDD).
 
     Returns their paths, in the order of `kinds`; those already there cost no more than the index.
-    TryLater if there is none yet or the site wants to be left alone, UsageError if there is none of
+    TryLater if there is none yet or the site asked us to wait, UsageError if there is none of
     that date, Unavailable if the site does not answer, BadData if what it has does not match its
     checksum.
     """
@@ -330,7 +327,7 @@ class _Site:
         raise Unavailable(f"{self.url} sends us on and on, the last time to {url[:80]!r}")
 
     def _wait_no_longer(self) -> None:
-        """TryLater while the site wants to be left alone."""
+        """TryLater if the site asked us to wait and that time is not over."""
         try:
             until = int(self._pause.read_text())
         except (OSError, ValueError):

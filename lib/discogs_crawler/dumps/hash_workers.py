@@ -34,12 +34,12 @@ _MALLOC = {"MALLOC_TOP_PAD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 _KILLED = "a process that hashes records was killed; is memory short?"
 
 # A content hash, or why the record is malformed.
-Outcome = bytes | str
+HashOrFault = bytes | str
 
 
-def hash_records(records: Sequence[bytes], kind: str) -> list[Outcome]:
+def hash_records(records: Sequence[bytes], kind: str) -> list[HashOrFault]:
     """For each record its content hash (20 bytes), or why it is malformed."""
-    outcomes: list[Outcome] = []
+    outcomes: list[HashOrFault] = []
     for record in records:
         try:
             outcomes.append(canonical.content_hash(record, kind))
@@ -56,20 +56,20 @@ class Hasher:
         self._kind = kind
         self._count = min(workers or len(os.sched_getaffinity(0)), MAX_WORKERS)
         self._patience = PATIENCE
-        self.workers: list[Worker] = []
+        self.workers: list[HashWorker] = []
 
     @property
     def capacity(self) -> int:
-        """How many calls of `submit` may wait for their results: enough to keep workers busy."""
+        """The number of calls of `submit` that may wait for results, so that workers are busy."""
         return 2 * self._count
 
-    def submit(self, records: list[bytes]) -> Callable[[], list[Outcome]]:
+    def submit(self, records: list[bytes]) -> Callable[[], list[HashOrFault]]:
         """Begin to hash; the function that is returned waits for the outcomes."""
         self._patience -= len(records)
         if self._patience < 0 and self._count > 1:
             wanted = self._count if sum(map(len, records)) > MANY_BYTES else 1
             while len(self.workers) < wanted:
-                self.workers.append(Worker(self._kind))
+                self.workers.append(HashWorker(self._kind))
         ready = [worker for worker in self.workers if worker.is_ready]
         if ready and records:
             return min(ready, key=lambda worker: worker.waiting).ask(records).result
@@ -89,7 +89,7 @@ class Hasher:
             worker.end()
 
 
-class Worker:
+class HashWorker:
     """A process that hashes, and a thread that talks with it: a request, then its answer."""
 
     def __init__(self, kind: str) -> None:
@@ -104,7 +104,7 @@ class Worker:
         )
         self.pid = self._process.pid
         self._thread = ThreadPoolExecutor(1, "hashes")
-        self._asked: list[Future[list[Outcome]]] = []
+        self._asked: list[Future[list[HashOrFault]]] = []
         self._started = self.ask([])
 
     @property
@@ -118,7 +118,7 @@ class Worker:
         self._asked = [request for request in self._asked if not request.done()]
         return len(self._asked)
 
-    def ask(self, records: list[bytes]) -> Future[list[Outcome]]:
+    def ask(self, records: list[bytes]) -> Future[list[HashOrFault]]:
         """Hash records when those of earlier calls are hashed."""
         promise = self._thread.submit(self._converse, records)
         self._asked.append(promise)
@@ -131,13 +131,13 @@ class Worker:
         with contextlib.suppress(OSError):
             self._process.communicate()
 
-    def _converse(self, records: list[bytes]) -> list[Outcome]:
+    def _converse(self, records: list[bytes]) -> list[HashOrFault]:
         requests, answers = self._process.stdin, self._process.stdout
         assert requests and answers
         try:
             pickle.dump(records, requests, pickle.HIGHEST_PROTOCOL)
             requests.flush()
-            outcomes: list[Outcome] = pickle.load(answers)
+            outcomes: list[HashOrFault] = pickle.load(answers)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             raise Unavailable(_KILLED) from None
         return outcomes

@@ -1,4 +1,4 @@
-"""Files of hashes: one line a record, `id<TAB>40 lowercase hex digits`, ids ascending.
+"""Hash files: one line a record, `id<TAB>40 lowercase hex digits`, ids ascending.
 
 Twenty million lines are a gigabyte, so whole blocks are checked and parsed by a few operations on
 bytes; only a block in which something is wrong is looked at line by line, to say where.
@@ -26,7 +26,7 @@ _LINE = re.compile(rb"([1-9][0-9]{0,8})\t([0-9a-f]{40})")
 
 
 class HashFile(NamedTuple):
-    """A file of hashes that was read through and found right."""
+    """A hash file that was read through and found right."""
 
     path: Path
     sha256: bytes
@@ -132,7 +132,7 @@ def lines(path: Path) -> Iterator[Iterator[bytes]]:
 
 
 def differences(old: Iterable[bytes], new: Iterable[bytes]) -> Iterator[Difference]:
-    """What differs between two files of hashes; lines that are equal are compared as bytes."""
+    """What differs between two hash files; lines that are equal are compared as bytes."""
     old_lines, new_lines = iter(old), iter(new)
     while True:
         for before, after in itertools.zip_longest(old_lines, new_lines, fillvalue=b""):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from discogs_crawler.dumps.external_sort import sort_lines
-from discogs_crawler.dumps.hash_cache import BookWriter
+from discogs_crawler.dumps.hash_cache import HashCacheWriter
 from discogs_crawler.dumps.hashfile import key_of
 from discogs_crawler.dumps.metadata import Damage
 
@@ -43,25 +43,25 @@ class Counts:
 
 @dataclass
 class Hashed:
-    """Records in the dump's order: ids, offsets in the XML, keys for the book, content hashes."""
+    """Records in the dump's order: ids, offsets, keys of the hash cache, content hashes."""
 
     ids: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
     damaged: set[bytes] = field(default_factory=set)
-    """Keys of records that the book is not to know."""
+    """Keys of records that the hash cache is not to know."""
 
 
 class ResultWriter:
-    """Writes lines to `file`, open for reading too, and entries to `book`, and counts them."""
+    """Writes lines to `file`, open for reading too, and entries to `cache`, and counts them."""
 
     def __init__(
-        self, file: BinaryIO, book: BookWriter | None, folder: Path, counts: Counts
+        self, file: BinaryIO, cache: HashCacheWriter | None, folder: Path, counts: Counts
     ) -> None:
         """`folder` is for temporary files."""
         self._file = file
-        self._book = book
+        self._cache = cache
         self._folder = folder
         self._last_id = 0
         self._stragglers: BinaryIO | None = None
@@ -83,18 +83,18 @@ class ResultWriter:
         )
         self._file.write(lines)
         self.sha256.update(lines)
-        if self._book is not None:
-            self._write_book(hashed)
+        if self._cache is not None:
+            self._write_to_cache(hashed)
         self._last_id = ids[-1]
         self._count(ids)
 
-    def _write_book(self, hashed: Hashed) -> None:
-        assert self._book is not None
+    def _write_to_cache(self, hashed: Hashed) -> None:
+        assert self._cache is not None
         keys, contents = hashed.keys, hashed.contents
         if hashed.damaged:
             pairs = [(k, c) for k, c in zip(keys, contents, strict=True) if k not in hashed.damaged]
             keys, contents = [k for k, _ in pairs], [c for _, c in pairs]
-        self._book.write(keys, contents)
+        self._cache.write(keys, contents)
 
     def _count(self, ids: Sequence[int]) -> None:
         counts = self.counts

@@ -24,9 +24,9 @@ class DumpFacts(NamedTuple):
     the name, else the modification time) and at or before `not_after` (the modification time, which
     is the time of upload if the dump was downloaded); epoch seconds. `size` and `sha256` (32 bytes)
     are those of the file as it is, compressed or not. `verdict` is "whole", or "damaged: " and
-    why; `damaged` counts damaged records in a dump that is whole. `result_sha256` is of the file of
-    hashes, `book_sha256` of the book; None if there is none. `canonical_version` says how the
-    hashes were made; 0: of raw bytes.
+    why; `damaged` counts damaged records in a dump that is whole. `result_sha256` is of the hash
+    file, `hash_cache_sha256` of the hash cache; None if there is none. `canonical_version` says how
+    the hashes were made; 0: of raw bytes.
     """
 
     file: str
@@ -42,7 +42,7 @@ class DumpFacts(NamedTuple):
     first_id: int
     last_id: int
     canonical_version: int
-    book_sha256: bytes | None = None
+    hash_cache_sha256: bytes | None = None
 
 
 class Damage(BadData):

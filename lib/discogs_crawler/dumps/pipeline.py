@@ -1,8 +1,8 @@
-"""From a dump to RESULT: cut, hash, look up in the book, parse what the book does not know.
+"""From a dump to RESULT: cut, hash, look up in the hash cache, parse what it does not know.
 
-Every record whose bytes are not in the book is proven to be one well-formed element: those in the
-book were in an earlier month. With that, and the checks on what stands around records, the dump is
-verified as a whole although hardly any of it is parsed.
+Every record whose bytes are not in the cache is parsed, which proves that it is one well-formed
+element, as those in the cache were in an earlier month. With that, and the checks on what stands
+around records, the dump is verified as a whole although hardly any of it is parsed.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 
 from discogs_crawler.dumps.block_reader import Window
-from discogs_crawler.dumps.hash_cache import Book, pack_key
-from discogs_crawler.dumps.hash_workers import Hasher, Outcome
+from discogs_crawler.dumps.hash_cache import HashCache, pack_key
+from discogs_crawler.dumps.hash_workers import Hasher, HashOrFault
 from discogs_crawler.dumps.hashfile_writer import Hashed, ResultWriter
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.dumps.scanner import ExactScanner, Span, grammar_of, usual_spans
@@ -31,18 +31,23 @@ class Splitter:
     """One pass over one dump."""
 
     def __init__(
-        self, window: Window, kind: str, book: Book, hasher: Hasher | None, result: ResultWriter
+        self,
+        window: Window,
+        kind: str,
+        cache: HashCache,
+        hasher: Hasher | None,
+        result: ResultWriter,
     ) -> None:
         """Without a `hasher` nothing is parsed: the raw hashes are the result."""
         self._window = window
         self._grammar = grammar_of(kind)
         self._exact = ExactScanner(window, self._grammar)
-        self._book = book
+        self._cache = cache
         self._hasher = hasher
         self._result = result
         self._batch = Hashed()
         self._unknown: list[bytes] = []
-        self._waiting: deque[tuple[Hashed, Callable[[], list[Outcome]]]] = deque()
+        self._waiting: deque[tuple[Hashed, Callable[[], list[HashOrFault]]]] = deque()
 
     def run(self, progress: Callable[[], None]) -> None:
         """Write all records to the result. Damage if the dump is not whole."""
@@ -74,7 +79,7 @@ class Splitter:
                 pack_key(record_id, hashlib.sha1(view[start:stop], usedforsecurity=False).digest())
                 for start, stop, record_id in spans
             ]
-        contents = self._book.look_up(keys)
+        contents = self._cache.look_up(keys)
         if b"" in contents:
             known = self._take_unknown(spans, contents, exact)
             spans, keys, contents = spans[:known], keys[:known], contents[:known]
@@ -90,7 +95,7 @@ class Splitter:
         return True
 
     def _take_unknown(self, spans: list[Span], contents: list[bytes], exact: bool) -> int:
-        """Keep the bytes of records that the book does not know; the number of spans that hold."""
+        """Keep the bytes of records that are not in the cache; the number of spans that hold."""
         buffer = self._window.buffer
         for number, content in enumerate(contents):
             if content:

@@ -16,9 +16,9 @@ from discogs_crawler import files, locks
 from discogs_crawler.cli import progress
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.dumps import metadata
-from discogs_crawler.dumps.block_reader import Source, Window
+from discogs_crawler.dumps.block_reader import DumpFile, Window
 from discogs_crawler.dumps.canonical import CANONICAL_VERSION
-from discogs_crawler.dumps.hash_cache import new_book, open_book
+from discogs_crawler.dumps.hash_cache import new_hash_cache, open_hash_cache
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
 from discogs_crawler.dumps.metadata import WHOLE, Damage, DumpFacts
@@ -29,23 +29,23 @@ from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 log = logging.getLogger(__name__)
 
 
-class Task(NamedTuple):
+class SplitJob(NamedTuple):
     """What to do: split the dump at `path` (None: standard input) into `result` (None: only check).
 
     `raw`: hashes of raw bytes, and nothing is parsed; `verify`: everything is. `state_dir` holds
-    the books and temporary files; `book_of` gives the SHA-256 of the book of a kind, or None.
+    hash caches and temporary files; `hash_cache_of` gives the SHA-256 of that of a kind, or None.
     """
 
     path: Path | None
     result: Path | None
     state_dir: Path
-    book_of: Callable[[str], bytes | None]
+    hash_cache_of: Callable[[str], bytes | None]
     raw: bool = False
     verify: bool = False
     workers: int | None = None
 
 
-class Report(NamedTuple):
+class SplitReport(NamedTuple):
     """What came of it. `kind` is "" in `facts` if the dump could not even be told to be one."""
 
     facts: DumpFacts
@@ -74,23 +74,23 @@ class _Digests(NamedTuple):
     """SHA-256 of what was written; None for what was not."""
 
     result: bytes | None
-    book: bytes | None
+    hash_cache: bytes | None
 
 
-def examine(task: Task) -> Report:
-    """Do it. The verdict is in the report's facts; RESULT and book are there only if it is good.
+def examine(job: SplitJob) -> SplitReport:
+    """Do it. The verdict is in the report's facts; RESULT and cache are there only if it is good.
 
     UsageError if the dump cannot be read or RESULT cannot be a file, ConfigurationError if it may
     not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
     """
     started = time.monotonic()
     counts, verdict, digests = Counts(), WHOLE, _Digests(None, None)
-    kind = (task.path and metadata.parse_name(task.path.name).kind) or ""
-    with Source(task.path) as source, _bar(task.path, source) as show:
+    kind = (job.path and metadata.parse_name(job.path.name).kind) or ""
+    with DumpFile(job.path) as source, _bar(job.path, source) as show:
         try:
             with Window(source) as window:
                 kind = read_prolog(window, kind or None)
-                digests = _split(task, kind, window, counts, show)
+                digests = _split(job, kind, window, counts, show)
         except Damage as damage:
             source.drain()
             verdict = f"damaged: {damage}"
@@ -98,36 +98,37 @@ def examine(task: Task) -> Report:
             raise
         except OSError as error:
             raise _not_written(error) from error
-    facts = _facts(task, kind, source, counts, digests, verdict)
-    return Report(facts, counts, window.offset, time.monotonic() - started)
+    facts = _facts(job, kind, source, counts, digests, verdict)
+    return SplitReport(facts, counts, window.offset, time.monotonic() - started)
 
 
 def _split(
-    task: Task, kind: str, window: Window, counts: Counts, show: Callable[[], None]
+    job: SplitJob, kind: str, window: Window, counts: Counts, show: Callable[[], None]
 ) -> _Digests:
-    """Write RESULT and book; nothing of them is there after Damage or another error."""
-    books = task.state_dir / "books"
+    """Write RESULT and hash cache; nothing of them is there after Damage or another error."""
     with contextlib.ExitStack() as stack:
-        if task.result is not None:
-            lock = task.state_dir / f"discogs_xml_split-{kind}.lock"
+        if job.result is not None:
+            lock = job.state_dir / f"discogs_xml_split-{kind}.lock"
             stack.enter_context(locks.exclusive(lock, f"splitting {kind}"))
-        known = None if task.raw or task.verify else task.book_of(kind)
-        old_book = stack.enter_context(open_book(books, kind, known))
-        keeps_book = task.result is not None and not task.raw
-        book = stack.enter_context(new_book(books, kind)) if keeps_book else None
-        file = stack.enter_context(_open_result(task))
-        hasher = None if task.raw else stack.enter_context(Hasher(kind, task.workers))
-        result = ResultWriter(file, book, task.state_dir, counts)
-        Splitter(window, kind, old_book, hasher, result).run(show)
-    return _Digests(result.sha256.digest(), book.sha256.digest() if book else None)
+        known = None if job.raw or job.verify else job.hash_cache_of(kind)
+        old_cache = stack.enter_context(open_hash_cache(job.state_dir, kind, known))
+        keeps_cache = job.result is not None and not job.raw
+        new_cache = (
+            stack.enter_context(new_hash_cache(job.state_dir, kind)) if keeps_cache else None
+        )
+        file = stack.enter_context(_open_result(job))
+        hasher = None if job.raw else stack.enter_context(Hasher(kind, job.workers))
+        result = ResultWriter(file, new_cache, job.state_dir, counts)
+        Splitter(window, kind, old_cache, hasher, result).run(show)
+    return _Digests(result.sha256.digest(), new_cache.sha256.digest() if new_cache else None)
 
 
 def _facts(
-    task: Task, kind: str, source: Source, counts: Counts, digests: _Digests, verdict: str
+    job: SplitJob, kind: str, source: DumpFile, counts: Counts, digests: _Digests, verdict: str
 ) -> DumpFacts:
-    not_before, not_after = metadata.snapshot_time(task.path)
+    not_before, not_after = metadata.snapshot_time(job.path)
     return DumpFacts(
-        file=metadata.STDIN if task.path is None else printable(task.path.name),
+        file=metadata.STDIN if job.path is None else printable(job.path.name),
         kind=kind,
         not_before=not_before,
         not_after=not_after,
@@ -139,13 +140,13 @@ def _facts(
         result_sha256=digests.result,
         first_id=counts.first_id,
         last_id=counts.last_id,
-        canonical_version=0 if task.raw else CANONICAL_VERSION,
-        book_sha256=digests.book,
+        canonical_version=0 if job.raw else CANONICAL_VERSION,
+        hash_cache_sha256=digests.hash_cache,
     )
 
 
 @contextlib.contextmanager
-def _bar(path: Path | None, source: Source) -> Iterator[Callable[[], None]]:
+def _bar(path: Path | None, source: DumpFile) -> Iterator[Callable[[], None]]:
     """A progress bar, if the size is known; the block calls the function now and then."""
     total = path.stat().st_size if path else 0
     if not total:
@@ -170,9 +171,9 @@ def _not_written(error: OSError) -> CrawlerError:
 
 
 @contextlib.contextmanager
-def _open_result(task: Task) -> Iterator[BinaryIO]:
+def _open_result(job: SplitJob) -> Iterator[BinaryIO]:
     """RESULT, whole or not at all; for a pipe or a check a temporary file."""
-    path = task.result
+    path = job.result
     if path is not None and path.is_dir():
         raise UsageError(f"RESULT is a folder, {path}: give the name of a file")
     if path is not None and str(path) != metadata.STDIN and (path.is_file() or not path.exists()):
@@ -181,7 +182,7 @@ def _open_result(task: Task) -> Iterator[BinaryIO]:
         with files.atomic_write(path) as file:
             yield file
         return
-    with tempfile.TemporaryFile(dir=task.state_dir) as file:
+    with tempfile.TemporaryFile(dir=job.state_dir) as file:
         yield cast(BinaryIO, file)
         file.seek(0)
         if path is not None and str(path) == metadata.STDIN:

@@ -208,7 +208,7 @@ class Ledger:
             "verdict": facts.verdict,
             "damaged": facts.damaged,
             "result_sha256": facts.result_sha256,
-            "book_sha256": facts.book_sha256,
+            "book_sha256": facts.hash_cache_sha256,
             "canonical_version": facts.canonical_version,
             "recorded": int(clock.now()),
         }
@@ -237,8 +237,8 @@ class Ledger:
         """The whole dump that has this SHA-256 itself, if it was split before."""
         return self._dump("sha256 = ? AND verdict = 'whole' ORDER BY id DESC", (sha256,))
 
-    def book_of(self, kind: str, canonical_version: int) -> bytes | None:
-        """SHA-256 of the book of hashes that was kept last; None if there is none for the rules."""
+    def hash_cache_of(self, kind: str, canonical_version: int) -> bytes | None:
+        """SHA-256 of the hash cache that was kept last; None if there is none for the rules."""
         row = self.db.execute(
             "SELECT book_sha256 FROM dumps WHERE kind = ? AND canonical_version = ? "
             "AND book_sha256 IS NOT NULL ORDER BY recorded DESC, id DESC",
