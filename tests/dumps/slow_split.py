@@ -43,6 +43,7 @@ def our_split(
                     known = HashCache(io.BytesIO(cache))
                     counts = Counts()
                     writer = ResultWriter(result, HashCacheWriter(new_cache), folder, counts)
-                    Splitter(window, kind, known, hasher, writer).run(lambda: None)
+                    for _ in Splitter(window, kind, known, hasher, writer).steps():
+                        pass
             result.seek(0)
             return result.read(), new_cache.getvalue(), counts

@@ -10,7 +10,6 @@ import io
 import queue
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from isal import igzip
@@ -96,15 +95,10 @@ class Window:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._stopping = True
         self._free.put(None)
-        if error is None or isinstance(error, Exception):
+        if error is None or issubclass(error, Exception):
             self._thread.join()  # not when interrupted: it may wait for standard input
 
     @property

@@ -81,8 +81,10 @@ class HashCacheWriter:
         self._file = file
         self.sha256 = hashlib.sha256()
 
-    def write(self, keys: Iterable[bytes], contents: Iterable[bytes]) -> None:
-        entries = b"".join([key + content for key, content in zip(keys, contents, strict=True)])
+    def write(self, keys: list[bytes], contents: list[bytes], damaged: set[bytes]) -> None:
+        """Add entries, but for keys of damaged records."""
+        pairs = zip(keys, contents, strict=True)
+        entries = b"".join([key + content for key, content in pairs if key not in damaged])
         self.sha256.update(entries)
         self._file.write(entries)
 

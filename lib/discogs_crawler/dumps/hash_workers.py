@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from discogs_crawler.dumps import canonical
@@ -39,13 +38,13 @@ HashOrFault = bytes | str
 
 def hash_records(records: Sequence[bytes], kind: str) -> list[HashOrFault]:
     """For each record its content hash (20 bytes), or why it is malformed."""
-    outcomes: list[HashOrFault] = []
+    hashes: list[HashOrFault] = []
     for record in records:
         try:
-            outcomes.append(canonical.content_hash(record, kind))
+            hashes.append(canonical.content_hash(record, kind))
         except canonical.Malformed as error:
-            outcomes.append(str(error))
-    return outcomes
+            hashes.append(str(error))
+    return hashes
 
 
 class Hasher:
@@ -64,7 +63,7 @@ class Hasher:
         return 2 * self._count
 
     def submit(self, records: list[bytes]) -> Callable[[], list[HashOrFault]]:
-        """Begin to hash; the function that is returned waits for the outcomes."""
+        """Begin to hash; the function that is returned waits for the hashes."""
         self._patience -= len(records)
         if self._patience < 0 and self._count > 1:
             wanted = self._count if sum(map(len, records)) > MANY_BYTES else 1
@@ -73,18 +72,13 @@ class Hasher:
         ready = [worker for worker in self.workers if worker.is_ready]
         if ready and records:
             return min(ready, key=lambda worker: worker.waiting).ask(records).result
-        outcomes = hash_records(records, self._kind)
-        return lambda: outcomes
+        hashes = hash_records(records, self._kind)
+        return lambda: hashes
 
     def __enter__(self) -> "Hasher":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             worker.end()
 
@@ -137,10 +131,10 @@ class HashWorker:
         try:
             pickle.dump(records, requests, pickle.HIGHEST_PROTOCOL)
             requests.flush()
-            outcomes: list[HashOrFault] = pickle.load(answers)
+            hashes: list[HashOrFault] = pickle.load(answers)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             raise Unavailable(_KILLED) from None
-        return outcomes
+        return hashes
 
 
 def _serve(kind: str, requests: IO[bytes], answers: IO[bytes]) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from binascii import hexlify
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -69,11 +69,14 @@ class ResultWriter:
         self.counts = counts
 
     def write(self, hashed: Hashed) -> None:
-        ids = hashed.ids
+        """Write some records, at least one."""
+        ids, counts = hashed.ids, self.counts
+        counts.records += len(ids)
+        counts.first_id = min(counts.first_id or ids[0], *ids)
+        counts.last_id = max(counts.last_id, *ids)
         if ids[0] <= self._last_id or not all(map(operator.lt, ids, ids[1:])):
             hashed = self._put_stragglers_aside(hashed)
-            ids = hashed.ids
-        if ids:
+        if hashed.ids:
             self._write_ascending(hashed)
 
     def _write_ascending(self, hashed: Hashed) -> None:
@@ -84,23 +87,8 @@ class ResultWriter:
         self._file.write(lines)
         self.sha256.update(lines)
         if self._cache is not None:
-            self._write_to_cache(hashed)
+            self._cache.write(hashed.keys, contents, hashed.damaged)
         self._last_id = ids[-1]
-        self._count(ids)
-
-    def _write_to_cache(self, hashed: Hashed) -> None:
-        assert self._cache is not None
-        keys, contents = hashed.keys, hashed.contents
-        if hashed.damaged:
-            pairs = [(k, c) for k, c in zip(keys, contents, strict=True) if k not in hashed.damaged]
-            keys, contents = [k for k, _ in pairs], [c for _, c in pairs]
-        self._cache.write(keys, contents)
-
-    def _count(self, ids: Sequence[int]) -> None:
-        counts = self.counts
-        counts.records += len(ids)
-        counts.first_id = min(counts.first_id or ids[0], ids[0])
-        counts.last_id = max(counts.last_id, ids[-1])
 
     def _put_stragglers_aside(self, hashed: Hashed) -> Hashed:
         """What of it ascends; the rest is kept for the end."""
@@ -108,17 +96,17 @@ class ResultWriter:
             self._stragglers = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         rest = Hashed(damaged=hashed.damaged)
         last_id = self._last_id
-        for row in zip(hashed.ids, hashed.offsets, hashed.keys, hashed.contents, strict=True):
-            if row[0] > last_id:
-                last_id = row[0]
-                rest.ids.append(row[0])
-                rest.offsets.append(row[1])
-                rest.keys.append(row[2])
-                rest.contents.append(row[3])
+        rows = zip(hashed.ids, hashed.offsets, hashed.keys, hashed.contents, strict=True)
+        for record_id, offset, key, content in rows:
+            if record_id > last_id:
+                last_id = record_id
+                rest.ids.append(record_id)
+                rest.offsets.append(offset)
+                rest.keys.append(key)
+                rest.contents.append(content)
             else:
-                self._stragglers.write(b"%d\t%b\t%d\n" % (row[0], hexlify(row[3]), row[1]))
+                self._stragglers.write(b"%d\t%b\t%d\n" % (record_id, hexlify(content), offset))
                 self.counts.out_of_order += 1
-                self._count(row[:1])
         return rest
 
     def finish(self) -> None:

@@ -8,7 +8,7 @@ around records, the dump is verified as a whole although hardly any of it is par
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from discogs_crawler.dumps.block_reader import Window
 from discogs_crawler.dumps.hash_cache import HashCache, pack_key
@@ -49,10 +49,10 @@ class Splitter:
         self._unknown: list[bytes] = []
         self._waiting: deque[tuple[Hashed, Callable[[], list[HashOrFault]]]] = deque()
 
-    def run(self, progress: Callable[[], None]) -> None:
-        """Write all records to the result. Damage if the dump is not whole."""
+    def steps(self) -> Iterator[None]:
+        """Write all records to the result, some at each step. Damage if the dump is not whole."""
         while self._cut():
-            progress()
+            yield
             full = sum(map(len, self._unknown)) >= BATCH_BYTES
             if full or len(self._batch.ids) >= BATCH_RECORDS:
                 self._hand_over()
@@ -128,13 +128,13 @@ class Splitter:
 
     def _finish_one(self) -> None:
         """Wait for the hashes of a batch, and write it."""
-        batch, outcomes_of = self._waiting.popleft()
+        batch, hashes_of = self._waiting.popleft()
         unknown = [number for number, content in enumerate(batch.contents) if not content]
-        for number, outcome in zip(unknown, outcomes_of(), strict=True):
-            if isinstance(outcome, str):
-                self._report_damaged(batch, number, outcome)
-                outcome = batch.keys[number][4:]
-            batch.contents[number] = outcome
+        for number, hashed in zip(unknown, hashes_of(), strict=True):
+            if isinstance(hashed, str):
+                self._report_damaged(batch, number, hashed)
+                hashed = batch.keys[number][4:]
+            batch.contents[number] = hashed
         self._result.counts.parsed += len(unknown)
         self._result.write(batch)
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -26,8 +26,6 @@ from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
 
-log = logging.getLogger(__name__)
-
 
 class SplitJob(NamedTuple):
     """What to do: split the dump at `path` (None: standard input) into `result` (None: only check).
@@ -42,7 +40,6 @@ class SplitJob(NamedTuple):
     hash_cache_of: Callable[[str], bytes | None]
     raw: bool = False
     verify: bool = False
-    workers: int | None = None
 
 
 class SplitReport(NamedTuple):
@@ -86,11 +83,11 @@ def examine(job: SplitJob) -> SplitReport:
     started = time.monotonic()
     counts, verdict, digests = Counts(), WHOLE, _Digests(None, None)
     kind = (job.path and metadata.parse_name(job.path.name).kind) or ""
-    with DumpFile(job.path) as source, _bar(job.path, source) as show:
+    with DumpFile(job.path) as source:
         try:
             with Window(source) as window:
                 kind = read_prolog(window, kind or None)
-                digests = _split(job, kind, window, counts, show)
+                digests = _split(job, kind, source, window, counts)
         except Damage as damage:
             source.drain()
             verdict = f"damaged: {damage}"
@@ -102,9 +99,7 @@ def examine(job: SplitJob) -> SplitReport:
     return SplitReport(facts, counts, window.offset, time.monotonic() - started)
 
 
-def _split(
-    job: SplitJob, kind: str, window: Window, counts: Counts, show: Callable[[], None]
-) -> _Digests:
+def _split(job: SplitJob, kind: str, source: DumpFile, window: Window, counts: Counts) -> _Digests:
     """Write RESULT and hash cache; nothing of them is there after Damage or another error."""
     with contextlib.ExitStack() as stack:
         if job.result is not None:
@@ -112,15 +107,26 @@ def _split(
             stack.enter_context(locks.exclusive(lock, f"splitting {kind}"))
         known = None if job.raw or job.verify else job.hash_cache_of(kind)
         old_cache = stack.enter_context(open_hash_cache(job.state_dir, kind, known))
-        keeps_cache = job.result is not None and not job.raw
-        new_cache = (
-            stack.enter_context(new_hash_cache(job.state_dir, kind)) if keeps_cache else None
-        )
+        new_cache = None
+        if job.result is not None and not job.raw:
+            new_cache = stack.enter_context(new_hash_cache(job.state_dir, kind))
         file = stack.enter_context(_open_result(job))
-        hasher = None if job.raw else stack.enter_context(Hasher(kind, job.workers))
+        hasher = None if job.raw else stack.enter_context(Hasher(kind))
         result = ResultWriter(file, new_cache, job.state_dir, counts)
-        Splitter(window, kind, old_cache, hasher, result).run(show)
+        advance, shown = stack.enter_context(_bar(job.path)), 0
+        for _ in Splitter(window, kind, old_cache, hasher, result).steps():
+            size = source.size
+            advance(size - shown)
+            shown = size
     return _Digests(result.sha256.digest(), new_cache.sha256.digest() if new_cache else None)
+
+
+def _bar(path: Path | None) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar, if the size of the dump is known."""
+    size = path.stat().st_size if path else 0
+    if not size:
+        return contextlib.nullcontext(lambda done: None)
+    return progress.bar("split", size, "MB/s", 1e6)
 
 
 def _facts(
@@ -143,25 +149,6 @@ def _facts(
         canonical_version=0 if job.raw else CANONICAL_VERSION,
         hash_cache_sha256=digests.hash_cache,
     )
-
-
-@contextlib.contextmanager
-def _bar(path: Path | None, source: DumpFile) -> Iterator[Callable[[], None]]:
-    """A progress bar, if the size is known; the block calls the function now and then."""
-    total = path.stat().st_size if path else 0
-    if not total:
-        yield lambda: None
-        return
-    with progress.bar("split", total, "MB/s", 1e6) as advance:
-        shown = 0
-
-        def show() -> None:
-            nonlocal shown
-            size = source.size
-            advance(size - shown)
-            shown = size
-
-        yield show
 
 
 def _not_written(error: OSError) -> CrawlerError:
