@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from discogs_crawler.dumps import block_reader
+from discogs_crawler.dumps.block_reader import HEADROOM
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.records import ELEMENTS, KINDS
 from tests.dumps.slow_split import our_split, slow_split
@@ -119,3 +121,31 @@ def test_no_cut_of_a_compressed_dump_is_taken_for_whole(xml: bytes, data: st.Dat
     hypothesis.assume(length != member or xml[middle:].strip())
     with pytest.raises(Damage):
         our_split(compressed[:length], 64)
+
+
+def test_a_record_larger_than_all_blocks_is_whole() -> None:
+    long = b'<release id="2"><notes>' + b"x" * 3 * HEADROOM + b"</notes></release>\n"
+    small = b'<release id="%d"><title>y</title></release>\n'
+    xml = b"<releases>\n" + small % 1 + long + small % 3 + small % 4 + b"</releases>"
+    assert our_split(xml, HEADROOM // 2)[0] == slow_split(xml)
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        (b"<releases>" + b'<release id="1">' + b"x" * 90_000, "byte 10: a record without its end"),
+        (b"<releases>" + b"<!--" + b"x" * 90_000, "byte 10: a record without its end"),
+        (
+            b"<releases>" + b"<release " + b"x" * 70_000,
+            "byte 10: a malformed start tag: '<release x",
+        ),
+        (b"<!--" + b"x" * 70_000 + b"--><releases>", "byte 0: it does not begin like a dump"),
+        (b"<!--" + b"x" * 60_000, "byte 0: it is cut off"),
+    ],
+)
+def test_what_has_no_end_is_not_read_for_ever(
+    xml: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_reader, "MAX_RECORD", 80_000)
+    with pytest.raises(Damage, match=said):
+        our_split(xml, 1_000)

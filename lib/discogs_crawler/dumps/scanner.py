@@ -46,13 +46,13 @@ class Grammar(NamedTuple):
     id_end: bytes
     """and then this."""
     end_tag: bytes
-    usual_start: re.Pattern[bytes]
-    doubtful: re.Pattern[bytes]
-    """What, within a record, may hide its end or be another one."""
+    usual_start_tag: re.Pattern[bytes]
+    """With the id, wherever it stands."""
     start: re.Pattern[bytes]
+    """Enough to know that a record starts."""
     start_tag: re.Pattern[bytes]
     token: re.Pattern[bytes]
-    """What decides where a record ends: its tags, and what may hide them."""
+    """What decides where a record ends: tags of its name, and what may hide them."""
     first_child_id: re.Pattern[bytes]
     """The id in a malformed record, if it is a child."""
     root_end: re.Pattern[bytes]
@@ -70,8 +70,7 @@ def grammar_of(kind: str) -> Grammar:
         prefix=prefix,
         id_end=b'"' if by_attribute else b"<",
         end_tag=b"</%b>" % name,
-        usual_start=re.compile(re.escape(prefix) + rb"[1-9][0-9]{0,8}" + after_id),
-        doubtful=re.compile(rb"<(?:[!?]|/?%b[ \t\r\n/>])" % name),
+        usual_start_tag=re.compile(re.escape(prefix) + rb"[1-9][0-9]{0,8}" + after_id),
         start=re.compile(rb"<%b[ \t\r\n/>]" % name),
         start_tag=re.compile(rb"<%b(?:[ \t\r\n]%b)?/?>" % (name, _INSIDE_TAG)),
         token=re.compile(
@@ -138,10 +137,10 @@ class ExactScanner:
     def agrees(self, start: int, stop: int) -> bool:
         """Whether what `usual_spans` took for a record is what `find` would."""
         buffer, grammar = self._window.buffer, self._grammar
-        if not grammar.usual_start.match(buffer, start):
+        if not grammar.usual_start_tag.match(buffer, start):
             return False
-        if not grammar.doubtful.search(buffer, start + 1, stop - len(grammar.end_tag)):
-            return True
+        if not grammar.token.search(buffer, start + 1, stop - len(grammar.end_tag)):
+            return True  # its end tag is the first thing that can be one
         return self._find_end(start) == stop
 
     def _skip_to_record(self) -> bool:
