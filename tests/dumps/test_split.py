@@ -108,6 +108,11 @@ def _swap(old: bytes, new: bytes) -> bytes:
         (GOOD.replace(b"<title>", b"<title>&"), "more than 100 damaged records"),
         (b'<?xml version="1.0" encoding="ISO-8859-1"?>' + GOOD, "its encoding is ISO-8859-1"),
         (b'<!DOCTYPE r [<!ENTITY a "b">]>' + GOOD, "DOCTYPE"),
+        (GOOD.replace(b"<releases>", b'<releases xmlns="u">'), "declares an XML namespace"),
+        (
+            b'<?xml version="1.0" encoding="UTF-8<\n\t"?>' + GOOD,
+            "malformed before the first record",
+        ),
     ],
 )
 def test_damage_of_the_whole_is_found_and_located(

@@ -14,7 +14,7 @@ MAX_PROLOG = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 _MISC = re.compile(rb"(?:[ \t\r\n]+|<!--.*?-->|<\?.*?\?>)*", re.DOTALL)
 _ROOT = re.compile(rb"<([A-Za-z_:][^ \t\r\n/<>]*)(?:[^<>\"']|\"[^<\"]*\"|'[^<']*')*>")
-_ENCODING = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"']*)")
+_ENCODING = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w.:-]*)[\"']")
 _UTF8 = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 
 
