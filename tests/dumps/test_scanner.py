@@ -1,13 +1,14 @@
 """Records are found where lxml finds them, however a dump is written and wherever a block ends."""
 
 import gzip
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discogs_crawler.dumps import block_reader
+from discogs_crawler.dumps import block_reader, prolog
 from discogs_crawler.dumps.block_reader import HEADROOM
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.records import ELEMENTS, KINDS
@@ -33,6 +34,14 @@ BETWEEN = st.sampled_from(
     ["\n"] * 6
     + ["", "\r\n", "\n\t", "\n<!-- c -->\n", "\n<?p q?>\n", '\n<!--<{e} id="1"></{e}>-->', "\n\n"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_prolog() -> Iterator[None]:
+    """So that not all of a small dump is in the window from the start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prolog, "MAX_PROLOG", 192)
+        yield
 
 
 @st.composite
@@ -130,6 +139,13 @@ def test_a_record_larger_than_all_blocks_is_whole() -> None:
     assert our_split(xml, HEADROOM // 2)[0] == slow_split(xml)
 
 
+def test_a_start_tag_may_reach_over_many_blocks() -> None:
+    tag = b"<release id='2' status='" + b"x > y " * 50 + b"'>"
+    xml = b"<releases>\n" + tag + b"<title>y</title></release>\n" + b"</releases>"
+    for block_size in (64, 100, 128):
+        assert our_split(xml, block_size)[0] == slow_split(xml)
+
+
 @pytest.mark.parametrize(
     ("xml", "said"),
     [
@@ -147,5 +163,6 @@ def test_what_has_no_end_is_not_read_for_ever(
     xml: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_reader, "MAX_RECORD", 80_000)
+    monkeypatch.setattr(prolog, "MAX_PROLOG", 65_536)
     with pytest.raises(Damage, match=said):
         our_split(xml, 1_000)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler.dumps import split
+from discogs_crawler.dumps.block_reader import BLOCK_SIZE
 from discogs_crawler.dumps.split import SplitJob
 from discogs_crawler.ledger import database as ledger
 from tests.conftest import ROOT, Run
@@ -161,6 +162,14 @@ def test_damaged_gzip_is_damage(content: bytes, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(content)
     report = split.examine(SplitJob(tmp_path / NAME, None, tmp_path, lambda kind: None))
     assert report.facts.verdict.startswith("damaged: ")
+
+
+def test_gzip_that_is_cut_off_says_up_to_where_it_was_read(tmp_path: Path) -> None:
+    for content in (GOOD, LONG):
+        (tmp_path / NAME).write_bytes(gzip.compress(content)[:-1])
+        report = split.examine(SplitJob(tmp_path / NAME, None, tmp_path, lambda kind: None))
+        read = len(content) // BLOCK_SIZE * BLOCK_SIZE
+        assert report.facts.verdict == f"damaged: byte {read}: the gzip data are cut off"
 
 
 def test_a_check_gives_the_verdict_and_writes_nothing(run: Run, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ class DumpFile(io.FileIO):
         """Open the file; None is standard input. UsageError if it cannot be read."""
         self.size = 0
         self.sha256 = hashlib.sha256()
-        self._head = b""
         try:
             super().__init__(0 if path is None else path, closefd=path is not None)
             head = bytearray(len(_GZIP_MAGIC))
