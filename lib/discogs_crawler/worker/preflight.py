@@ -78,7 +78,8 @@ def _redis(settings: Settings, kind: str) -> str:
     pending = sum(queue.depths().values())
     return (
         f"{where(client)}, {pending:,} {kind} pending, {len(queue.leased()):,} leased, "
-        f"{len(queue.delayed()):,} delayed, {queue.unread():,} results unread"
+        f"{len(queue.delayed()):,} delayed, {queue.unread():,} results unread; "
+        f"{private_server.about(client)}"
     )
 
 
