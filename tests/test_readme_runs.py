@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -38,8 +39,8 @@ SECOND_MONTH = datetime(2026, 12, 1, 12, tzinfo=UTC).timestamp()
 
 # An environment as pip makes it, but in no time: Git runs this when it has cloned.
 INSTALL = f"""#!/bin/sh
-mkdir -p .venv/bin && ln -s {ROOT}/.venv/lib {ROOT}/.venv/pyvenv.cfg .venv/
-for program in {ROOT}/.venv/bin/*; do ln -s "$program" .venv/bin/; done
+mkdir -p .venv/bin && ln -s {sys.prefix}/lib {sys.prefix}/pyvenv.cfg .venv/
+for program in {sys.prefix}/bin/*; do ln -s "$program" .venv/bin/; done
 cat setup.cfg pyproject.toml | tee .venv/installed-test > .venv/installed-embedded
 """
 CRONTAB = '#!/bin/sh\ncp "$1" "$HOME/crontab"\n'
@@ -97,7 +98,7 @@ def type_in(home: Path, api: Api) -> Type:
             ["sh", "-ec", text],
             cwd=folder,
             env={
-                "PATH": f"{home}/bin:{ROOT}/.venv/bin:{os.environ['PATH']}",
+                "PATH": f"{home}/bin:{sys.prefix}/bin:{os.environ['PATH']}",
                 "HOME": str(home),
                 "LANG": "C.UTF-8",
                 # Nobody answers there: the quick start does without the live API.

