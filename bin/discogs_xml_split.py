@@ -22,6 +22,11 @@ is written), 69 the disk is full, 75 a dump of the same kind is being split, 78 
 permission is wrong.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import functools
 import logging
@@ -120,4 +125,4 @@ def split(job: SplitJob, opened: Ledger) -> SplitReport:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

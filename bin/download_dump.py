@@ -19,6 +19,11 @@ does not match its checksum; 69 the site does not answer or the disk is full; 75
 not published yet, or the site wants to be left alone until later; 78 configuration.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import logging
 import sys
@@ -89,4 +94,4 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

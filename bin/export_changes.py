@@ -51,6 +51,11 @@ that is damaged; 69 the disk is full or a remote does not answer; 75 another exp
 consumer is running, the store is being converted, or nothing is stored yet; 78 configuration.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import contextlib
 import functools
@@ -266,4 +271,4 @@ def receiver(
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

@@ -21,6 +21,11 @@ Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, 
 disk failed, 75 it runs already, 78 a setting or a permission is wrong or there is no store yet.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import contextlib
 import logging
@@ -247,4 +252,4 @@ def to_submodules(settings: Settings, book: Ledger | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

@@ -18,6 +18,11 @@ not what they should be or not believed (nothing was changed), 69 Redis is not t
 run has not ended within half an hour, or the hashes were written anew meanwhile, 78 configuration.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import logging
 import sys
@@ -84,6 +89,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
+    command.terminate_like_interrupt()
     _check_usage(flags)
     if flags.dead:
         return list_dead(flags.kind or "releases", settings)
@@ -102,7 +108,6 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         stored=_stored(settings) if flags.rebuild_ledger else None,
     )
     config.make_state_dir(settings)
-    command.terminate_like_interrupt()
     with (
         locks.exclusive(
             settings.state_dir / "seed_queue.lock", "seed_queue", patience_s=PATIENCE_S
@@ -179,4 +184,4 @@ def tell(report: Report, dry_run: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

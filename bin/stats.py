@@ -20,6 +20,11 @@ Exit codes: 0 done, 1 interrupted, 64 usage, 65 the ledger is damaged, 69 it can
 78 there is no ledger yet or it is of another version.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import json
 import sys
@@ -69,4 +74,4 @@ def write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

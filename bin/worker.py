@@ -27,6 +27,11 @@ was told to stop: what could not be stored went back into the queue; 78 configur
 does not accept the token.
 """
 
+import signal
+
+if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import re
 import sys
@@ -94,13 +99,15 @@ def segments(text: str) -> frozenset[int]:
 
 
 def main(flags: argparse.Namespace, settings: Settings) -> int:
-    config.make_state_dir(settings)
     if flags.check:
+        command.terminate_like_interrupt()
+        config.make_state_dir(settings)
         return check(settings, flags.kind)
     if flags.branch and not BRANCH.fullmatch(flags.branch):
         raise UsageError(f"--branch is {flags.branch!r}: letters, digits, _ and - only")
     stop = Stop(flags.max_seconds)
     stop.listen()
+    config.make_state_dir(settings)
     task = CrawlTask(flags.kind, flags.segments, flags.branch, flags.limit, flags.until_empty)
     outcome = crawler.crawl(settings, task, stop)
     return EXIT_PARTLY if flags.until_empty and not outcome.empty else EXIT_DONE
@@ -118,4 +125,4 @@ def check(settings: Settings, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, arguments()))
+    command.script(main, arguments())

@@ -1,6 +1,7 @@
 """What every script in `bin/` shares: flags, logs, and how a failure becomes an exit code."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from discogs_crawler import __version__, config, sqlite_errors
-from discogs_crawler.cli import healthcheck, logs
+from discogs_crawler.cli import descendants, healthcheck, logs
 from discogs_crawler.cli.formatting import printable
+from discogs_crawler.cli.shutdown import ASKING, listen
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import (
     EXIT_BUG,
@@ -54,6 +56,18 @@ def positive(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"it must be at least 1: {text!r}")
     return int(text)
+
+
+def script(command: Command, arguments: argparse.ArgumentParser) -> NoReturn:
+    """Run the script and exit; whatever ends it, no process that it has started is left."""
+    code = EXIT_PARTLY
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # a second one
+            code = run(command, arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        descendants.end()
+    sys.exit(code)
 
 
 def run(
@@ -137,20 +151,17 @@ def end_with(act: Callable[[], NoReturn]) -> None:
 
 def _end_undisturbed() -> None:
     """Let no signal change the exit code any more: what is about to be done counts as done."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def terminate_like_interrupt() -> None:
     """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does.
 
-    So temporary files are removed, and what we have started is ended. A signal that our starter
-    ignores (nohup) stays ignored.
+    So temporary files are removed, and what we have started is ended.
     """
 
     def handler(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+    listen(handler)

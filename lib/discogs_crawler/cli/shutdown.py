@@ -3,9 +3,14 @@
 import logging
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger(__name__)
+
+# What asks a script to end. Each script blocks them until it listens: until then it has done
+# nothing, but would end with a code that its documentation does not know.
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # How long, when it is time to end, we still wait for a remote: a batch takes a second or two.
 GRACE_S = 5
@@ -13,6 +18,17 @@ GRACE_S = 5
 # How often a sleeper looks. An event would wake it at once, but its lock may be held by the very
 # thread that the signal interrupts.
 LOOK_S = 0.05
+
+
+def listen(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Let `handler` hear what asks us to end, from before this call on.
+
+    What our starter ignores (nohup) stays ignored.
+    """
+    for number in ASKING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 
 
 class Stop:
@@ -49,10 +65,8 @@ class Stop:
         return time.monotonic() >= self._grace_until
 
     def listen(self) -> None:
-        """Take over the signals; one that our starter ignores (nohup) stays ignored."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+        """Take over the signals."""
+        listen(self._on_signal)
 
     def _left(self, at_most: float) -> float:
         if self._deadline is None:
