@@ -18,7 +18,7 @@ What a check finds goes to stdout, one line each, the first ten of a sort (-v: a
 A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, the remote or the
-disk failed, 75 it runs already, 78 a setting or a permission is wrong or there is no store yet.
+disk failed, 75 it runs already or there is no store yet, 78 a setting or a permission is wrong.
 """
 
 import signal
@@ -42,7 +42,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import command, progress
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
@@ -80,6 +80,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         book = None
         if settings.database.exists():
             book = stack.enter_context(database.open(settings.database))
+        if not settings.store.exists() and not (book and book.has_results()):
+            raise NothingYet(f"{settings.store}: there is no store yet; worker.py makes it")
         if book is None:
             return maintain(flags, settings, None)
         with book.run("maintain_store", "all") as run:

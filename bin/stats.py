@@ -17,7 +17,7 @@ Examples:
       --prometheus /var/lib/prometheus/node-exporter/discogs.prom
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 the ledger is damaged, 69 it cannot be read now,
-78 there is no ledger yet or it is of another version.
+75 there is no ledger yet, 78 it is of another version, or a setting or a permission is wrong.
 """
 
 import signal

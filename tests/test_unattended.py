@@ -1,12 +1,13 @@
 """What runs unattended: crontab.example and the systemd samples, each line as it would be run."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -139,6 +140,33 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
     assert len((checkout / "var" / "changes.tsv").read_text().splitlines()) == 30
     assert (checkout / "var" / "stats.html").exists()
     assert sorted(api.journal.asked()) == sorted(api.world.alive["releases"])
+
+
+def say_nothing(cron, words: Iterable[str]) -> None:
+    for word in words:
+        code, said = outcome(cron(command_with(word)))
+        assert (said, code in (0, 75)) == ("", True), f"{word}: {code}"
+
+
+def test_a_fresh_installation_says_nothing_in_any_order_of_lines(checkout, cron, api) -> None:
+    words = [word for word in LINES if word not in ("worker", "download")]
+    say_nothing(cron, reversed(words))
+    shutil.rmtree(checkout / "var")
+    # The worker makes the store; then nobody has made the ledger.
+    worker = [checkout / ".venv/bin/python", checkout / "bin/worker.py", "--until-empty"]
+    subprocess.run(worker, cwd=checkout, stdin=subprocess.DEVNULL, check=True)
+    say_nothing(cron, reversed(words))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", LINES[1:])
+def test_a_fresh_installation_says_nothing_in_every_order(
+    checkout, cron, site, api, first: str
+) -> None:
+    site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
+    for rest in itertools.permutations(word for word in LINES[1:] if word != first):
+        say_nothing(cron, [first, *rest])
+        shutil.rmtree(checkout / "var")
 
 
 def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:

@@ -51,6 +51,10 @@ class TryLater(CrawlerError):
     exit_code = EXIT_TRY_LATER
 
 
+class NothingYet(TryLater):
+    """A fresh installation has no such thing yet: told to a terminal, but no news for cron."""
+
+
 class ConfigurationError(CrawlerError):
     """A setting, a permission or an installed program is wrong."""
 

@@ -327,7 +327,7 @@ def test_another_kind_for_a_known_consumer_is_refused(store: SingleStore, export
 
 
 def test_before_the_first_record_there_is_nothing(environment: dict[str, str], export: Run) -> None:
-    early = export()
+    early = export("-v")
     assert early.returncode == 75
     assert "nothing is stored there yet" in early.stderr
     SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")

@@ -314,9 +314,17 @@ def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None
 
 def test_without_a_store_there_is_one_line(run: Run) -> None:
     for task in ([], ["--to-submodules"], ["--check"]):
-        done = run("maintain_store.py", *task)
-        assert done.returncode == 78
+        done = run("maintain_store.py", "-v", *task)
+        assert done.returncode == 75
         assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
+
+
+def test_a_store_that_is_lost_is_told(run: Run, settings: Settings) -> None:
+    with database.open(settings.database) as book:
+        book.db.execute("INSERT INTO results_cursor VALUES ('releases', 'a', '1-0')")
+    done = run("maintain_store.py")
+    assert done.returncode == 78
+    assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
 
 
 # Checks -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from discogs_crawler.errors import (
     EXIT_PARTLY,
     EXIT_USAGE,
     CrawlerError,
+    NothingYet,
     Unavailable,
 )
 
@@ -93,7 +94,8 @@ def run(
             act()
         return code
     except CrawlerError as error:
-        log.error("%s", error)
+        is_news = not isinstance(error, NothingYet) or sys.stderr.isatty()
+        log.log(logging.ERROR if is_news else logging.INFO, "%s", error)
         return error.exit_code
     except KeyboardInterrupt:
         log.error("interrupted; run it again to go on")

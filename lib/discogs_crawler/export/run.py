@@ -14,7 +14,7 @@ from typing import NamedTuple
 from discogs_crawler import locks
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, ConfigurationError, TryLater, UsageError
+from discogs_crawler.errors import BadData, ConfigurationError, NothingYet, UsageError
 from discogs_crawler.export import formats, mirror
 from discogs_crawler.export.delivery import Write
 from discogs_crawler.ledger import consumers
@@ -90,7 +90,7 @@ def _own_store(settings: Settings) -> Source:
     """The crawler's repository, up to what the store says that consumers may read."""
     folder = settings.store / "discogs.git"
     if not folder.is_dir():
-        raise TryLater(
+        raise NothingYet(
             f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
             " or name another with --repository"
         )

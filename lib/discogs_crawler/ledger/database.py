@@ -42,6 +42,10 @@ NAMELESS = "-"
 BATCH = 20_000
 
 
+class NoLedgerYet(ConfigurationError):
+    """Nobody has made it."""
+
+
 class Row(NamedTuple):
     """What the ledger knows of an id; the columns of its table, explained in `schema`."""
 
@@ -250,6 +254,10 @@ class Ledger:
         """Whether any id was ever in it."""
         return self.db.execute("SELECT 1 FROM counts LIMIT 1").fetchone() is not None
 
+    def has_results(self) -> bool:
+        """Whether any worker has reported."""
+        return bool(self.db.execute("SELECT count(*) FROM results_cursor").fetchone()[0])
+
     def last_accepted(self, kind: str) -> DumpRow | None:
         """The dump whose hashes the ledger has."""
         return self._dump(
@@ -296,7 +304,7 @@ def open(path: Path, *, read_only: bool = False) -> Ledger:
     the disk fails.
     """
     if read_only and not path.exists():
-        raise ConfigurationError(f"{path}: there is no ledger yet; seed_queue.py makes one")
+        raise NoLedgerYet(f"{path}: there is no ledger yet; seed_queue.py makes one")
     if path.exists() and not path.is_file():
         raise ConfigurationError(f"{path}: cannot be used as the ledger: it is not a regular file")
     try:
@@ -331,7 +339,7 @@ def _migrate(ledger: Ledger, read_only: bool) -> None:
     if not MIGRATIONS.pending(ledger.db):
         return
     if read_only and not names:
-        raise ConfigurationError(f"{ledger.path}: it is empty; seed_queue.py makes a ledger of it")
+        raise NoLedgerYet(f"{ledger.path}: it is empty; seed_queue.py makes a ledger of it")
     if read_only:
         raise ConfigurationError(
             f"{ledger.path}: it is of an older version; run seed_queue.py once to upgrade it"

@@ -24,6 +24,7 @@ from discogs_crawler.errors import (
     EXIT_PARTLY,
     EXIT_TRY_LATER,
     CrawlerError,
+    NothingYet,
 )
 from discogs_crawler.ledger import database as ledger
 from discogs_crawler.ledger.database import Ledger
@@ -63,11 +64,15 @@ class Held(NamedTuple):
 def take(settings: Settings, only: str | None = None) -> Snapshot:
     """Look at everything, or at `only` one kind.
 
-    ConfigurationError if there is no ledger yet or it is of another version. That Redis is not
-    there is no error but a line in `problems`.
+    NothingYet if there is no ledger yet, ConfigurationError if it is of another version. That Redis
+    is not there is no error but a line in `problems`.
     """
     now = clock.now()
-    with ledger.open(settings.database, read_only=True) as opened:
+    try:
+        opened = ledger.open(settings.database, read_only=True)
+    except ledger.NoLedgerYet as error:
+        raise NothingYet(str(error)) from error
+    with opened:
         connection = opened.db.conn
         connection.execute("BEGIN")
         known = ledger_queries.kinds(connection)
