@@ -334,6 +334,17 @@ def test_before_the_first_record_there_is_nothing(environment: dict[str, str], e
     assert (export().returncode, export("--from", "now").returncode) == (0, 0)
 
 
+def test_a_repository_of_the_format_of_git_3_is_refused(export: Run, tmp_path: Path) -> None:
+    for command in (["init", "-q", "--object-format=sha256"], ["commit", "-qm", "x"]):
+        names = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@localhost"}
+        names |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@localhost"}
+        more = ["--allow-empty"] * (command[0] == "commit")
+        subprocess.run(["git", *command, *more], cwd=tmp_path, env=os.environ | names, check=True)
+    done = export("--repository", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert "its objectFormat is sha256; only sha1 works here" in done.stderr
+
+
 def test_two_exports_to_one_consumer_at_once(
     store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
 ) -> None:

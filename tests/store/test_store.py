@@ -134,6 +134,15 @@ class TestBothLayouts:
         assert opened.read("releases", [1]) == {1: record(1, "newer")}
         assert len(asked) == 2
 
+    def test_nobody_commits_over_a_newer_result_whatever_git_calls_it(
+        self, opened: AnyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The warning begins with a small letter in newer ones."""
+        script = f'exec 3>&1; {{ {shutil.which("git")} "$@" 2>&1 >&3 3>&-; echo $? >"$0.$$"; }}'
+        script += ' | sed "s/Not updating/not updating/" >&2; exit "$(cat "$0.$$")"'
+        monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
+        self.test_nobody_commits_over_a_newer_result(opened)
+
     def test_the_message_says_what_and_why(self, opened: AnyStore) -> None:
         put(opened, [1, 2])
         batch = [Change(1, None), Change(2, record(2, "x")), Change(3, record(3))]
@@ -382,6 +391,24 @@ def test_a_store_that_is_not_there_is_not_made_by_a_reader(plain: Settings) -> N
     with pytest.raises(ConfigurationError, match="there is no store yet"):
         layouts.open_store(plain, create=False)
     assert not plain.store.exists()
+
+
+def test_the_formats_of_git_3_are_neither_made_nor_used(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    monkeypatch.setenv("GIT_DEFAULT_REF_FORMAT", "reftable")
+    put(layouts.open_store(plain), [1])
+    folder = plain.store / "discogs.git"
+    shutil.rmtree(folder)
+    subprocess.run(["git", "init", "-q", "--bare", "--object-format=sha256", folder], check=True)
+    with pytest.raises(ConfigurationError, match="objectFormat is sha256; only sha1 works here"):
+        layouts.open_store(plain)
+    config = ["config", "extensions.objectFormat", "sha1"]
+    subprocess.run(["git", "-C", folder, *config], check=True)
+    subprocess.run(["git", "-C", folder, "config", "extensions.refStorage", "reftable"], check=True)
+    with pytest.raises(ConfigurationError, match="refStorage is reftable; only files works here"):
+        layouts.open_store(plain)
 
 
 def test_the_layouts_are_not_mixed(plain: Settings) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from discogs_crawler import files, locks
-from discogs_crawler.errors import BadData, Unavailable, UsageError
+from discogs_crawler.errors import BadData, ConfigurationError, Unavailable, UsageError
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import history
 from discogs_crawler.store.history import Source
@@ -122,9 +122,12 @@ def _configuration(folder: Path, view: Path) -> str:
     command = ("config", "--file", str(theirs), "--no-includes", "-z", "--list")
     values = _parsed(history.output(view, *command) if theirs.is_file() else "")
     lines = [_SETTINGS]
-    for name in ("objectformat", "refstorage"):
-        value = values.get(f"extensions.{name}", "")
-        lines += [f"{name} = {value}"] if value in ("sha256", "reftable") else []
+    if values.get("extensions.objectformat", "sha1") != "sha1":
+        raise ConfigurationError(
+            f"--repository {folder}: its objectFormat is sha256; only sha1 works here"
+        )
+    if values.get("extensions.refstorage") == "reftable":
+        lines.append("refstorage = reftable")
     for key in values:
         remote = key.removesuffix(".promisor")
         url = values.get(f"{remote}.url", "")

@@ -18,6 +18,9 @@ from discogs_crawler.store.git import Author, GitFailed, Repository
 # in random order are twice as fast.
 DELTA_DEPTH = 3
 
+# Git 2.39 begins the warning with a capital, 2.55 does not.
+_REFUSED = re.compile(r"[Nn]ot updating|cannot lock ref")
+
 _ENTRY = re.compile(rb"[0-7]{5,6} ([^\0]+)\0(.{20})", re.DOTALL)
 
 
@@ -111,7 +114,7 @@ def commit(
         said = done.stderr.decode("utf-8", "replace").strip()
         if "File exists" in said:
             raise Locked(said.splitlines()[0])
-        if "Not updating" in said or "cannot lock ref" in said:
+        if _REFUSED.search(said):
             raise Refused(said.splitlines()[0])
         raise repository.failure("fast-import", done.returncode, done.stderr)
     made = done.stdout.decode("ascii").strip()

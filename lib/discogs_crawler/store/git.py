@@ -29,7 +29,7 @@ from discogs_crawler.errors import (
     CrawlerError,
     Unavailable,
 )
-from discogs_crawler.store.history import SILENCE
+from discogs_crawler.store.history import FORMATS, SILENCE
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def environment(*, network: bool = False) -> dict[str, str]:
     else may depend on them.
     """
     kept = {name: text for name, text in os.environ.items() if not _POINTERS.fullmatch(name)}
-    kept |= {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0"}
+    kept |= {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0"} | FORMATS
     return SILENCE | kept if network else kept | _ISOLATION
 
 

@@ -41,6 +41,9 @@ ABSENT = "000000"
 _FOLDER = "040000"
 _GITLINK = "160000"
 
+# The formats that Git 3 makes only if told to. EMPTY_TREE is of the one, GitPython reads the other.
+FORMATS = {"GIT_DEFAULT_HASH": "sha1", "GIT_DEFAULT_REF_FORMAT": "files"}
+
 _ENTRY = re.compile(r":(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) [A-Z]\t(.+)\n")
 
 
@@ -100,7 +103,7 @@ def environment() -> dict[str, str]:
     kept = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_EXEC_PATH", "GIT_SSL_CAINFO")
     ours |= {name: os.environ[name] for name in (*kept, *SILENCE) if name in os.environ}
     fixed = {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
-    return SILENCE | ours | fixed
+    return SILENCE | ours | fixed | FORMATS
 
 
 class Pipes(NamedTuple):

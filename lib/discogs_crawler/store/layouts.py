@@ -85,6 +85,12 @@ def _check_layout(repository: Repository, settings: Settings) -> None:
             "STORE_LAYOUT=submodules works without STORE_REMOTE only: "
             "mirror its repositories with git, e.g. git push --mirror"
         )
+    for option, works in (("objectFormat", "sha1"), ("refStorage", "files")):
+        stored = repository.configured("extensions", option) or works
+        if stored != works:
+            raise ConfigurationError(
+                f"{repository.path}: its extensions.{option} is {stored}; only {works} works here"
+            )
     found = layout_of(repository)
     if found != wanted:
         raise ConfigurationError(
