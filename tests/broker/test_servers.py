@@ -4,6 +4,7 @@ The suite runs with the first of them. To try others put their folders on PATH.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -82,6 +83,13 @@ def test_a_newer_server_goes_on_with_the_data_of_an_older_one(connect_to: Connec
     oldest, *_, newest = sorted([IN_USE, IN_USE, *OTHERS], key=number)
     connect_to(oldest).set("here", 1)
     assert connect_to(newest).get("here") == b"1"
+
+
+@pytest.mark.parametrize("program", [IN_USE, *OTHERS], ids=version)
+def test_what_runs_is_said_with_its_program(connect_to: Connect, program: Path) -> None:
+    assert re.fullmatch(
+        rf"{re.escape(version(program))} \(/.+\)", private_server.about(connect_to(program))
+    )
 
 
 def test_an_older_server_says_that_the_data_are_of_a_newer_one(connect_to: Connect) -> None:
