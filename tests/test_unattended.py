@@ -148,10 +148,13 @@ def say_nothing(cron, words: Iterable[str]) -> None:
         assert (said, code in (0, 75)) == ("", True), f"{word}: {code}"
 
 
-def test_a_fresh_installation_says_nothing_in_any_order_of_lines(checkout, cron, api) -> None:
+def test_a_fresh_installation_says_nothing_in_any_order_of_lines(
+    checkout, cron, redis_client
+) -> None:
     words = [word for word in LINES if word not in ("worker", "download")]
     say_nothing(cron, reversed(words))
     shutil.rmtree(checkout / "var")
+    redis_client.flushall()
     # The worker makes the store; then nobody has made the ledger.
     worker = [checkout / ".venv/bin/python", checkout / "bin/worker.py", "--until-empty"]
     subprocess.run(worker, cwd=checkout, stdin=subprocess.DEVNULL, check=True)
@@ -161,12 +164,13 @@ def test_a_fresh_installation_says_nothing_in_any_order_of_lines(checkout, cron,
 @pytest.mark.long
 @pytest.mark.parametrize("first", LINES[1:])
 def test_a_fresh_installation_says_nothing_in_every_order(
-    checkout, cron, site, api, first: str
+    checkout, cron, site, api, redis_client, first: str
 ) -> None:
     site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
     for rest in itertools.permutations(word for word in LINES[1:] if word != first):
         say_nothing(cron, [first, *rest])
         shutil.rmtree(checkout / "var")
+        redis_client.flushall()
 
 
 def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:

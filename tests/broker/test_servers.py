@@ -19,8 +19,8 @@ from tests.broker.test_private_server import Start, connect, settings_of, start 
 from tests.conftest import ROOT
 
 # Contracts, and what in them takes longest.
-ALL = ("test_queue.py", "test_limiter.py", "test_redis_server.py", "test_redis_tls.py")
-FEW = ("test_queue.py", "test_redis_server.py")
+ALL = ("test_queue.py", "test_limiter.py", "test_private_server.py", "test_redis_tls.py")
+FEW = ("test_queue.py", "test_private_server.py")
 SLOW = "same_instant or restart_in_the_middle or cut_anywhere"
 
 IN_USE, *OTHERS = dict.fromkeys(program.resolve() for program in private_server.servers())
@@ -45,7 +45,7 @@ def with_first(program: Path, folder: Path) -> dict[str, str]:
 def test_the_contracts_hold_with_every_other_server(
     program: Path, long: bool, tmp_path: Path
 ) -> None:
-    files = [str(ROOT / "tests" / name) for name in (ALL if long else FEW)]
+    files = [str(ROOT / "tests" / "broker" / name) for name in (ALL if long else FEW)]
     options = [] if long else ["-k", f"not ({SLOW})"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *options, *files],
