@@ -14,8 +14,7 @@ import redis
 
 from discogs_crawler import __version__, clock
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.limiter import Limiter
-from discogs_crawler.broker.limiter import Quota as Permits
+from discogs_crawler.broker.limiter import Limiter, Quota
 from discogs_crawler.broker.queue import CLASSES, Queue
 from discogs_crawler.cli.formatting import count
 from discogs_crawler.clock import DAY_S
@@ -32,12 +31,12 @@ from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.stats import ledger_queries
 from discogs_crawler.stats.estimate import etas
 from discogs_crawler.stats.snapshot import (
-    Class,
-    Kind,
-    Quota,
-    Rate,
+    AnswerRate,
+    ClassStats,
+    KindStats,
+    QuotaStats,
     Snapshot,
-    Worker,
+    WorkerStats,
     made_printable,
 )
 
@@ -51,13 +50,13 @@ BEHIND_AT_MOST = 100_000
 LIMIT_WITH_TOKEN, LIMIT_WITHOUT = 60, 25
 
 
-class Held(NamedTuple):
+class QueueStats(NamedTuple):
     """What Redis has of one kind."""
 
     pending: dict[str, int]
     leased: Counter[str]
     delayed: Counter[str]
-    workers: list[Worker]
+    workers: list[WorkerStats]
     unread: int
 
 
@@ -119,7 +118,7 @@ def _size(database: Path) -> int:
 
 def _look_at_redis(
     settings: Settings, kinds: list[str]
-) -> tuple[dict[str, Held], Permits | None, str]:
+) -> tuple[dict[str, QueueStats], Quota | None, str]:
     """What Redis has of each kind, the permits in use, and why that is unknown if it is."""
     if settings.redis_url is None and not (settings.state_dir / "redis").is_dir():
         return {}, None, "the private Redis was never started; seed_queue.py starts it"
@@ -139,26 +138,28 @@ def _look_at_redis(
         return {}, None, str(error)
 
 
-def _held(client: redis.Redis, settings: Settings, kind: str) -> Held:
+def _held(client: redis.Redis, settings: Settings, kind: str) -> QueueStats:
     queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
     leases = queue.leased()
     lapses = defaultdict(list)
     for lease in leases:
         lapses[lease.owner].append(lease.lapses)
-    return Held(
+    return QueueStats(
         pending=queue.depths(),
         leased=Counter(lease.reason for lease in leases),
         delayed=Counter(waiting.reason for waiting in queue.delayed()),
-        workers=[Worker(who, len(ends), int(min(ends))) for who, ends in sorted(lapses.items())],
+        workers=[
+            WorkerStats(who, len(ends), int(min(ends))) for who, ends in sorted(lapses.items())
+        ],
         unread=queue.unread(),
     )
 
 
-def _quota(settings: Settings, permits: Permits | None, measured_per_day: float) -> Quota:
+def _quota(settings: Settings, permits: Quota | None, measured_per_day: float) -> QuotaStats:
     told = permits.limit if permits else 0
     assumed = LIMIT_WITH_TOKEN if settings.discogs_token else LIMIT_WITHOUT
     limit = min(told or assumed, settings.rate_limit or told or assumed)
-    return Quota(
+    return QuotaStats(
         identity=settings.rate_identity,
         limit=limit,
         window_s=settings.rate_window_s,
@@ -170,13 +171,15 @@ def _quota(settings: Settings, permits: Permits | None, measured_per_day: float)
     )
 
 
-def _at_least_assumed(rate: Rate, quota: Quota) -> Rate:
+def _at_least_assumed(rate: AnswerRate, quota: QuotaStats) -> AnswerRate:
     return rate._replace(per_day=float(quota.per_day)) if rate.assumed else rate
 
 
-def _kind(opened: ledger.Ledger, kind: str, now: float, rate: Rate, held: Held | None) -> Kind:
+def _kind(
+    opened: ledger.Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
+) -> KindStats:
     connection = opened.db.conn
-    return Kind(
+    return KindStats(
         kind=kind,
         coverage=ledger_queries.coverage(connection, kind),
         ages=ledger_queries.ages(connection, kind, now),
@@ -192,8 +195,8 @@ def _kind(opened: ledger.Ledger, kind: str, now: float, rate: Rate, held: Held |
 
 
 def _classes(
-    opened: ledger.Ledger, kind: str, now: float, rate: Rate, held: Held | None
-) -> list[Class]:
+    opened: ledger.Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
+) -> list[ClassStats]:
     connection = opened.db.conn
     wanted, later = (
         ledger_queries.wanted(connection, kind),
@@ -203,7 +206,7 @@ def _classes(
     backlog = {reason: _backlog(reason, wanted, later, held) for reason in CLASSES}
     estimates = etas(CLASSES, backlog, arriving, rate.per_day)
     return [
-        Class(
+        ClassStats(
             reason=reason,
             wanted=wanted.get(reason, 0),
             later=later.get(reason, 0),
@@ -217,7 +220,9 @@ def _classes(
     ]
 
 
-def _backlog(reason: str, wanted: dict[str, int], later: dict[str, int], held: Held | None) -> int:
+def _backlog(
+    reason: str, wanted: dict[str, int], later: dict[str, int], held: QueueStats | None
+) -> int:
     """What is left to fetch: what Redis holds, or what is due if that is more.
 
     The ledger does not know yet of results that it has not read, and Redis does not know yet of
@@ -274,7 +279,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
             )
 
 
-def _problems_of(kind: Kind, now: int) -> Iterator[str]:
+def _problems_of(kind: KindStats, now: int) -> Iterator[str]:
     if kind.dumps:
         newest = kind.dumps[0]
         if newest.verdict != "whole":

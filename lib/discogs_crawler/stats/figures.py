@@ -9,7 +9,7 @@ from lxml.builder import E
 
 from discogs_crawler.cli.formatting import count, duration, share, within
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.stats.snapshot import Class, Kind, Outcomes, Quota
+from discogs_crawler.stats.snapshot import ClassStats, DayStats, KindStats, QuotaStats
 from discogs_crawler.stats.svg_charts import Cell, Line, Series, bars, id_map, meter
 
 # Days of the plot of the rate: more columns than pixels of a phone tell nothing.
@@ -28,7 +28,7 @@ OUTCOMES = (
 )
 
 
-def crawl_rate(kind: Kind, quota: Quota) -> Any:
+def crawl_rate(kind: KindStats, quota: QuotaStats) -> Any:
     """Answers a day against the quota."""
     days = kind.outcomes[-DAYS:]
     values = [day.total for day in days]
@@ -49,12 +49,12 @@ def crawl_rate(kind: Kind, quota: Quota) -> Any:
     return figure("Crawl rate against quota", text, plot, ("day", "answers", "of the quota"), rows)
 
 
-def _day(day: Outcomes) -> str:
+def _day(day: DayStats) -> str:
     when = date.fromisoformat(day.day)
     return f"{when.day} {when:%b}"
 
 
-def id_space(kind: Kind) -> Any:
+def id_space(kind: KindStats) -> Any:
     """Where records are missing, by million of ids."""
     known = {segment.segment: segment.coverage for segment in kind.segments}
     cells = []
@@ -91,7 +91,7 @@ def id_space(kind: Kind) -> Any:
     return figure("Map of the id space", text, plot, heads, rows)
 
 
-def outcomes(kind: Kind) -> Any:
+def outcomes(kind: KindStats) -> Any:
     """What came of the requests, by day."""
     days = kind.outcomes[-DAYS:]
     shown = [row for row in OUTCOMES if any(getattr(day, row[0]) for day in days)]
@@ -115,7 +115,7 @@ def outcomes(kind: Kind) -> Any:
     return figure("Outcomes a day", text, plot, heads, rows, key)
 
 
-def ages(kind: Kind) -> Any:
+def ages(kind: KindStats) -> Any:
     """How long ago the stored records were last seen alive."""
     oldest = max(kind.ages.days, default=0)
     width = max(1, -(-(oldest + 1) // AGE_COLUMNS))
@@ -144,7 +144,7 @@ def ages(kind: Kind) -> Any:
     return figure("Age of records", text, plot, ("days since last seen", "records"), rows)
 
 
-def changes(kind: Kind) -> Any:
+def changes(kind: KindStats) -> Any:
     """What each dump changed; the first one, which brings everything, is left out."""
     dumps = [dump for dump in reversed(kind.dumps) if dump.accepted and dump.added is not None]
     later = dumps[1:]
@@ -182,7 +182,7 @@ def _month(file: str) -> str:
         return file[:12]
 
 
-def queue(kind: Kind) -> Any:
+def queue(kind: KindStats) -> Any:
     """What is queued, and when it is done."""
     shown = [row for row in kind.classes if row.wanted or row.pending or row.leased]
     most = max((row.wanted for row in shown), default=1) or 1
@@ -211,7 +211,7 @@ def queue(kind: Kind) -> Any:
     )
 
 
-def _numbers(row: Class) -> list[str]:
+def _numbers(row: ClassStats) -> list[str]:
     never = "never at this rate" if row.eta_s is None else duration(row.eta_s)
     done = never if row.eta_s != 0 else "nothing due"
     others = (row.later, row.pending, row.leased, row.delayed)

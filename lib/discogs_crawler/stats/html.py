@@ -22,7 +22,7 @@ from discogs_crawler.cli.formatting import (
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.stats import figures
 from discogs_crawler.stats.figures import table
-from discogs_crawler.stats.snapshot import Kind, Quota, Snapshot
+from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.svg_charts import record
 
 _STYLE = Path(__file__).parents[1] / "data" / "report.css"
@@ -85,7 +85,7 @@ def _main(snapshot: Snapshot) -> Iterator[Any]:
     )
 
 
-def _hero(kind: Kind, quota: Quota, now: int) -> Any:
+def _hero(kind: KindStats, quota: QuotaStats, now: int) -> Any:
     here = kind.coverage
     return E.div(
         {"class": "card hero"},
@@ -108,7 +108,7 @@ def _tile(name: str, value: str, remark: str) -> Any:
     return E.div(E.dt(name), E.dd(value, E.small(remark)))
 
 
-def _tiles(kind: Kind, quota: Quota, now: int) -> Iterator[tuple[str, str, str]]:
+def _tiles(kind: KindStats, quota: QuotaStats, now: int) -> Iterator[tuple[str, str, str]]:
     here, ages = kind.coverage, kind.ages
     missing = f"{count(here.missing)} missing" if here.in_dump else "missing: unknown"
     yield "Stored", count(here.stored), missing
@@ -136,7 +136,7 @@ def _days(age_s: int | None) -> str:
     return "a day" if age_s is not None and age_s < DAY_S else age(age_s)
 
 
-def _dead(kind: Kind) -> Any:
+def _dead(kind: KindStats) -> Any:
     if not kind.dead:
         return _card("Dead letters", "No id failed in every attempt.", None)
     rows = [(row.failure, count(row.records), row.example, date(row.next_due)) for row in kind.dead]

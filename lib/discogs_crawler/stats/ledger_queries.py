@@ -12,14 +12,14 @@ from datetime import UTC, datetime, timedelta
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.stats.snapshot import (
     Ages,
-    Consumer,
+    AnswerRate,
+    ConsumerStats,
     Coverage,
-    Dead,
-    Dump,
-    Outcomes,
-    Rate,
-    Run,
-    Segment,
+    DayStats,
+    DumpStats,
+    FailureStats,
+    RunStats,
+    SegmentStats,
 )
 
 # Days of outcomes that are shown: a quarter, and what fits a plot.
@@ -53,14 +53,14 @@ def coverage(connection: sqlite3.Connection, kind: str) -> Coverage:
     return Coverage(*(number or 0 for number in connection.execute(sql, (kind,)).fetchone()))
 
 
-def segments(connection: sqlite3.Connection, kind: str) -> list[Segment]:
+def segments(connection: sqlite3.Connection, kind: str) -> list[SegmentStats]:
     """How much of each segment is stored, in ascending order."""
     rows = connection.execute(
         f"SELECT segment, {_COVERAGE} FROM counts WHERE kind = ? GROUP BY segment "
         "HAVING sum(records) > 0 ORDER BY segment",
         (kind,),
     )
-    return [Segment(number, Coverage(*numbers)) for number, *numbers in rows]
+    return [SegmentStats(number, Coverage(*numbers)) for number, *numbers in rows]
 
 
 def ages(connection: sqlite3.Connection, kind: str, now: float) -> Ages:
@@ -108,17 +108,17 @@ def later(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, in
     return dict(rows)
 
 
-def dead(connection: sqlite3.Connection, kind: str) -> list[Dead]:
+def dead(connection: sqlite3.Connection, kind: str) -> list[FailureStats]:
     """Dead letters by cause, the most frequent first."""
     rows = connection.execute(
         f"SELECT failure, count(*), min(id), min(due) FROM {kind} WHERE failure IS NOT NULL "
         "GROUP BY failure ORDER BY count(*) DESC, failure LIMIT ?",
         (CAUSES,),
     )
-    return [Dead(*row) for row in rows]
+    return [FailureStats(*row) for row in rows]
 
 
-def outcomes(connection: sqlite3.Connection, kind: str, now: float) -> list[Outcomes]:
+def outcomes(connection: sqlite3.Connection, kind: str, now: float) -> list[DayStats]:
     """What came of the requests of the last days, from the first day with any on."""
     today = int(now) // DAY_S
     rows = connection.execute(
@@ -134,13 +134,13 @@ def outcomes(connection: sqlite3.Connection, kind: str, now: float) -> list[Outc
     return [_outcomes(day, days.get(day, {})) for day in range(min(days), max(today, *days) + 1)]
 
 
-def _outcomes(day: int, counts: dict[str, int]) -> Outcomes:
+def _outcomes(day: int, counts: dict[str, int]) -> DayStats:
     date = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
-    numbers = {name: counts.get(name, 0) for name in Outcomes._fields[1:]}
-    return Outcomes(day=f"{date:%Y-%m-%d}", **numbers)
+    numbers = {name: counts.get(name, 0) for name in DayStats._fields[1:]}
+    return DayStats(day=f"{date:%Y-%m-%d}", **numbers)
 
 
-def rate(connection: sqlite3.Connection, kind: str, now: float, unread: int) -> Rate:
+def rate(connection: sqlite3.Connection, kind: str, now: float, unread: int) -> AnswerRate:
     """How fast answers have come since yesterday began, or since the ledger did.
 
     `unread` answers are on their way to the ledger.
@@ -155,7 +155,7 @@ def rate(connection: sqlite3.Connection, kind: str, now: float, unread: int) -> 
     since = min(max(yesterday * DAY_S, began or 0), int(now))
     # Within the first minutes a handful of answers says little about a day.
     seconds = max(now - since, 60)
-    return Rate(answers, since, answers / seconds * DAY_S, assumed=answers == 0)
+    return AnswerRate(answers, since, answers / seconds * DAY_S, assumed=answers == 0)
 
 
 def arriving(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, float]:
@@ -181,30 +181,30 @@ def arriving(connection: sqlite3.Connection, kind: str, now: float) -> dict[str,
     return daily | dict(month)
 
 
-def dumps(connection: sqlite3.Connection, kind: str) -> list[Dump]:
+def dumps(connection: sqlite3.Connection, kind: str) -> list[DumpStats]:
     """The dumps that were split, newest first."""
     rows = connection.execute(
         "SELECT file, not_after, records, verdict, damaged, accepted, added, changed, retired "
         "FROM dumps WHERE kind = ? ORDER BY not_after DESC, id DESC",
         (kind,),
     )
-    return [Dump(*row) for row in rows]
+    return [DumpStats(*row) for row in rows]
 
 
-def runs(connection: sqlite3.Connection) -> list[Run]:
+def runs(connection: sqlite3.Connection) -> list[RunStats]:
     """The last run of each script for each kind, the newest first."""
     rows = connection.execute(
         "SELECT script, kind, started, ended, exit_code, counts FROM runs "
         "WHERE id IN (SELECT max(id) FROM runs GROUP BY script, kind) ORDER BY id DESC"
     )
-    return [Run._make((*row[:5], json.loads(row[5]))) for row in rows]
+    return [RunStats._make((*row[:5], json.loads(row[5]))) for row in rows]
 
 
 def consumers(
     connection: sqlite3.Connection, behind: Callable[[str, str | None], int | None]
-) -> list[Consumer]:
+) -> list[ConsumerStats]:
     """All consumers by name; `behind` tells how many commits a repository has after a revision."""
     rows = connection.execute(
         "SELECT name, repository, kind, revision, exported, records FROM consumers ORDER BY name"
     )
-    return [Consumer._make((*row, behind(row[1], row[3]))) for row in rows]
+    return [ConsumerStats._make((*row, behind(row[1], row[3]))) for row in rows]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from discogs_crawler.stats.snapshot import Coverage, Kind, Snapshot
+from discogs_crawler.stats.snapshot import Coverage, KindStats, Snapshot
 
 _PREFIX = "discogs_crawler_"
 
@@ -60,7 +60,7 @@ def _quota(snapshot: Snapshot) -> Iterator[Family]:
     yield Family("pause_seconds", "Until the next request may be sent.", [(labels, quota.pause_s)])
 
 
-def _coverage(kinds: list[Kind]) -> Iterator[Family]:
+def _coverage(kinds: list[KindStats]) -> Iterator[Family]:
     yield Family(
         "records",
         "Records and ids by where they stand.",
@@ -81,7 +81,7 @@ def _coverage(kinds: list[Kind]) -> Iterator[Family]:
     )
 
 
-def _queue(kinds: list[Kind]) -> Iterator[Family]:
+def _queue(kinds: list[KindStats]) -> Iterator[Family]:
     classes = [
         ({"kind": kind.kind, "reason": row.reason}, row) for kind in kinds for row in kind.classes
     ]
@@ -108,7 +108,7 @@ def _queue(kinds: list[Kind]) -> Iterator[Family]:
     )
 
 
-def _history(kinds: list[Kind]) -> Iterator[Family]:
+def _history(kinds: list[KindStats]) -> Iterator[Family]:
     yield Family(
         "answers_today",
         "Answers to the requests of the last day shown, by outcome.",

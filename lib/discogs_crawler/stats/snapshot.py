@@ -32,7 +32,7 @@ class Coverage(NamedTuple):
         return self.stored_in_dump / self.in_dump if self.in_dump else None
 
 
-class Segment(NamedTuple):
+class SegmentStats(NamedTuple):
     """A million ids of the id space."""
 
     segment: int
@@ -52,7 +52,7 @@ class Ages(NamedTuple):
     """age in days -> records"""
 
 
-class Class(NamedTuple):
+class ClassStats(NamedTuple):
     """Ids that are wanted for the same reason."""
 
     reason: str
@@ -73,7 +73,7 @@ class Class(NamedTuple):
     """until all that is due is fetched, higher classes first; None: not at this rate"""
 
 
-class Rate(NamedTuple):
+class AnswerRate(NamedTuple):
     """How fast ids of a kind are answered."""
 
     answers: int
@@ -86,7 +86,7 @@ class Rate(NamedTuple):
     """nothing was measured, so the estimates assume the whole quota"""
 
 
-class Outcomes(NamedTuple):
+class DayStats(NamedTuple):
     """What came of the requests of one day."""
 
     day: str
@@ -110,7 +110,7 @@ class Outcomes(NamedTuple):
         return sum(self[1:])
 
 
-class Dead(NamedTuple):
+class FailureStats(NamedTuple):
     """Ids that failed in every attempt for the same cause."""
 
     failure: str
@@ -123,7 +123,7 @@ class Dead(NamedTuple):
     """when the first of them is tried again"""
 
 
-class Dump(NamedTuple):
+class DumpStats(NamedTuple):
     """A dump that was split."""
 
     file: str
@@ -146,7 +146,7 @@ class Dump(NamedTuple):
     """records of the dump before that it does not have"""
 
 
-class Worker(NamedTuple):
+class WorkerStats(NamedTuple):
     """Somebody who has leases."""
 
     owner: str
@@ -157,7 +157,7 @@ class Worker(NamedTuple):
     """when the first of its leases lapses"""
 
 
-class Kind(NamedTuple):
+class KindStats(NamedTuple):
     """All about one kind of record."""
 
     kind: str
@@ -166,25 +166,25 @@ class Kind(NamedTuple):
     """how much of it is stored"""
     ages: Ages
     """how old that is"""
-    classes: list[Class]
+    classes: list[ClassStats]
     """what is queued and why, the most urgent first"""
-    workers: list[Worker]
+    workers: list[WorkerStats]
     """who is fetching"""
     unread: int | None
     """results in Redis that the ledger has not read yet"""
-    rate: Rate
+    rate: AnswerRate
     """how fast it goes"""
-    outcomes: list[Outcomes]
+    outcomes: list[DayStats]
     """what came of it, by day, oldest first, without gaps"""
-    dead: list[Dead]
+    dead: list[FailureStats]
     """what failed and why, most frequent first"""
-    dumps: list[Dump]
+    dumps: list[DumpStats]
     """newest first"""
-    segments: list[Segment]
+    segments: list[SegmentStats]
     """coverage by segment, ascending"""
 
 
-class Quota(NamedTuple):
+class QuotaStats(NamedTuple):
     """The API's quota, shared by all who use the same identity."""
 
     identity: str
@@ -210,7 +210,7 @@ class Quota(NamedTuple):
         return self.measured_per_day / self.per_day
 
 
-class Consumer(NamedTuple):
+class ConsumerStats(NamedTuple):
     """Somebody who exports from the store."""
 
     name: str
@@ -229,7 +229,7 @@ class Consumer(NamedTuple):
     """commits that it has not got yet; None when the repository is not on this machine"""
 
 
-class Run(NamedTuple):
+class RunStats(NamedTuple):
     """The last run of a script for a kind."""
 
     script: str
@@ -261,13 +261,13 @@ class Snapshot(NamedTuple):
     """empty, or why nothing is known of the queue"""
     problems: list[str]
     """what somebody should look at, a line each"""
-    quota: Quota
+    quota: QuotaStats
     """how much of the API's quota is used"""
-    kinds: list[Kind]
+    kinds: list[KindStats]
     """those kinds of which there is anything"""
-    consumers: list[Consumer]
+    consumers: list[ConsumerStats]
     """who has got how far"""
-    runs: list[Run]
+    runs: list[RunStats]
     """how the scripts ended last time, newest first"""
 
 

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from discogs_crawler.cli.formatting import count, date, duration, minute, share, size, within
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.stats.snapshot import Class, Kind, Quota, Snapshot
+from discogs_crawler.stats.snapshot import ClassStats, KindStats, QuotaStats, Snapshot
 
 WIDTH = 80
 
@@ -40,7 +40,7 @@ def _head(snapshot: Snapshot) -> str:
     return f"{minute(snapshot.taken)} UTC   {ledger}\n{_quota(snapshot.quota)}"
 
 
-def _quota(quota: Quota) -> str:
+def _quota(quota: QuotaStats) -> str:
     if quota.used is None:
         now = f"{quota.limit} requests in {duration(quota.window_s)}"
     else:
@@ -51,7 +51,7 @@ def _quota(quota: Quota) -> str:
     return f"quota: {now}, measured {measured}"
 
 
-def _kind(kind: Kind) -> Iterator[str]:
+def _kind(kind: KindStats) -> Iterator[str]:
     here = kind.coverage
     yield _title(kind.kind)
     missing = ""
@@ -73,7 +73,7 @@ def _kind(kind: Kind) -> Iterator[str]:
     yield from _gaps(kind)
 
 
-def _dump(kind: Kind) -> str:
+def _dump(kind: KindStats) -> str:
     if not kind.dumps:
         return "dump: none yet; seed_queue.py -n takes the hashes of one"
     newest = kind.dumps[0]
@@ -81,7 +81,7 @@ def _dump(kind: Kind) -> str:
     return f"dump: {newest.file}, {count(newest.records)} records, {newest.verdict}, {accepted}"
 
 
-def _queue(kind: Kind) -> Iterator[str]:
+def _queue(kind: KindStats) -> Iterator[str]:
     shown = [row for row in kind.classes if row.wanted or row.pending or row.leased]
     if shown:
         heads = ["queue", "wanted", "later", "pending", "leased", "delayed", "done in"]
@@ -95,26 +95,26 @@ def _queue(kind: Kind) -> Iterator[str]:
     yield ""
 
 
-def _class(row: Class) -> list[str]:
+def _class(row: ClassStats) -> list[str]:
     numbers = (row.wanted, row.later, row.pending, row.leased, row.delayed)
     eta = "never at this rate" if row.eta_s is None else duration(row.eta_s)
     return [row.reason, *map(count, numbers), eta if row.eta_s != 0 else ""]
 
 
-def _rate(kind: Kind, assumed: str) -> str:
+def _rate(kind: KindStats, assumed: str) -> str:
     if kind.rate.assumed:
         return f"no answers since {minute(kind.rate.since)}{assumed}"
     return f"{count(kind.rate.per_day)} answers a day since {minute(kind.rate.since)}"
 
 
-def _outcomes(kind: Kind) -> Iterator[str]:
+def _outcomes(kind: KindStats) -> Iterator[str]:
     if kind.outcomes:
         heads = ["answers", "changed", "unchanged", "gone", "removed", "merged", "dead"]
         rows = [[day.day, *map(count, day[1:])] for day in reversed(kind.outcomes[-DAYS:])]
         yield _table(heads, rows) + "\n"
 
 
-def _dead(kind: Kind) -> Iterator[str]:
+def _dead(kind: KindStats) -> Iterator[str]:
     if kind.dead:
         rows = [
             [cause.failure[:38], count(cause.records), cause.example, date(cause.next_due)]
@@ -124,7 +124,7 @@ def _dead(kind: Kind) -> Iterator[str]:
         yield _rest(len(kind.dead) - CAUSES, "causes")
 
 
-def _gaps(kind: Kind) -> Iterator[str]:
+def _gaps(kind: KindStats) -> Iterator[str]:
     gaps = [segment for segment in kind.segments if segment.coverage.missing]
     gaps.sort(key=lambda segment: -segment.coverage.missing)
     if gaps:
