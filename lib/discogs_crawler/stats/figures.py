@@ -1,16 +1,17 @@
 """The figures of the page: each a plot, what it says in words, and its numbers as a table."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
 from lxml.builder import E
 
-from discogs_crawler.cli.formatting import count, duration, share, within
-from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.stats.snapshot import ClassStats, DayStats, KindStats, QuotaStats
+from discogs_crawler.cli.formatting import count, share, within
+from discogs_crawler.stats import tables
+from discogs_crawler.stats.snapshot import DayStats, KindStats, QuotaStats
 from discogs_crawler.stats.svg_charts import Cell, Line, Series, bars, id_map, meter
+from discogs_crawler.stats.tables import Table
 
 # Days of the plot of the rate: more columns than pixels of a phone tell nothing.
 DAYS = 60
@@ -18,14 +19,15 @@ DAYS = 60
 # Columns of the plot of ages.
 AGE_COLUMNS = 30
 
-OUTCOMES = (
-    ("changed", "new or changed", "accent"),
-    ("unchanged", "unchanged", "teal"),
-    ("gone", "not there", "grey"),
-    ("removed", "removed", "plum"),
-    ("merged", "merged", "gold"),
-    ("dead", "dead", "bad"),
-)
+# Their colours, from the bottom of a column to its top.
+OUTCOMES = {
+    "changed": "accent",
+    "unchanged": "teal",
+    "gone": "grey",
+    "removed": "plum",
+    "merged": "gold",
+    "dead": "bad",
+}
 
 
 def crawl_rate(kind: KindStats, quota: QuotaStats) -> Any:
@@ -46,7 +48,8 @@ def crawl_rate(kind: KindStats, quota: QuotaStats) -> Any:
         Line(f"quota {count(quota.per_day)}", quota.per_day),
     )
     rows = [(day.day, count(day.total), share(day.total / quota.per_day)) for day in reversed(days)]
-    return figure("Crawl rate against quota", text, plot, ("day", "answers", "of the quota"), rows)
+    heads = ("day", "answers", "of the quota")
+    return card(Table("Crawl rate against quota", heads, rows), text, plot)
 
 
 def _day(day: DayStats) -> str:
@@ -75,26 +78,18 @@ def id_space(kind: KindStats) -> Any:
         if cells
         else "No id is known yet."
     )
-    rows = [
-        (
-            count(segment.segment * SEGMENT_SIZE),
-            share(segment.coverage.share),
-            count(segment.coverage.stored_in_dump),
-            count(segment.coverage.missing),
-            count(segment.coverage.gone),
-            count(segment.coverage.dead),
-        )
-        for segment in kind.segments
-    ]
-    heads = ("from id", "share", "stored", "missing", "gone", "dead")
     plot = id_map(f"Map of the ids of {kind.kind}", text, cells)
-    return figure("Map of the id space", text, plot, heads, rows)
+    return card(tables.segments(kind.segments, "from id"), text, plot)
 
 
 def outcomes(kind: KindStats) -> Any:
     """What came of the requests, by day."""
     days = kind.outcomes[-DAYS:]
-    shown = [row for row in OUTCOMES if any(getattr(day, row[0]) for day in days)]
+    shown = {
+        name: [getattr(day, name) for day in days]
+        for name in OUTCOMES
+        if any(getattr(day, name) for day in days)
+    }
     text = "New or changed records became a commit; everything else left the store as it was."
     if not days:
         text = "There were no answers yet."
@@ -104,15 +99,10 @@ def outcomes(kind: KindStats) -> Any:
         f"Outcomes a day, {kind.kind}",
         text,
         [_day(day) for day in days],
-        [
-            Series(name, [getattr(day, field) for day in days], style)
-            for field, name, style in shown
-        ],
+        [Series(name, values, OUTCOMES[name]) for name, values in shown.items()],
     )
-    heads = ("day", *(name for _, name, _ in OUTCOMES))
-    rows = [(day.day, *(count(number) for number in day[1:])) for day in reversed(days)]
-    key = legend([(name, style) for _, name, style in shown])
-    return figure("Outcomes a day", text, plot, heads, rows, key)
+    key = legend((name, OUTCOMES[name]) for name in shown)
+    return card(tables.answers(days), text, plot, key)
 
 
 def ages(kind: KindStats) -> Any:
@@ -141,7 +131,7 @@ def ages(kind: KindStats) -> Any:
          count(columns[place]))
         for place in places
     ]  # fmt: skip
-    return figure("Age of records", text, plot, ("days since last seen", "records"), rows)
+    return card(Table("Age of records", ("days since last seen", "records"), rows), text, plot)
 
 
 def changes(kind: KindStats) -> Any:
@@ -170,7 +160,7 @@ def changes(kind: KindStats) -> Any:
     ]  # fmt: skip
     heads = ("dump", "records", "changed", "added", "retired")
     key = legend([("changed", "accent"), ("added", "teal"), ("retired", "grey")])
-    return figure("Changes a dump", text, plot, heads, rows, key)
+    return card(Table("Changes a dump", heads, rows), text, plot, key)
 
 
 def _month(file: str) -> str:
@@ -184,58 +174,37 @@ def _month(file: str) -> str:
 
 def queue(kind: KindStats) -> Any:
     """What is queued, and when it is done."""
-    shown = [row for row in kind.classes if row.wanted or row.pending or row.leased]
-    most = max((row.wanted for row in shown), default=1) or 1
     measured = (
         "No answer was measured since yesterday, so the times assume the whole quota."
         if kind.rate.assumed
         else f"The times assume the measured {count(kind.rate.per_day)} answers a day."
     )
     text = f"The most urgent first; each class waits for those above it. {measured}"
-    if not shown:
-        text = "Nothing is wanted."
-    heads = ("class", "", "wanted", "done in", "not due yet", "pending", "leased", "delayed")
+    numbers = tables.queue(kind)
+    if not numbers.rows:
+        return card(numbers, "Nothing is wanted.", wide=True)
+    shown = tables.queued(kind)
+    most = max(row.wanted for row in shown) or 1
     rows = [
-        E.tr(
-            E.th({"scope": "row"}, row.reason),
-            E.td({"class": "bar"}, meter(row.wanted / most, "accent")),
-            *(E.td(text) for text in _numbers(row)),
-        )
-        for row in shown
+        # On a phone the last columns are out of sight.
+        (reason, meter(row.wanted / most, "accent"), wanted, done or "nothing due", *others)
+        for row, (reason, wanted, *others, done) in zip(shown, numbers.rows, strict=True)
     ]
-    table_of_classes = E.div({"class": "scroll", "tabindex": "0"}, _rows(heads, rows))
+    first, wanted, *others, last = numbers.heads
+    heads = (first, "", wanted, last, *others)
+    return card(Table(numbers.title, heads, rows), text, wide=True)
+
+
+def card(table: Table, text: str, *drawn: Any, wide: bool = False) -> Any:
+    """A table with its title and what it says in words; below a drawing it is to be unfolded."""
+    numbers = E.div({"class": "scroll", "tabindex": "0"}, _table(table))
+    if drawn:
+        numbers = E.details(E.summary("Numbers"), numbers)
     return E.figure(
-        {"class": "card wide"},
-        E.figcaption(E.h3("Queue"), E.p(text)),
-        *([table_of_classes] if rows else []),
-    )
-
-
-def _numbers(row: ClassStats) -> list[str]:
-    never = "never at this rate" if row.eta_s is None else duration(row.eta_s)
-    done = never if row.eta_s != 0 else "nothing due"
-    others = (row.later, row.pending, row.leased, row.delayed)
-    return [count(row.wanted), done, *map(count, others)]
-
-
-def figure(
-    title: str,
-    text: str,
-    plot: Any,
-    heads: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    key: Any = None,
-) -> Any:
-    """A card with the plot and, to unfold, its numbers."""
-    return E.figure(
-        {"class": "card"},
-        E.figcaption(E.h3(title), E.p(text)),
-        plot,
-        *([] if key is None else [key]),
-        E.details(
-            E.summary("Numbers"),
-            E.div({"class": "scroll", "tabindex": "0"}, table(heads, rows)),
-        ),
+        {"class": "card wide" if wide else "card"},
+        E.figcaption(E.h3(table.title), E.p(text)),
+        *drawn,
+        *([numbers] if table.rows else []),
     )
 
 
@@ -256,15 +225,15 @@ def legend(entries: Iterable[tuple[str, str]]) -> Any:
     )
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
-    """A table whose first column says what a row is."""
-    lines = [
-        E.tr(E.th({"scope": "row"}, str(first)), *(E.td(str(cell)) for cell in rest))
-        for first, *rest in rows
+def _table(table: Table) -> Any:
+    heads = [
+        E.th({"scope": "col"}, head) if head else E.td({"class": "bar"}) for head in table.heads
     ]
-    return _rows(heads, lines)
+    lines = [
+        E.tr(E.th({"scope": "row"}, str(first)), *map(_cell, rest)) for first, *rest in table.rows
+    ]
+    return E.table(E.thead(E.tr(*heads)), E.tbody(*lines))
 
 
-def _rows(heads: Sequence[str], rows: Sequence[Any]) -> Any:
-    cells = [E.th({"scope": "col"}, head) if head else E.td({"class": "bar"}) for head in heads]
-    return E.table(E.thead(E.tr(*cells)), E.tbody(*rows))
+def _cell(content: Any) -> Any:
+    return E.td(str(content)) if isinstance(content, str | int) else E.td({"class": "bar"}, content)

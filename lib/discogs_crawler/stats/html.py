@@ -20,8 +20,8 @@ from discogs_crawler.cli.formatting import (
     within,
 )
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.stats import figures
-from discogs_crawler.stats.figures import table
+from discogs_crawler.stats import figures, tables
+from discogs_crawler.stats.figures import card
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.svg_charts import record
 
@@ -137,47 +137,18 @@ def _days(age_s: int | None) -> str:
 
 
 def _dead(kind: KindStats) -> Any:
-    if not kind.dead:
-        return _card("Dead letters", "No id failed in every attempt.", None)
-    rows = [(row.failure, count(row.records), row.example, date(row.next_due)) for row in kind.dead]
-    body = table(("because", "ids", "such as", "again"), rows)
     text = (
         "Ids that failed in every attempt. seed_queue.py --dead lists them, --retry-dead tries now."
     )
-    return _card("Dead letters", text, body)
+    return card(tables.dead(kind), text if kind.dead else "No id failed in every attempt.")
 
 
 def _consumers(snapshot: Snapshot) -> Any:
-    rows = [
-        (row.name, row.kind, (row.revision or "start")[:10], minute(row.exported),
-         count(row.behind))
-        for row in snapshot.consumers
-    ]  # fmt: skip
-    heads = ("name", "gets", "revision", "exported", "behind")
-    if not rows:
-        return _card("Consumers", "Nobody has exported anything yet.", None)
-    return _card(
-        "Consumers",
-        "How many commits each consumer of the store has yet to get.",
-        table(heads, rows),
-    )
+    text = "How many commits each consumer of the store has yet to get."
+    none = "Nobody has exported anything yet."
+    return card(tables.consumers(snapshot), text if snapshot.consumers else none)
 
 
 def _runs(snapshot: Snapshot) -> Any:
-    rows = [
-        (run.script, run.kind, minute(run.started),
-         duration(run.ended - run.started) if run.ended else "not ended", count(run.exit_code))
-        for run in snapshot.runs
-    ]  # fmt: skip
-    heads = ("script", "for", "started", "took", "exit")
-    if not rows:
-        return _card("Last runs", "No script has run yet.", None)
-    return _card("Last runs", "How each script ended last time.", table(heads, rows))
-
-
-def _card(title: str, text: str, body: Any) -> Any:
-    return E.figure(
-        {"class": "card"},
-        E.figcaption(E.h3(title), E.p(text)),
-        *([] if body is None else [E.div({"class": "scroll", "tabindex": "0"}, body)]),
-    )
+    text = "How each script ended last time."
+    return card(tables.runs(snapshot), text if snapshot.runs else "No script has run yet.")

@@ -2,13 +2,14 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
-from discogs_crawler.cli.formatting import count, date, duration, minute, share, size, within
-from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.stats.snapshot import ClassStats, KindStats, QuotaStats, Snapshot
+from discogs_crawler.cli.formatting import count, duration, minute, share, size, within
+from discogs_crawler.stats import tables
+from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
+from discogs_crawler.stats.tables import Table
 
 WIDTH = 80
 
@@ -18,6 +19,9 @@ SEGMENTS, CAUSES, DAYS, RUNS = 8, 5, 7, 6
 # A bar of progress, in characters.
 BAR = 30
 
+# Characters of a first column: what leaves room for the others of the table.
+CAUSE, NAME = 38, 24
+
 
 def render(snapshot: Snapshot) -> str:
     """The text, without colours, its lines at most WIDTH characters."""
@@ -25,8 +29,7 @@ def render(snapshot: Snapshot) -> str:
     parts = [_head(snapshot), *problems, ""]
     for kind in snapshot.kinds:
         parts += [*_kind(kind), ""]
-    parts += _consumers(snapshot)
-    parts += _runs(snapshot)
+    parts += [*_titled(tables.consumers(snapshot)), *_titled(tables.runs(snapshot), RUNS)]
     lines = re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n").split("\n")
     return "\n".join(_cut(line.rstrip()) for line in lines) + "\n"
 
@@ -68,9 +71,9 @@ def _kind(kind: KindStats) -> Iterator[str]:
         yield f"last seen: half {within(kind.ages.median_s)}, 90 % {within(kind.ages.p90_s)}"
     yield _dump(kind)
     yield from ["", *_queue(kind)]
-    yield from _outcomes(kind)
-    yield from _dead(kind)
-    yield from _gaps(kind)
+    yield from [*_shown(tables.answers(kind.outcomes), DAYS), ""]
+    yield from [*_shown(tables.dead(kind), CAUSES, "causes"), ""]
+    yield from _shown(_gaps(kind), SEGMENTS, "segments with gaps")
 
 
 def _dump(kind: KindStats) -> str:
@@ -82,23 +85,15 @@ def _dump(kind: KindStats) -> str:
 
 
 def _queue(kind: KindStats) -> Iterator[str]:
-    shown = [row for row in kind.classes if row.wanted or row.pending or row.leased]
-    if shown:
-        heads = ["queue", "wanted", "later", "pending", "leased", "delayed", "done in"]
-        yield _table(heads, [_class(row) for row in shown])
-    else:
+    table = tables.queue(kind)
+    if not table.rows:
         yield "queue: nothing is wanted"
-    yield _rate(kind, assumed="; times assume the whole quota" if shown else "")
+    yield from _shown(table)
+    yield _rate(kind, assumed="; times assume the whole quota" if table.rows else "")
     if kind.workers:
         workers = ", ".join(f"{worker.owner} ({worker.leased})" for worker in kind.workers)
         yield f"workers: {workers}"
     yield ""
-
-
-def _class(row: ClassStats) -> list[str]:
-    numbers = (row.wanted, row.later, row.pending, row.leased, row.delayed)
-    eta = "never at this rate" if row.eta_s is None else duration(row.eta_s)
-    return [row.reason, *map(count, numbers), eta if row.eta_s != 0 else ""]
 
 
 def _rate(kind: KindStats, assumed: str) -> str:
@@ -107,88 +102,37 @@ def _rate(kind: KindStats, assumed: str) -> str:
     return f"{count(kind.rate.per_day)} answers a day since {minute(kind.rate.since)}"
 
 
-def _outcomes(kind: KindStats) -> Iterator[str]:
-    if kind.outcomes:
-        heads = ["answers", "changed", "unchanged", "gone", "removed", "merged", "dead"]
-        rows = [[day.day, *map(count, day[1:])] for day in reversed(kind.outcomes[-DAYS:])]
-        yield _table(heads, rows) + "\n"
-
-
-def _dead(kind: KindStats) -> Iterator[str]:
-    if kind.dead:
-        rows = [
-            [cause.failure[:38], count(cause.records), cause.example, date(cause.next_due)]
-            for cause in kind.dead[:CAUSES]
-        ]
-        yield _table(["dead because", "ids", "such as", "again"], rows)
-        yield _rest(len(kind.dead) - CAUSES, "causes")
-
-
-def _gaps(kind: KindStats) -> Iterator[str]:
+def _gaps(kind: KindStats) -> Table:
     gaps = [segment for segment in kind.segments if segment.coverage.missing]
     gaps.sort(key=lambda segment: -segment.coverage.missing)
-    if gaps:
-        rows = [
-            [
-                count(segment.segment * SEGMENT_SIZE),
-                share(segment.coverage.share),
-                count(segment.coverage.missing),
-                count(segment.coverage.gone),
-                count(segment.coverage.dead),
-            ]
-            for segment in gaps[:SEGMENTS]
-        ]
-        yield _table(["gaps from id", "stored", "missing", "gone", "dead"], rows)
-        yield _rest(len(gaps) - SEGMENTS, "segments with gaps")
+    return tables.segments(gaps, "gaps from id")
 
 
-def _consumers(snapshot: Snapshot) -> Iterator[str]:
-    if snapshot.consumers:
-        yield _title("consumers")
-        rows = [
-            [
-                consumer.name[:24],
-                consumer.kind,
-                (consumer.revision or "start")[:10],
-                minute(consumer.exported),
-                count(consumer.behind),
-            ]
-            for consumer in snapshot.consumers
-        ]
-        yield _table(["name", "kind", "revision", "exported", "commits behind"], rows) + "\n"
+def _titled(table: Table, rows: int | None = None) -> Iterator[str]:
+    if table.rows:
+        yield _title(table.title.lower())
+        yield from [*_shown(table, rows, widest=NAME), ""]
 
 
-def _runs(snapshot: Snapshot) -> Iterator[str]:
-    if snapshot.runs:
-        yield _title("last runs")
-        rows = [
-            [
-                run.script,
-                run.kind,
-                minute(run.started),
-                duration(run.ended - run.started) if run.ended else "not ended",
-                count(run.exit_code),
-            ]
-            for run in snapshot.runs[:RUNS]
-        ]
-        yield _table(["script", "kind", "started", "took", "exit"], rows)
+def _shown(
+    table: Table, rows: int | None = None, what: str = "", widest: int = CAUSE
+) -> Iterator[str]:
+    """The first rows of a table that has any, and the number of others if they are `what`.
 
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Texts to the left, numbers to the right; the first column says what a row is."""
-    lines = [[str(cell) for cell in row] for row in rows]
-    align = ["right" if _numeric(column) else "left" for column in zip(*lines, strict=True)]
-    return tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True, colalign=align)
+    Texts stand to the left, numbers to the right.
+    """
+    shown = [[_cut(str(first), widest), *map(str, rest)] for first, *rest in table.rows[:rows]]
+    if shown:
+        align = ["right" if _numeric(column) else "left" for column in zip(*shown, strict=True)]
+        yield tabulate(shown, table.heads, "simple", disable_numparse=True, colalign=align)
+    if what and len(table.rows) > len(shown):
+        yield f"... and {len(table.rows) - len(shown)} more {what}: --json"
 
 
 def _numeric(column: Sequence[str]) -> bool:
     return all(text[:1].isdigit() or text[:1] in "–<" for text in column) and not any(
         text[4:5] == "-" for text in column
     )
-
-
-def _rest(number: int, what: str) -> str:
-    return f"... and {number} more {what}: --json\n" if number > 0 else ""
 
 
 def _title(text: str) -> str:
@@ -200,5 +144,5 @@ def _bar(part: float) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+def _cut(line: str, width: int = WIDTH) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
