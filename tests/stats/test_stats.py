@@ -19,7 +19,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import NothingYet
 from discogs_crawler.ledger import database
 from discogs_crawler.stats import collect, html, ledger_queries, terminal
-from discogs_crawler.stats.estimate import etas
+from discogs_crawler.stats.collect import etas
 from discogs_crawler.stats.snapshot import Snapshot, plain
 from tests.conftest import Run
 from tests.invented_ledger import invent

@@ -1,4 +1,4 @@
-"""How the crawler stands: everything at one instant, for people and machines.
+"""How the crawler stands: everything at one instant, and when each class will be done.
 
 Reads only: the ledger in one read-only transaction, Redis if it is there (it is neither started nor
 waited for), and the repositories of consumers if they are on this machine.
@@ -6,7 +6,7 @@ waited for), and the repositories of consumers if they are on this machine.
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +25,10 @@ from discogs_crawler.errors import (
     CrawlerError,
     NothingYet,
 )
-from discogs_crawler.ledger import database as ledger
+from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.stats import ledger_queries
-from discogs_crawler.stats.estimate import etas
 from discogs_crawler.stats.snapshot import (
     AnswerRate,
     ClassStats,
@@ -68,8 +67,8 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
     """
     now = clock.now()
     try:
-        opened = ledger.open(settings.database, read_only=True)
-    except ledger.NoLedgerYet as error:
+        opened = database.open(settings.database, read_only=True)
+    except database.NoLedgerYet as error:
         raise NothingYet(str(error)) from error
     with opened:
         connection = opened.db.conn
@@ -108,12 +107,12 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
     return shown
 
 
-def _size(database: Path) -> int:
+def _size(ledger: Path) -> int:
     """Bytes of the ledger, with what is not in its main file yet."""
-    journal = database.with_name(database.name + "-wal")
+    journal = ledger.with_name(ledger.name + "-wal")
     with contextlib.suppress(FileNotFoundError):
-        return database.stat().st_size + journal.stat().st_size
-    return database.stat().st_size
+        return ledger.stat().st_size + journal.stat().st_size
+    return ledger.stat().st_size
 
 
 def _look_at_redis(
@@ -176,7 +175,7 @@ def _at_least_assumed(rate: AnswerRate, quota: QuotaStats) -> AnswerRate:
 
 
 def _kind(
-    opened: ledger.Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
+    opened: Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
 ) -> KindStats:
     connection = opened.db.conn
     return KindStats(
@@ -195,13 +194,11 @@ def _kind(
 
 
 def _classes(
-    opened: ledger.Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
+    opened: Ledger, kind: str, now: float, rate: AnswerRate, held: QueueStats | None
 ) -> list[ClassStats]:
     connection = opened.db.conn
-    wanted, later = (
-        ledger_queries.wanted(connection, kind),
-        ledger_queries.later(connection, kind, now),
-    )
+    wanted = ledger_queries.wanted(connection, kind)
+    later = ledger_queries.later(connection, kind, now)
     arriving = ledger_queries.arriving(connection, kind, now)
     backlog = {reason: _backlog(reason, wanted, later, held) for reason in CLASSES}
     estimates = etas(CLASSES, backlog, arriving, rate.per_day)
@@ -233,6 +230,32 @@ def _backlog(
         return due
     queued = held.pending[reason] + held.leased[reason] + held.delayed[reason]
     return max(queued, due - held.unread)
+
+
+def etas(
+    classes: Sequence[str],
+    backlog: Mapping[str, int],
+    arriving: Mapping[str, float],
+    per_day: float,
+) -> dict[str, int | None]:
+    """Seconds until all ids of each class that are due now will have been answered.
+
+    A class is served when those above it are empty, so it waits for their backlog and for what
+    joins them meanwhile. `per_day` answers come in a day. None: at this rate the classes above take
+    everything, for ever. 0: nothing to do.
+    """
+    result: dict[str, int | None] = {}
+    before, taken = 0, 0.0
+    for reason in classes:
+        own = backlog.get(reason, 0)
+        before += own
+        free = per_day - taken
+        if own == 0:
+            result[reason] = 0
+        else:
+            result[reason] = round(before / free * DAY_S) if free > 0 else None
+        taken += arriving.get(reason, 0.0)
+    return result
 
 
 def behind(where: str, revision: str | None, branch: str) -> int | None:
