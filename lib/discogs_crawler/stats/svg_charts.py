@@ -138,20 +138,19 @@ def id_map(title: str, description: str, cells: Sequence[Cell]) -> Any:
     for place, cell in enumerate(cells):
         row, column = divmod(place, MAP_COLUMNS)
         x, y = column * width, row * CELL_HEIGHT
+        known = cell.part is not None
+        shade = _shade(cell.part or 0)
         box = {
             "x": f"{x + width * 0.03:.2f}%",
             "y": str(y + 1),
             "width": f"{width * 0.94:.2f}%",
             "height": str(CELL_HEIGHT - 3),
             "rx": "4",
-            "class": "cell",
+            "class": f"cell heat-{shade}" if known else "cell",
         }
-        known = cell.part is not None
+        marks.append(E.rect(box, E.title(cell.tip)))
         if known:
-            base = {**box, "class": f"cell heat-{_shade(cell.part or 0)}"}
-        marks.append(E.rect(base if known else box, E.title(cell.tip)))
-        if known:
-            style = "on-dark" if _shade(cell.part or 0) >= 6 else "on-light"
+            style = "on-dark" if shade >= 6 else "on-light"
             text = _whole_percent(cell.part or 0)
             marks.append(_text(text, f"{x + width / 2:.2f}%", y + 24, "middle", style))
         if column == 0:
@@ -176,29 +175,24 @@ def record(part: float | None) -> Any:
     """A vinyl record with an arc around it that shows a share."""
     radius = 92.0
     length = 2 * 3.14159265 * radius
-    grooves = [
-        E.circle({"cx": "100", "cy": "100", "r": str(r), "class": "groove"})
-        for r in range(40, 84, 6)
-    ]
-    done = length * (part or 0)
+    arc = {
+        "stroke-dasharray": f"{length * (part or 0):.1f} {length:.1f}",
+        "transform": "rotate(-90 100 100)",
+    }
     return E.svg(
         {"viewBox": "0 0 200 200", "class": "record", "role": "img", "aria-label": share(part)},
-        E.circle({"cx": "100", "cy": "100", "r": "84", "class": "vinyl"}),
-        *grooves,
-        E.circle({"cx": "100", "cy": "100", "r": f"{radius:g}", "class": "track"}),
-        E.circle(
-            {
-                "cx": "100",
-                "cy": "100",
-                "r": f"{radius:g}",
-                "class": "arc",
-                "stroke-dasharray": f"{done:.1f} {length:.1f}",
-                "transform": "rotate(-90 100 100)",
-            }
-        ),
-        E.circle({"cx": "100", "cy": "100", "r": "34", "class": "label"}),
-        E.circle({"cx": "100", "cy": "100", "r": "3", "class": "hole"}),
+        _circle(84, "vinyl"),
+        *(_circle(groove, "groove") for groove in range(40, 84, 6)),
+        _circle(radius, "track"),
+        _circle(radius, "arc", arc),
+        _circle(34, "label"),
+        _circle(3, "hole"),
     )
+
+
+def _circle(radius: float, style: str, more: dict[str, str] | None = None) -> Any:
+    place = {"cx": "100", "cy": "100", "r": f"{radius:g}", "class": style}
+    return E.circle({**place, **(more or {})})
 
 
 def meter(part: float, style: str) -> Any:
