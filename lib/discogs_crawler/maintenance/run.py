@@ -1,0 +1,225 @@
+"""The jobs of `maintain_store.py`: every night, merge only, check all, reclean, convert.
+
+Each returns an exit code. Without a ledger they do what needs none.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from discogs_crawler import __version__, locks
+from discogs_crawler.api import cleaning
+from discogs_crawler.broker import private_server
+from discogs_crawler.broker.queue import Queue
+from discogs_crawler.cli import progress
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.maintenance import (
+    convert_layout,
+    housekeeping,
+    integrity,
+    merge_branches,
+    store_readme,
+)
+from discogs_crawler.maintenance import reclean as recleaning
+from discogs_crawler.maintenance.integrity import Finding
+from discogs_crawler.records import KINDS
+from discogs_crawler.seeding import exchange, on_demand
+from discogs_crawler.store import layouts
+from discogs_crawler.store.layouts import AnyStore
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep(NamedTuple):
+    """What every job is given beside the ledger."""
+
+    settings: Settings
+    tell: Callable[[str], None]
+    """takes each line of the answer"""
+    all_of_it: bool
+    """tell every finding, not only the first of each sort"""
+
+
+Job = Callable[[Upkeep, Ledger | None], int]
+
+
+def alone(job: Job, upkeep: Upkeep) -> int:
+    """Do the job, unless another run holds the lock; the ledger keeps how it ended.
+
+    NothingYet if there is no store yet, and the ledger does not say that there should be.
+    """
+    settings = upkeep.settings
+    nothing = NothingYet(f"{settings.store}: there is no store yet; worker.py makes it")
+    with locks.exclusive(settings.state_dir / "maintain_store.lock", "maintain_store.py"):
+        if not settings.database.exists():
+            if not settings.store.exists():
+                raise nothing
+            return job(upkeep, None)
+        with database.open(settings.database) as ledger:
+            if not settings.store.exists() and not ledger.has_results():
+                raise nothing
+            with ledger.run("maintain_store", "all") as run:
+                run.exit_code = job(upkeep, ledger)
+            return run.exit_code
+
+
+def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Everything that keeps the store small and safe; the records that are new are checked."""
+    settings = upkeep.settings
+    store = layouts.open_store(settings, create=False)
+    _merge(store, ledger, settings)
+    store_readme.update(store, ledger, __version__, settings.store_branch)
+    repositories = store.repositories()
+    with progress.bar("pack", len(repositories), "repositories/s") as advance:
+        for repository in repositories:
+            packs = housekeeping.tidy(repository)
+            log.info("%s: packs: %d", repository.path, packs)
+            advance(1)
+    copy = housekeeping.back_up(settings)
+    if copy:
+        log.info("ledger copied to %s", copy)
+    tip = store.tip()
+    since = housekeeping.checked(store.repository)
+    damaged = _report(integrity.records(store, tip, since), upkeep)
+    if tip and not damaged:
+        housekeeping.mark_checked(store.repository, tip)
+    return EXIT_BAD_DATA if damaged else EXIT_DONE
+
+
+def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Merge the branches, and free the segments of those that are gone."""
+    _merge(layouts.open_store(upkeep.settings, create=False), ledger, upkeep.settings)
+    return EXIT_DONE
+
+
+def _merge(store: AnyStore, ledger: Ledger | None, settings: Settings) -> None:
+    parts = store.parts()
+    for part in parts:
+        part.refresh()
+    queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
+    merged = merge_branches.merge(parts, queues)
+    log.info("branches merged: %d", merged.branches)
+    if ledger is not None:
+        for kind in KINDS:
+            again = [number for where, number in merged.conflicts if where == kind]
+            on_demand.want_ids(ledger, kind, again)
+    store.settle()
+
+
+def _queues_of_branches(settings: Settings, *, needed: bool) -> list[Queue]:
+    """The queues, in which a branch that was deleted or never committed may own segments.
+
+    Without any branch to merge it is not worth a failure that Redis is not there.
+    """
+    try:
+        return _queues(settings, wait=needed)
+    except CrawlerError as error:
+        if needed:
+            raise
+        log.info("no branches; whether one has left segments is unknown: %s", error)
+        return []
+
+
+def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
+    client = private_server.connect(settings, wait=wait)
+    prefix, lease_s = settings.redis_prefix, settings.lease_s
+    return [Queue(client, kind, prefix=prefix, lease_s=lease_s) for kind in KINDS]
+
+
+def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Read every record, and compare Git with the ledger both ways."""
+    settings = upkeep.settings
+    store = layouts.open_store(settings, create=False)
+    tip = store.settle()
+    damaged = _report(integrity.repositories(store), upkeep)
+    damaged |= _report(integrity.records(store, tip), upkeep)
+    if ledger is not None:
+        damaged |= _check_against_ledger(store, ledger, upkeep)
+    elif tip:
+        log.warning(
+            "%s: there is no ledger, so the store is not compared with it; if it was lost, put "
+            "its copy in %s back, or run seed_queue.py --rebuild-ledger -n HASHES",
+            settings.database,
+            settings.state_dir / "backups",
+        )
+    if tip and not damaged:
+        housekeeping.mark_checked(store.repository, tip)
+    return EXIT_BAD_DATA if damaged else EXIT_DONE
+
+
+def _check_against_ledger(store: AnyStore, ledger: Ledger, upkeep: Upkeep) -> bool:
+    damaged = False
+    for kind, queue in zip(KINDS, _queues(upkeep.settings), strict=True):
+        if ledger.knows_something():
+            exchange.drain(ledger, queue)
+        if _report(integrity.against_ledger(store, ledger, kind), upkeep):
+            _tell_how_to_agree(kind, ledger, upkeep.settings)
+            damaged = True
+    return damaged
+
+
+def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
+    """One line: what to do when ledger and Git differ."""
+    if ledger.last_accepted(kind) is None:
+        log.warning(
+            "%s: the ledger knows no dump of %s: if it was lost, put its copy in %s back, or run "
+            "seed_queue.py --rebuild-ledger -n HASHES",
+            *(settings.database, kind, settings.state_dir / "backups"),
+        )
+    else:
+        log.warning(
+            "%s: ledger and Git agree again on what is fetched again: seed_queue.py --kind %s "
+            "--ids FILE; if very much differs, move %s away and run seed_queue.py "
+            "--rebuild-ledger -n HASHES",
+            *(kind, kind, settings.database),
+        )
+
+
+def _report(findings: Iterable[Finding], upkeep: Upkeep) -> bool:
+    """Tell the findings, or some of each sort; whether there are any."""
+    found = False
+    for line in map(str, findings) if upkeep.all_of_it else integrity.shortened(findings):
+        upkeep.tell(line)
+        found = True
+    return found
+
+
+def reclean(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Apply changed cleaning rules to what is stored, and tell what they cannot bring back."""
+    settings = upkeep.settings
+    store = layouts.open_store(settings, create=False)
+    rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
+    number = recleaning.reclean(store, rules, settings.state_dir / "reclean.json")
+    log.info("records rewritten: %d", number)
+    for kind, fields in recleaning.lost(store, rules, settings.commit_seconds).items():
+        _tell_what_is_lost(kind, fields, ledger)
+    return EXIT_DONE
+
+
+def _tell_what_is_lost(kind: str, fields: dict[str, int], ledger: Ledger | None) -> None:
+    """One line if records lack fields that earlier rules removed and today's keep."""
+    which, number = "records", "N"
+    if ledger is not None:
+        counts = {field: recleaning.count_lost(ledger, kind, fields[field]) for field in fields}
+        fields = {field: until for field, until in fields.items() if counts[field]}
+        number = str(max(counts.values()))
+        which = f"up to {number} records"
+    if fields:
+        log.warning(
+            "%s: earlier rules removed %s from %s; only fetching them again brings it back: "
+            "seed_queue.py --kind %s --refresh %s --cooldown-days 0 (or --ids for some)",
+            *(kind, ", ".join(sorted(fields)), which, kind, number),
+        )
+
+
+def to_submodules(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Convert the store to one repository for each kind and million."""
+    store = upkeep.settings.store
+    kept = convert_layout.to_submodules(upkeep.settings, ledger)
+    done = f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}"
+    already = f"{store} has that layout already; set STORE_LAYOUT=submodules"
+    upkeep.tell(done if kept else already)
+    return EXIT_DONE
