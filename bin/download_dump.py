@@ -16,7 +16,7 @@ Examples:
 
 Exit codes: 0 done, or nothing new; 1 interrupted; 64 usage, or no dump has that date; 65 the file
 does not match its checksum; 69 the site does not answer or the disk is full; 75 already running,
-not published yet, or the site wants to be left alone until later; 78 configuration.
+not published yet, or the site asked us to wait; 78 configuration.
 """
 
 import signal

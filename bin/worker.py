@@ -7,8 +7,7 @@ machines, as long as they use one Redis: they share the quota and never get in e
 
 Runs until it is told to stop: SIGTERM, Ctrl-C or a closed terminal let it commit what it has
 fetched and give the rest back to the queue. A second signal ends it at once; nothing is lost then
-either. On a terminal it shows one line that says how it goes; -v logs every commit, -vv every
-answer.
+either. On a terminal one line shows the progress; -v logs every commit, -vv every answer.
 
 An id that gets no sensible answer is asked for again after 1, 5 and 30 minutes, 3 and 12 hours
 (RETRY_DELAYS), then it is a dead letter (see seed_queue.py --dead). While the API is down nothing
@@ -44,9 +43,8 @@ from discogs_crawler.cli import command
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY
 from discogs_crawler.records import KINDS
-from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import crawler, preflight
 from discogs_crawler.worker.crawler import CrawlTask
 
@@ -103,8 +101,6 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         command.terminate_like_interrupt()
         config.make_state_dir(settings)
         return check(settings, flags.kind)
-    if flags.branch and not BRANCH.fullmatch(flags.branch):
-        raise UsageError(f"--branch is {flags.branch!r}: letters, digits, _ and - only")
     stop = Stop(flags.max_seconds)
     stop.listen()
     config.make_state_dir(settings)

@@ -22,7 +22,7 @@ def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
     """Run `job`, telling that it starts and how it ended; returns its exit code.
 
     "Try later" is no end: the run that is under way will tell, and if there is none, silence is
-    right. On a terminal nobody is told, for somebody is watching.
+    right. On a terminal nobody is told, because somebody is watching.
     """
     if settings.healthcheck_url is None or sys.stderr.isatty():
         return job()

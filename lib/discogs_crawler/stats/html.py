@@ -144,7 +144,7 @@ def _dead(kind: KindStats) -> Any:
 
 
 def _consumers(snapshot: Snapshot) -> Any:
-    text = "How many commits each consumer of the store has yet to get."
+    text = "Commits that each consumer of the store has yet to get."
     none = "Nobody has exported anything yet."
     return card(tables.consumers(snapshot), text if snapshot.consumers else none)
 

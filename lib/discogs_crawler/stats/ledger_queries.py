@@ -85,7 +85,7 @@ def _age_of(days: dict[int, int], share: float) -> int | None:
 
 
 def wanted(connection: sqlite3.Connection, kind: str) -> dict[str, int]:
-    """How many ids are wanted, by reason."""
+    """The numbers of ids wanted, by reason."""
     rows = connection.execute(
         "SELECT reason, sum(records) FROM counts WHERE kind = ? AND reason <> '' GROUP BY reason",
         (kind,),
@@ -94,9 +94,9 @@ def wanted(connection: sqlite3.Connection, kind: str) -> dict[str, int]:
 
 
 def later(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, int]:
-    """How many of the wanted ids are not due yet, by reason.
+    """The numbers of wanted ids that are not due yet, by reason.
 
-    Of the first import only its dead letters wait, for it is due from its first day on.
+    Of the first import only dead letters wait, because it is due from its first day on.
     """
     rows = connection.execute(
         f"SELECT reason, count(*) FROM {kind} WHERE reason <> 'backfill' AND due > ?1 "
@@ -159,7 +159,7 @@ def rate(connection: sqlite3.Connection, kind: str, now: float, unread: int) -> 
 
 
 def arriving(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, float]:
-    """How many ids join each class in a day: from the dumps, and from the answers of a month.
+    """The numbers of ids that join each class in a day, by the dumps and a month of answers.
 
     The first dump is no measure: all that it brings is the first import.
     """

@@ -116,7 +116,7 @@ class FailureStats(NamedTuple):
     failure: str
     """the cause"""
     records: int
-    """how many"""
+    """number of such ids"""
     example: int
     """the lowest such id"""
     next_due: int | None

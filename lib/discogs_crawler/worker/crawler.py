@@ -21,9 +21,10 @@ from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, CrawlerError
+from discogs_crawler.errors import ConfigurationError, CrawlerError, UsageError
 from discogs_crawler.records import segment_of
 from discogs_crawler.store.layouts import AnyStore, open_store
+from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import local_ledger, statusline
 from discogs_crawler.worker.answer_policy import Settler
 from discogs_crawler.worker.batch import Batch
@@ -74,6 +75,8 @@ def crawl(settings: Settings, task: CrawlTask, stop: Stop) -> CrawlOutcome:
     ConfigurationError if the API refuses us, Unavailable if Redis, the disk or the remote stay
     away for an hour; what was fetched is committed even then, if that is possible.
     """
+    if task.branch and not BRANCH.fullmatch(task.branch):
+        raise UsageError(f"--branch is {task.branch!r}: letters, digits, _ and - only")
     parts = _assemble(settings, task, stop)
     crawler = _Crawler(settings, task, stop, parts)
     try:
