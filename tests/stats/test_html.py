@@ -17,7 +17,7 @@ from discogs_crawler import clock
 from discogs_crawler.cli.formatting import compact, count, duration, share
 from discogs_crawler.config import Settings
 from discogs_crawler.ledger import database as ledger
-from discogs_crawler.stats import collect, html, svg_charts
+from discogs_crawler.stats import collect, html, svg_charts, tables, terminal
 from discogs_crawler.stats.snapshot import Snapshot
 from tests.conftest import ROOT
 from tests.invented_ledger import invent
@@ -169,6 +169,22 @@ def test_numbers_on_the_page_are_those_of_the_ledger(
         assert f"{number:,}" in texts
     shown = [text for text in _tooltips(html.render(snapshot)) if ": records " in text]
     assert sum(int(text.split("records ")[1].replace(",", "")) for text in shown) == ages
+
+
+def test_the_terminal_shows_the_tables_of_the_page(snapshot: Snapshot) -> None:
+    shown, texts = terminal.render(snapshot), _Words(html.render(snapshot)).texts
+    [kind] = snapshot.kinds
+    for table in (
+        tables.queue(kind),
+        tables.answers(kind.outcomes[-terminal.DAYS :]),
+        tables.dead(kind),
+        tables.consumers(snapshot),
+        tables.runs(snapshot),
+    ):
+        assert table.rows
+        for cell in (*table.heads, *(cell for row in table.rows for cell in row)):
+            assert str(cell) in texts, table.title
+            assert str(cell) in shown, table.title
 
 
 def _tooltips(page: str) -> list[str]:

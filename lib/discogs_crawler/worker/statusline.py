@@ -29,7 +29,7 @@ class RequestRate:
         now = time.monotonic()
         while self._times and self._times[0] <= now - self._window_s:
             self._times.popleft()
-        # In the first window the time that has passed, but no less than makes the rate leap.
+        # In the first window the time that has passed; the first requests alone would say too much.
         past = min(self._window_s, max(now - self._began, self._window_s / 10))
         return len(self._times) / past * 60
 
