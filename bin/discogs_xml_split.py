@@ -24,7 +24,7 @@ permission is wrong.
 
 import signal
 
-if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse

@@ -23,7 +23,7 @@ disk failed, 75 it runs already or there is no store yet, 78 a setting or a perm
 
 import signal
 
-if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse

@@ -22,7 +22,7 @@ Exit codes: 0 done, 1 interrupted, 64 usage, 65 the ledger is damaged, 69 it can
 
 import signal
 
-if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse

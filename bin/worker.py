@@ -28,7 +28,7 @@ does not accept the token.
 
 import signal
 
-if __name__ == "__main__":  # until we listen (see discogs_crawler/stop.py)
+if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse
