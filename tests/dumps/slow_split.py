@@ -1,6 +1,5 @@
 """The dump's hashes the slow and obvious way, with lxml on the whole; and our way on bytes."""
 
-import hashlib
 import io
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ def slow_split(xml: bytes) -> bytes:
         child = element.find("id")
         text = element.get("id") if root.tag in ("releases", "masters") else child.xpath("string()")
         record = etree.tostring(element, encoding="utf-8", with_tail=False)
-        hashes[parse_id(text)] = hashlib.sha1(canonical.parsed_form(record, root.tag)).digest()
+        hashes[parse_id(text)] = canonical.content_hash(record, root.tag)
     return b"".join(b"%d\t%b\n" % (n, hashes[n].hex().encode()) for n in sorted(hashes))
 
 

@@ -4,11 +4,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from hashlib import sha1
 
 import pytest
 
-from discogs_crawler.dumps import canonical, hash_workers
+from discogs_crawler.dumps import hash_workers
 from discogs_crawler.dumps.hash_workers import Hasher, hash_records
 from discogs_crawler.errors import Unavailable
 from tests.discogs import dump
@@ -58,15 +57,6 @@ def test_a_process_that_is_killed_is_said_and_not_waited_for(hasher: Hasher) -> 
     with pytest.raises(Unavailable, match="was killed; is memory short"):
         for _ in range(100):
             hasher.submit(RECORDS)()
-
-
-def test_all_is_parsed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canonical, "usual_form", lambda record, kind: b"not asked")
-    expected = [sha1(canonical.parsed_form(record, "releases")).digest() for record in RECORDS[:9]]
-    with Hasher("releases", workers=1, parse_all=True) as hasher:
-        assert hasher.submit(RECORDS[:9])() == expected
-    with Hasher("releases", workers=1) as hasher:
-        assert hasher.submit(RECORDS[:9])() != expected
 
 
 def test_few_records_start_no_process() -> None:

@@ -16,11 +16,13 @@ import re
 
 from lxml import etree
 
-from discogs_crawler.dumps.usual_form import IGNORED, usual_form
 from discogs_crawler.records import ELEMENTS
 
 # Raise it when the same record may get another hash: seeding then refuses to compare.
 CANONICAL_VERSION = 1
+
+# Elements that say nothing about the content of a record, wherever they stand.
+_IGNORED = ("videos", "images", "resource_url")
 
 # libxml2 itself leaves out white space between elements, as it should but beside a comment, a
 # processing instruction or a CDATA section; there it is left in, and cut out of the C14N output.
@@ -43,25 +45,16 @@ class Malformed(ValueError):
     """The bytes are not one well-formed element of the kind; the text says why."""
 
 
-def content_hash(record: bytes, kind: str, parse_all: bool = False) -> bytes:
-    """SHA-1 (20 bytes) of the canonical form of a record; Malformed if it is not well-formed.
-
-    With `parse_all` libxml2 makes it whatever the spelling: the same, more slowly.
-    """
-    form = parsed_form(record, kind) if parse_all else canonical_form(record, kind)
-    return hashlib.sha1(form, usedforsecurity=False).digest()
+def content_hash(record: bytes, kind: str) -> bytes:
+    """SHA-1 (20 bytes) of the canonical form of a record; Malformed if it is not well-formed."""
+    return hashlib.sha1(canonical_form(record, kind), usedforsecurity=False).digest()
 
 
 def canonical_form(record: bytes, kind: str) -> bytes:
     """What is hashed: UTF-8 XML that two records share if and only if their content is the same."""
-    return usual_form(record, kind) or parsed_form(record, kind)
-
-
-def parsed_form(record: bytes, kind: str) -> bytes:
-    """The same by libxml2 alone, whatever the spelling."""
     odd = _is_odd(record)
     element = parse(record, kind, _EXACT_PARSER if odd else _PARSER)
-    etree.strip_elements(element, *IGNORED, with_tail=False)
+    etree.strip_elements(element, *_IGNORED, with_tail=False)
     attributes = element.attrib
     if len(attributes) > 1 or (attributes and "id" not in attributes):
         for name in attributes:

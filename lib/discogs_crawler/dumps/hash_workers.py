@@ -1,9 +1,8 @@
 """Content hashes of many records at once, on all cores.
 
-A record takes 0.05 ms: 16 minutes for a first dump on one core. Each worker is a process of its
-own, `python -m discogs_crawler.dumps.hash_workers KIND [parse_all]`, which reads lists of records
-from its standard input and answers each with a list of hashes; it ends when its standard input
-does.
+A record takes 0.07 ms: 22 minutes for a first dump on one core. Each worker is a process of its
+own, `python -m discogs_crawler.dumps.hash_workers KIND`, which reads lists of records from its
+standard input and answers each with a list of hashes; it ends when its standard input does.
 """
 
 import contextlib
@@ -41,12 +40,12 @@ _KILLED = "a process that hashes records was killed; is memory short?"
 Outcome = bytes | str
 
 
-def hash_records(records: Sequence[bytes], kind: str, parse_all: bool = False) -> list[Outcome]:
+def hash_records(records: Sequence[bytes], kind: str) -> list[Outcome]:
     """For each record its content hash (20 bytes), or why it is malformed."""
     outcomes: list[Outcome] = []
     for record in records:
         try:
-            outcomes.append(canonical.content_hash(record, kind, parse_all))
+            outcomes.append(canonical.content_hash(record, kind))
         except canonical.Malformed as error:
             outcomes.append(str(error))
     return outcomes
@@ -55,13 +54,9 @@ def hash_records(records: Sequence[bytes], kind: str, parse_all: bool = False) -
 class Hasher:
     """Hashes records in the background. Use it as a context manager."""
 
-    def __init__(self, kind: str, workers: int | None = None, parse_all: bool = False) -> None:
-        """`workers`: processes, by default one a core; with less than two it all happens here.
-
-        `parse_all`: as for `canonical.content_hash`.
-        """
+    def __init__(self, kind: str, workers: int | None = None) -> None:
+        """`workers`: processes, by default one a core; with less than two it all happens here."""
         self._kind = kind
-        self._parse_all = parse_all
         self._count = min(workers or len(os.sched_getaffinity(0)), MAX_WORKERS)
         self._patience = PATIENCE
         self.workers: list[Worker] = []
@@ -77,11 +72,11 @@ class Hasher:
         if self._patience < 0 and self._count > 1:
             wanted = self._count if sum(map(len, records)) > MANY_BYTES else 1
             while len(self.workers) < wanted:
-                self.workers.append(Worker(self._kind, self._parse_all))
+                self.workers.append(Worker(self._kind))
         ready = [worker for worker in self.workers if worker.is_ready]
         if ready and records:
             return min(ready, key=lambda worker: worker.waiting).ask(records).result
-        outcomes = hash_records(records, self._kind, self._parse_all)
+        outcomes = hash_records(records, self._kind)
         return lambda: outcomes
 
     def __enter__(self) -> "Hasher":
@@ -100,17 +95,11 @@ class Hasher:
 class Worker:
     """A process, and a thread that takes its answers: so it never waits for us to take them."""
 
-    def __init__(self, kind: str, parse_all: bool) -> None:
+    def __init__(self, kind: str) -> None:
         library = str(Path(__file__).resolve().parents[2])
         paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "discogs_crawler.dumps.hash_workers",
-                kind,
-                *["parse_all"] * parse_all,
-            ],
+            [sys.executable, "-m", "discogs_crawler.dumps.hash_workers", kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
@@ -166,17 +155,17 @@ class Worker:
             self._answered += 1
 
 
-def _serve(kind: str, parse_all: bool, requests: IO[bytes], answers: IO[bytes]) -> None:
+def _serve(kind: str, requests: IO[bytes], answers: IO[bytes]) -> None:
     """What a worker does, until there are no more requests."""
     while True:
         try:
             records = pickle.load(requests)
         except EOFError:
             return
-        pickle.dump(hash_records(records, kind, parse_all), answers, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(hash_records(records, kind), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _serve(sys.argv[1], "parse_all" in sys.argv[2:], sys.stdin.buffer, sys.stdout.buffer)
+        _serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)

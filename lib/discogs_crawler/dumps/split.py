@@ -115,7 +115,7 @@ class _Run:
         file = stack.enter_context(_open_result(task))
         hasher = None
         if not task.raw:
-            hasher = stack.enter_context(Hasher(kind, task.workers, parse_all=task.verify))
+            hasher = stack.enter_context(Hasher(kind, task.workers))
         assert self.boundaries
         self.splitter = Splitter(blocks, self.boundaries, book, hasher, self.careful)
         self.result = ResultWriter(file, self.book, task.state_dir)
