@@ -11,7 +11,7 @@ from discogs_crawler.dumps.block_reader import Blocks, Source
 from discogs_crawler.dumps.hash_cache import Book, BookWriter
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import ResultWriter
-from discogs_crawler.dumps.pipeline import Hasty, Splitter
+from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.scanner import Boundaries
 from discogs_crawler.records import ELEMENTS, KINDS, parse_id
 
@@ -33,15 +33,6 @@ def our_split(
     dump: bytes, block_size: int = 512 * 1024, book: bytes = b"", workers: int = 1
 ) -> tuple[bytes, bytes, Splitter]:
     """RESULT, the new book, and the splitter after its work on a dump in a file."""
-    try:
-        return _split(dump, block_size, book, workers, careful=False)
-    except Hasty:
-        return _split(dump, block_size, book, workers, careful=True)
-
-
-def _split(
-    dump: bytes, block_size: int, book: bytes, workers: int, careful: bool
-) -> tuple[bytes, bytes, Splitter]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dump").write_bytes(dump)
@@ -50,7 +41,7 @@ def _split(
                 boundaries = Boundaries(blocks, None)
                 with Hasher(boundaries.kind, workers) as hasher:
                     known = Book(io.BytesIO(book))
-                    splitter = Splitter(blocks, boundaries, known, hasher, careful)
+                    splitter = Splitter(blocks, boundaries, known, hasher)
                     writer = ResultWriter(result, BookWriter(new_book), folder)
                     splitter.run(writer, lambda: None)
             result.seek(0)

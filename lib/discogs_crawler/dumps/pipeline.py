@@ -28,10 +28,6 @@ BATCH_BYTES = 256 * 1024
 MAX_DAMAGED = 100
 
 
-class Hasty(Exception):
-    """A record was perhaps not cut where it ends. Start again, and carefully."""
-
-
 class _Batch(NamedTuple):
     ids: list[int]
     offsets: list[int]
@@ -49,18 +45,12 @@ class Splitter:
         boundaries: Boundaries,
         book: Book,
         hasher: Hasher | None,
-        careful: bool,
     ) -> None:
-        """Without a `hasher` nothing is parsed: the raw hashes are the result.
-
-        `careful`: look for the end of every unknown record before it is cut. Otherwise it is cut
-        where it usually ends, which is right if it is well-formed; then `run` may raise Hasty.
-        """
+        """Without a `hasher` nothing is parsed: the raw hashes are the result."""
         self._blocks = blocks
         self._boundaries = boundaries
         self._book = book
         self._hasher = hasher
-        self._careful = careful or hasher is None
         self._batch = _Batch([], [], [], [], [])
         self._unknown_bytes = 0
         self._waiting: deque[tuple[_Batch, Callable[[], list[Outcome]]]] = deque()
@@ -68,7 +58,7 @@ class Splitter:
         self.parsed = self.damaged = 0
 
     def run(self, result: ResultWriter, progress: Callable[[], None]) -> None:
-        """Write all records to `result`. Damage if the dump is not whole; Hasty, see above."""
+        """Write all records to `result`. Damage if the dump is not whole."""
         while self._cut(result):
             progress()
             if len(self._batch.ids) >= BATCH_RECORDS or self._unknown_bytes >= BATCH_BYTES:
@@ -86,7 +76,7 @@ class Splitter:
                 return True
             span = self._boundaries.exact()
         except Damage:
-            self._settle(result)  # Hasty, if what came before was not cut well
+            self._settle(result)
             raise
         if span:
             self._take([span], exact=True)
@@ -122,7 +112,7 @@ class Splitter:
             if content is not None:
                 continue
             start, stop, _ = spans[number]
-            if not exact and not self._boundaries.agrees(start, stop, self._careful):
+            if not exact and not self._boundaries.agrees(start, stop):
                 return number
             if self._hasher is not None:
                 self._batch.unknown.append(bytes(buffer[start:stop]))
@@ -150,20 +140,18 @@ class Splitter:
 
     def _finish_one(self, result: ResultWriter) -> None:
         batch, outcomes_of = self._waiting.popleft()
-        outcomes = zip(batch.unknown, outcomes_of(), strict=True)
+        outcomes = iter(outcomes_of())
         contents = [
-            self._outcome(batch, number, *next(outcomes)) if content is None else content
+            self._outcome(batch, number, next(outcomes)) if content is None else content
             for number, content in enumerate(batch.contents)
         ]
         self.parsed += len(batch.unknown)
         result.write(Hashed(batch.ids, batch.offsets, batch.keys, contents, self._damaged_keys))
 
-    def _outcome(self, batch: _Batch, number: int, record: bytes, outcome: Outcome) -> bytes:
+    def _outcome(self, batch: _Batch, number: int, outcome: Outcome) -> bytes:
         """The content hash of a parsed record: its raw hash if it is damaged, which is said."""
         if isinstance(outcome, bytes):
             return outcome
-        if not self._careful and self._boundaries.is_doubtful(record, 0, len(record)):
-            raise Hasty
         record_id, offset = batch.ids[number], batch.offsets[number]
         self._damaged_keys.add(batch.keys[number])
         self.damaged += 1

@@ -1,10 +1,10 @@
 """Where the records of a dump begin and end.
 
 Two ways. `plain` finds `</release>\\n<release id="`, at 2-3 GB/s, and takes for a record what lies
-between two of them: rightly, if its bytes are one well-formed element, now or in an earlier month.
+between two of them: rightly, if these bytes were one well-formed element in an earlier month.
 `exact` knows comments, CDATA sections, nested elements of the same name, and what may stand before,
 between and after records, and finds the record's true end tag; it is asked where `plain` finds
-nothing usual, and in a careful run wherever the two may differ.
+nothing usual, and in records with new bytes wherever the two may differ.
 """
 
 import re
@@ -113,21 +113,14 @@ class Boundaries:
             id_start = boundary + length
         return spans
 
-    def agrees(self, start: int, stop: int, careful: bool) -> bool:
-        """Whether what `plain` took for a record is what `exact` would.
-
-        Unless `careful`, that is so only if the record turns out to be well-formed.
-        """
+    def agrees(self, start: int, stop: int) -> bool:
+        """Whether what `plain` took for a record is what `exact` would."""
         buffer = self._blocks.buffer
         if not self._plain_start.match(buffer, start):
             return False
-        if not careful or not self.is_doubtful(buffer, start, stop):
+        if not self._doubtful.search(buffer, start + 1, stop - len(self._end_tag)):
             return True
         return self._find_end(start) == stop
-
-    def is_doubtful(self, text: bytes | bytearray, start: int, stop: int) -> bool:
-        """Whether `exact` may see another end of what `plain` took for a record."""
-        return self._doubtful.search(text, start + 1, stop - len(self._end_tag)) is not None
 
     def go_on(self, stop: int) -> None:
         """The record that stops there was taken."""

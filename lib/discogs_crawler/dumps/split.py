@@ -20,7 +20,7 @@ from discogs_crawler.dumps.hash_cache import BookWriter, new_book, open_book
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import ResultWriter
 from discogs_crawler.dumps.metadata import WHOLE, Damage, DumpFacts
-from discogs_crawler.dumps.pipeline import Hasty, Splitter
+from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.scanner import Boundaries
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
 
@@ -76,9 +76,8 @@ class Report(NamedTuple):
 class _Run:
     """How far a run has come, for the facts of a dump that turns out to be damaged, too."""
 
-    def __init__(self, task: Task, source: Source, careful: bool) -> None:
+    def __init__(self, task: Task, source: Source) -> None:
         self.task = task
-        self.careful = careful
         self.source = source
         self.kind = (task.path and metadata.parse_name(task.path.name).kind) or ""
         self.boundaries: Boundaries | None = None
@@ -117,7 +116,7 @@ class _Run:
         if not task.raw:
             hasher = stack.enter_context(Hasher(kind, task.workers))
         assert self.boundaries
-        self.splitter = Splitter(blocks, self.boundaries, book, hasher, self.careful)
+        self.splitter = Splitter(blocks, self.boundaries, book, hasher)
         self.result = ResultWriter(file, self.book, task.state_dir)
 
     def facts(self, verdict: str) -> DumpFacts:
@@ -149,11 +148,7 @@ def examine(task: Task) -> Report:
     not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
     """
     started = time.monotonic()
-    try:
-        run, verdict = _attempt(task, careful=task.path is None or not task.path.is_file())
-    except Hasty:
-        log.info("a record may end elsewhere than usual: starting again, and looking closely")
-        run, verdict = _attempt(task, careful=True)
+    run, verdict = _attempt(task)
     return Report(
         facts=run.facts(verdict),
         parsed=run.splitter.parsed if run.splitter else 0,
@@ -163,10 +158,10 @@ def examine(task: Task) -> Report:
     )
 
 
-def _attempt(task: Task, careful: bool) -> tuple[_Run, str]:
-    """One pass over the dump, and the verdict. Hasty if it takes a `careful` one."""
+def _attempt(task: Task) -> tuple[_Run, str]:
+    """One pass over the dump, and the verdict."""
     with Source(task.path) as source:
-        run = _Run(task, source, careful)
+        run = _Run(task, source)
         total = task.path.stat().st_size if task.path else 0
         with progress.bar("split", total, "MB/s", 1e6) if total else _no_bar() as advance:
             try:
