@@ -30,28 +30,29 @@ _NO_SLUG = re.compile(r"[^\w\s!-]")
 _DASHES = re.compile(r"[\s-]+")
 
 Document = dict[str, Any]
+Children = dict[str, etree._Element]
 
 
 def convert(kind: str, record: etree._Element, skip: Collection[str] = ()) -> Document:
     """What the record's element says, without the fields that `skip` names."""
-    document = _CONVERTERS[kind](record)
-    videos = record.find("videos")
-    if videos is not None and "videos" not in skip:
-        document["videos"] = [_video(video) for video in videos]
+    children: Children = {child.tag: child for child in record}
+    document = _CONVERTERS[kind](record, children)
+    if "videos" in children and "videos" not in skip:
+        document["videos"] = [_video(video) for video in children["videos"]]
     for name in skip:
         document.pop(name, None)
     return document
 
 
-def _text(element: etree._Element, tag: str) -> str:
+def _text(children: Children, tag: str) -> str:
     """The text of a child; "" if there is none."""
-    return element.findtext(tag) or ""
+    child = children.get(tag)
+    return "" if child is None else child.text or ""
 
 
-def _texts(element: etree._Element, tag: str) -> list[str]:
-    """The texts of the children of a child, without empty ones."""
-    found = element.find(tag)
-    return [] if found is None else [child.text for child in found if child.text]
+def _texts(element: Iterable[etree._Element]) -> list[str]:
+    """The texts of the children, without empty ones."""
+    return [child.text for child in element if child.text]
 
 
 def _number(text: str | None) -> int:
@@ -59,36 +60,37 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
-def _put_texts(document: Document, record: etree._Element, *tags: str) -> None:
-    """Copy the texts that are there; the API omits what is not."""
-    for tag in tags:
-        if text := record.findtext(tag):
-            document[tag] = text
+def _put(document: Document, name: str, value: Any) -> None:
+    """The API omits what is empty."""
+    if value:
+        document[name] = value
 
 
-def _put_lists(document: Document, record: etree._Element, *tags: str) -> None:
+def _put_texts(document: Document, children: Children, *tags: str) -> None:
     for tag in tags:
-        if texts := _texts(record, tag):
-            document[tag] = texts
+        _put(document, tag, _text(children, tag))
+
+
+def _put_lists(document: Document, children: Children, *tags: str) -> None:
+    for tag in tags:
+        _put(document, tag, _texts(children.get(tag, ())))
 
 
 def _video(video: etree._Element) -> Document:
     get = video.get
-    found: Document = {"uri": get("src", ""), "title": _text(video, "title")}
+    children: Children = {child.tag: child for child in video}
+    found: Document = {"uri": get("src", ""), "title": _text(children, "title")}
     found["duration"] = _number(get("duration"))
     found["embed"] = get("embed") == "true"
     # Without one the API has null or "".
-    _put_texts(found, video, "description")
+    _put_texts(found, children, "description")
     return found
 
 
-def _credits(parent: etree._Element, tag: str) -> list[Document]:
-    """The artists below a child; the last of them is joined to nothing, whatever the dump says."""
-    found = parent.find(tag)
-    if found is None:
-        return []
+def _credits(artists: Iterable[etree._Element]) -> list[Document]:
+    """People credited; the last of them is joined to nothing, whatever the dump says."""
     people = []
-    for artist in found:
+    for artist in artists:
         texts = {child.tag: child.text or "" for child in artist}
         number = _number(texts.get("id"))
         people.append(
@@ -108,40 +110,34 @@ def _credits(parent: etree._Element, tag: str) -> list[Document]:
 
 
 def _track(track: etree._Element) -> Document:
-    texts = {child.tag: child.text or "" for child in track}
-    position = texts.get("position", "")
-    found: Document = {
-        "duration": texts.get("duration", ""),
-        "position": position,
-        "title": texts.get("title", ""),
-    }
-    if "artists" in texts and (people := _credits(track, "artists")):
-        found["artists"] = people
-    if "extraartists" in texts and (people := _credits(track, "extraartists")):
-        found["extraartists"] = people
-    if "sub_tracks" in texts and (parts := [_track(part) for part in track.find("sub_tracks")]):
-        found["sub_tracks"] = parts
+    found: Document = {"duration": "", "position": "", "title": ""}
+    for child in track:
+        tag = child.tag
+        if tag in found:
+            found[tag] = child.text or ""
+        elif tag in ("artists", "extraartists"):
+            _put(found, tag, _credits(child))
+        elif tag == "sub_tracks":
+            _put(found, tag, [_track(part) for part in child])
+    if "sub_tracks" in found:
         found["type_"] = "index"
-    elif position:
+    elif found["position"]:
         found["type_"] = "track"
     elif "artists" not in found and "extraartists" not in found:
         found["type_"] = "heading"
     return found
 
 
-def _labels(record: etree._Element, tag: str, entity_type: str, name: str) -> list[Document]:
-    found = record.find(tag)
-    if found is None:
-        return []
+def _labels(elements: Iterable[etree._Element], entity_type: str, type_name: str) -> list[Document]:
     labels = []
-    for label in found:
+    for label in elements:
         get = label.get
         number = _number(get("id"))
         labels.append(
             {
                 "catno": get("catno", ""),
                 "entity_type": entity_type,
-                "entity_type_name": name,
+                "entity_type_name": type_name,
                 "id": number,
                 "name": get("name", ""),
                 "resource_url": f"{API}/labels/{number}" if number else "",
@@ -150,12 +146,9 @@ def _labels(record: etree._Element, tag: str, entity_type: str, name: str) -> li
     return labels
 
 
-def _companies(record: etree._Element) -> list[Document]:
-    found = record.find("companies")
-    if found is None:
-        return []
+def _companies(elements: Iterable[etree._Element]) -> list[Document]:
     companies = []
-    for company in found:
+    for company in elements:
         texts = {child.tag: child.text or "" for child in company}
         number = _number(texts.get("id"))
         companies.append(
@@ -176,8 +169,8 @@ def _format(item: etree._Element) -> Document:
     found: Document = {"name": get("name", ""), "qty": get("qty", "")}
     if text := get("text"):
         found["text"] = text
-    if descriptions := _texts(item, "descriptions"):
-        found["descriptions"] = descriptions
+    for child in item:
+        _put(found, "descriptions", _texts(child))
     return found
 
 
@@ -189,34 +182,31 @@ def _identifier(item: etree._Element) -> Document:
     return found
 
 
-def _release(record: etree._Element) -> Document:
+def _release(record: etree._Element, children: Children) -> Document:
+    get = children.get
     number = _number(record.get("id"))
-    artists = _credits(record, "artists")
-    identifiers = record.find("identifiers")
     document: Document = {
         "id": number,
         "status": "Accepted",  # others are in no dump
         "resource_url": f"{API}/releases/{number}",
-        "labels": _labels(record, "labels", "1", "Label"),
-        "series": _labels(record, "series", "2", "Series"),
-        "companies": _companies(record),
-        "identifiers": [] if identifiers is None else [_identifier(item) for item in identifiers],
+        "labels": _labels(get("labels", ()), "1", "Label"),
+        "series": _labels(get("series", ()), "2", "Series"),
+        "companies": _companies(get("companies", ())),
+        "identifiers": [_identifier(item) for item in get("identifiers", ())],
     }
-    _put_texts(document, record, "title", "country", "released", "notes", "data_quality")
-    _put_lists(document, record, "genres", "styles")
-    if artists:
-        document["artists"] = artists
-        _put(document, "artists_sort", _sorted_name(artists))
-    if extra := _credits(record, "extraartists"):
-        document["extraartists"] = extra
-    if (formats := record.find("formats")) is not None and len(formats):
-        document["formats"] = [_format(item) for item in formats]
-        _put(document, "format_quantity", _quantity(document["formats"]))
-    if master := _number(record.findtext("master_id")):
+    _put_texts(document, children, "title", "country", "released", "notes", "data_quality")
+    _put_lists(document, children, "genres", "styles")
+    artists = _credits(get("artists", ()))
+    _put(document, "artists", artists)
+    _put(document, "artists_sort", _sorted_name(artists))
+    _put(document, "extraartists", _credits(get("extraartists", ())))
+    formats = [_format(item) for item in get("formats", ())]
+    _put(document, "formats", formats)
+    _put(document, "format_quantity", _quantity(formats))
+    if master := _number(_text(children, "master_id")):
         document["master_id"] = master
         document["master_url"] = f"{API}/masters/{master}"
-    if (tracks := record.find("tracklist")) is not None and len(tracks):
-        document["tracklist"] = [_track(track) for track in tracks]
+    _put(document, "tracklist", [_track(track) for track in get("tracklist", ())])
     released = document.get("released", "")
     year = _YEAR.match(released)
     document["year"] = int(year[0]) if year else 0
@@ -225,59 +215,56 @@ def _release(record: etree._Element) -> Document:
     return document
 
 
-def _master(record: etree._Element) -> Document:
-    number, main = _number(record.get("id")), _number(record.findtext("main_release"))
-    artists = _credits(record, "artists")
+def _master(record: etree._Element, children: Children) -> Document:
+    number = _number(record.get("id"))
     document: Document = {
         "id": number,
         "resource_url": f"{API}/masters/{number}",
         "versions_url": f"{API}/masters/{number}/versions",
-        "year": _number(record.findtext("year")),
+        "year": _number(_text(children, "year")),
     }
-    if main:
+    if main := _number(_text(children, "main_release")):
         document["main_release"] = main
         document["main_release_url"] = f"{API}/releases/{main}"
-    if artists:
-        document["artists"] = artists
-    _put_texts(document, record, "title", "notes", "data_quality")
-    _put_lists(document, record, "genres", "styles")
+    artists = _credits(children.get("artists", ()))
+    _put(document, "artists", artists)
+    _put_texts(document, children, "title", "notes", "data_quality")
+    _put_lists(document, children, "genres", "styles")
     _put(document, "uri", _uri("master", number, _credited(artists, document.get("title"))))
     return document
 
 
-def _artist(record: etree._Element) -> Document:
-    number = _number(record.findtext("id"))
+def _artist(record: etree._Element, children: Children) -> Document:
+    number = _number(_text(children, "id"))
     document: Document = {
         "id": number,
         "resource_url": f"{API}/artists/{number}",
         "releases_url": f"{API}/artists/{number}/releases",
-        "profile": _text(record, "profile"),
+        "profile": _text(children, "profile"),
     }
-    _put_texts(document, record, "name", "realname", "data_quality")
-    _put_lists(document, record, "urls", "namevariations")
+    _put_texts(document, children, "name", "realname", "data_quality")
+    _put_lists(document, children, "urls", "namevariations")
     for tag in ("aliases", "members", "groups"):
-        # In some years <members> also has the bare numbers, as <id>.
-        if others := _others("artists", record.iterfind(f"{tag}/name")):
-            document[tag] = others
+        _put(document, tag, _others("artists", children.get(tag, ())))
     _put(document, "uri", _uri("artist", number, document.get("name")))
     return document
 
 
-def _label(record: etree._Element) -> Document:
-    number = _number(record.findtext("id"))
+def _label(record: etree._Element, children: Children) -> Document:
+    number = _number(_text(children, "id"))
     document: Document = {
         "id": number,
         "resource_url": f"{API}/labels/{number}",
         "releases_url": f"{API}/labels/{number}/releases",
-        "profile": _text(record, "profile"),
+        "profile": _text(children, "profile"),
     }
-    _put_texts(document, record, "name", "data_quality")
-    _put_lists(document, record, "urls")
-    _put(document, "contact_info", record.findtext("contactinfo"))
-    if parents := _others("labels", record.iterfind("parentLabel")):
-        document["parent_label"] = parents[0]
-    if sublabels := _others("labels", record.iterfind("sublabels/label")):
-        document["sublabels"] = sublabels
+    _put_texts(document, children, "name", "data_quality")
+    _put_lists(document, children, "urls")
+    _put(document, "contact_info", _text(children, "contactinfo"))
+    if "parentLabel" in children:
+        for parent in _others("labels", [children["parentLabel"]]):
+            document["parent_label"] = parent
+    _put(document, "sublabels", _others("labels", children.get("sublabels", ())))
     name = document.get("name", "")
     # Whether a label's address has the number in brackets behind its name is not known.
     if not _NUMBERED.fullmatch(name):
@@ -286,7 +273,7 @@ def _label(record: etree._Element) -> Document:
 
 
 def _others(kind: str, elements: Iterable[etree._Element]) -> list[Document]:
-    """Records that a record names, those without a number or a name left out."""
+    """Records that a record names; without an id they are only numbers, as in <members> of 2019."""
     found = []
     for element in elements:
         number = _number(element.get("id"))
@@ -294,11 +281,6 @@ def _others(kind: str, elements: Iterable[etree._Element]) -> list[Document]:
             url = f"{API}/{kind}/{number}"
             found.append({"id": number, "name": element.text, "resource_url": url})
     return found
-
-
-def _put(document: Document, name: str, value: Any) -> None:
-    if value:
-        document[name] = value
 
 
 def _formatted(released: str) -> str | None:
@@ -313,7 +295,7 @@ def _formatted(released: str) -> str | None:
 
 
 def _quantity(formats: Iterable[Document]) -> int | None:
-    """The number of all media."""
+    """The number of all media; None if it is not known."""
     total = 0
     for item in formats:
         if item["name"] == "All Media":
@@ -326,7 +308,7 @@ def _quantity(formats: Iterable[Document]) -> int | None:
 
 def _sorted_name(artists: list[Document]) -> str | None:
     """The names under which the artists are sorted, joined; None if that is not known."""
-    pieces = []
+    pieces: list[str] = []
     for artist in artists:
         name, join = artist["name"], artist["join"]
         if name.startswith("The "):
@@ -362,7 +344,7 @@ def _uri(kind: str, number: int, text: str | None) -> str | None:
     return f"{SITE}/{kind}/{number}-{slug}"
 
 
-_CONVERTERS: dict[str, Callable[[etree._Element], Document]] = {
+_CONVERTERS: dict[str, Callable[[etree._Element, Children], Document]] = {
     "releases": _release,
     "artists": _artist,
     "labels": _label,
