@@ -19,6 +19,10 @@ from discogs_crawler.errors import BadData, ConfigurationError
 # Rises whenever the same answer would be stored as other bytes; it is in every commit's message.
 CLEANER_VERSION = 1
 
+# The first key of a record that came from a dump: which one. Records of the API have no such key.
+DUMP = "_dump"
+FROM_DUMP = b'{\n  "_dump": '
+
 # Seen to change between captures of one record whose `date_changed` did not move, or derived from
 # the marketplace.
 VOLATILE = (
@@ -62,8 +66,9 @@ def rules_for(settings: Settings, kind: str) -> Rules:
     """The rules for records of a kind; ConfigurationError names a path that cannot be one."""
     remove, keep = settings.remove_fields, settings.keep_fields
     rules = _rules(kind, settings.clean_preset, remove, keep)
-    if () in _step(rules.remove, "id") and () not in _step(rules.keep, "id"):
-        raise ConfigurationError("REMOVE_FIELDS must leave the id: a record cannot do without")
+    for name in ("id", DUMP):
+        if () in _step(rules.remove, name) and () not in _step(rules.keep, name):
+            raise ConfigurationError(f"REMOVE_FIELDS must leave {name}: a record cannot do without")
     _refuse_contradictions(remove, keep)
     return rules
 
@@ -121,10 +126,16 @@ def _removes(path: str, remove: Patterns, keep: Patterns) -> bool:
     return False
 
 
+def prune(document: dict[str, Any], rules: Rules) -> dict[str, Any]:
+    """The document without the fields that the rules remove."""
+    pruned: dict[str, Any] = _prune(document, rules.remove, rules.keep)
+    return pruned
+
+
 def clean(document: dict[str, Any], rules: Rules) -> bytes:
     """The bytes to store for a document that `exact_json.loads` gave; BadData if it is too deep."""
     try:
-        return exact_json.dumps(_prune(document, rules.remove, rules.keep))
+        return exact_json.dumps(prune(document, rules))
     except RecursionError as error:
         raise BadData("JSON nested too deeply") from error
 

@@ -228,8 +228,7 @@ _IMPORTED = (
         (
             kind,
             "    state TEXT GENERATED",
-            "    imported INTEGER,             -- dumps.id whose record the store has; NULL: it has the\n"
-            "                                  -- API's, or none\n"
+            "    imported INTEGER,             -- dumps.id of what is stored; NULL: not of a dump\n"
             "    state TEXT GENERATED",
         )
         for kind in KINDS

@@ -127,6 +127,10 @@ class Store:
         """The stores of single repositories that this one consists of."""
         return [self]
 
+    def part(self, kind: str, segment: int) -> "Store":
+        """The store of the repository that has a segment."""
+        return self
+
     def repositories(self) -> list[Repository]:
         """All repositories of the store."""
         return [self.repository]
