@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from discogs_crawler import config, locks
 from discogs_crawler.cli import command
+from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.importing import run as import_run
@@ -61,10 +62,11 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         database.open(settings.database) as opened,
     ):
         dump = import_run.find_dump(opened, flags.dump)
-        kept = layouts.open_store(settings)
+        stop = Stop()
+        kept = layouts.open_store(settings, stop=stop)
         with opened.run("import_dump", dump.kind) as run:
             report = import_run.import_dump(
-                flags.dump, dump, kept, opened, settings, force=flags.force
+                flags.dump, dump, kept, opened, settings, stop, force=flags.force
             )
             run.counts |= {**report.counts._asdict(), "damaged": report.damaged}
     tell(report)

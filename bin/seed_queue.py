@@ -124,8 +124,9 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     return tell(report, flags.dry_run)
 
 
-def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
-    return layouts.open_store(settings, create=False).ids
+def _stored(settings: Settings) -> Callable[[str], Iterable[tuple[int, bool]]]:
+    opened = layouts.open_store(settings, create=False)
+    return lambda kind: layouts.origins(opened, kind)
 
 
 def _refuse_to_forget(book: Ledger, settings: Settings) -> None:

@@ -21,7 +21,6 @@ CLEANER_VERSION = 1
 
 # The first key of a record that came from a dump: which one. Records of the API have no such key.
 DUMP = "_dump"
-FROM_DUMP = b'{\n  "_dump": '
 
 # Seen to change between captures of one record whose `date_changed` did not move, or derived from
 # the marketplace.

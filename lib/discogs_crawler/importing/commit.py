@@ -4,16 +4,16 @@ A record of the API is never replaced. Whatever the ledger says, a worker may ha
 so an import replaces only what begins with `_dump`, or is not there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from discogs_crawler.api import cleaning
 from discogs_crawler.importing.lanes import ENTRY
 from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.fast_import import Entry
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.single import Store
+from discogs_crawler.store.single import FROM_DUMP, Store
 
 # Records that are looked up at once: if each is in another directory, 20 MB.
 LOOK_UP = 10_000
@@ -36,6 +36,14 @@ class Counts(NamedTuple):
         return Counts(*map(sum, zip(self, other, strict=True)))
 
 
+class Row(NamedTuple):
+    """An ENTRY."""
+
+    id: int
+    marks: int
+    oid: bytes
+
+
 class Outcome(NamedTuple):
     """What came of entries: those that are in the store now, as they were given."""
 
@@ -43,19 +51,21 @@ class Outcome(NamedTuple):
     counts: Counts
 
 
-def put(store: Store, kind: str, entries: bytes, trailers: Mapping[str, str]) -> Outcome:
-    """Commit to one repository the records that may be; see import_lanes.ENTRY."""
+def put(
+    store: Store, kind: str, entries: bytes, days: Sequence[str], trailers: Mapping[str, str]
+) -> Outcome:
+    """Commit to one repository the records that may be; see import_lanes.ENTRY, `days` by marks."""
 
     def attempt() -> Outcome:
         base = store.refresh()
-        outcome, changes = _decide(store, base, kind, entries)
+        outcome, changes = _decide(store, base, kind, entries, days)
         if changes:
-            subject = _subject(kind, outcome.counts)
             pieces = (
                 Entry(_path(store, kind, record_id), None, oid.hex())
                 for record_id, _, oid in ENTRY.iter_unpack(changes)
             )
-            store.publish(base, pieces, fast_import.describe(subject, trailers))
+            message = fast_import.describe(_subject(kind, outcome.counts), trailers)
+            store.publish(base, pieces, message)
         return outcome
 
     return store.retried(attempt)
@@ -87,33 +97,57 @@ def _path(store: Store, kind: str, record_id: int) -> str:
     return record_path(kind, record_id).removeprefix(store.prefix)
 
 
-def _decide(store: Store, base: str | None, kind: str, entries: bytes) -> tuple[Outcome, bytes]:
+def _decide(
+    store: Store, base: str | None, kind: str, entries: bytes, days: Sequence[str]
+) -> tuple[Outcome, bytes]:
     """What is in the store afterwards, and of that what is not there yet."""
     there, changes, counts = bytearray(), bytearray(), Counts()
     size = ENTRY.size * LOOK_UP
     for start in range(0, len(entries), size):
-        rows = list(ENTRY.iter_unpack(entries[start : start + size]))
-        stored = _stored(store, base, kind, [row[0] for row in rows])
-        others = {i: stored[i] for i, _, oid in rows if i in stored and stored[i] != oid}
-        ours = _from_dump(store.repository, others)
-        added = changed = kept = 0
-        for record_id, marks, oid in rows:
-            row = ENTRY.pack(record_id, marks, oid)
-            # One that was imported before and is not there was removed by a worker, after 404.
-            if record_id in others:
-                is_ours = record_id in ours
-                changed += is_ours
-            else:
-                is_ours = record_id in stored or not marks & 1
-                added += is_ours and record_id not in stored
-            if not is_ours:
-                kept += 1
-                continue
-            there += row
-            if stored.get(record_id) != oid:
-                changes += row
-        counts = counts.plus(Counts(added=added, changed=changed, kept=kept))
+        rows = [Row._make(row) for row in ENTRY.iter_unpack(entries[start : start + size])]
+        stored = _stored(store, base, kind, [row.id for row in rows])
+        verdicts = _look(store.repository, rows, stored, days)
+        numbers = collections.Counter(verdicts)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            packed = ENTRY.pack(*row)
+            if verdict != "kept":
+                there += packed
+            if verdict in ("added", "changed"):
+                changes += packed
+        counts = counts.plus(Counts(numbers["added"], numbers["changed"], 0, numbers["kept"]))
     return Outcome(bytes(there), counts), bytes(changes)
+
+
+def _look(
+    repository: Repository, rows: Sequence[Row], stored: Mapping[int, bytes], days: Sequence[str]
+) -> list[str]:
+    """For each row what it is to the store: added, changed, same, or kept as the store has it."""
+    verdicts = []
+    differing = []
+    for number, row in enumerate(rows):
+        before = stored.get(row.id)
+        if before is None:
+            # One that was imported before and is not there was removed by a worker, after 404.
+            verdicts.append("kept" if row.marks & 1 else "added")
+        else:
+            verdicts.append("same")
+            if before != row.oid:
+                differing.append(number)
+    for part in _slices(differing, READ):
+        contents = git.read_blobs(repository, [stored[rows[number].id].hex() for number in part])
+        for number, data in zip(part, contents, strict=True):
+            verdicts[number] = _compare(rows[number], data or b"", days)
+    return verdicts
+
+
+def _compare(row: Row, before: bytes, days: Sequence[str]) -> str:
+    """The same for a record that is stored in other bytes."""
+    if not before.startswith(FROM_DUMP):
+        return "kept"
+    # Another dump that says the same of the record is no reason for a commit.
+    day = f'"{days[row.marks]}"'.encode()
+    again = FROM_DUMP + day + before[len(FROM_DUMP) + len(day) :]
+    return "same" if fast_import.blob_id(again) == row.oid else "changed"
 
 
 def _stored(store: Store, base: str | None, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
@@ -127,13 +161,10 @@ def _from_dump(repository: Repository, blobs: Mapping[int, bytes]) -> set[int]:
     """Those whose blob was imported."""
     found: set[int] = set()
     for part in _slices(list(blobs), READ):
-        names = [blobs[record_id].hex() for record_id in part]
-        contents = git.read_blobs(repository, names)
-        found |= {
-            record_id
-            for record_id, data in zip(part, contents, strict=True)
-            if data is not None and data.startswith(cleaning.FROM_DUMP)
-        }
+        contents = git.read_blobs(repository, [blobs[record_id].hex() for record_id in part])
+        for record_id, data in zip(part, contents, strict=True):
+            if data is not None and data.startswith(FROM_DUMP):
+                found.add(record_id)
     return found
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.cli import progress
+from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps.block_reader import Blocks, Source
 from discogs_crawler.dumps.scanner import Boundaries
@@ -45,7 +46,8 @@ PUSH_RECORDS = 100_000
 class Report(NamedTuple):
     """What a run did."""
 
-    dump: DumpRow
+    file: str
+    kind: str
     counts: Counts
     damaged: int
     seconds: float
@@ -54,10 +56,12 @@ class Report(NamedTuple):
         """The summary: one line."""
         added, changed, removed, kept = self.counts
         number = added + changed
+        if not (number or removed or kept or self.damaged):
+            return f"{self.file}: all of it was imported before"
         extras = [f"{kept:,} kept as the API gave them"] if kept else []
         extras += [f"{self.damaged} damaged and skipped"] if self.damaged else []
         return (
-            f"{self.dump.file}: {', '.join([f'{added:,} {self.dump.kind} imported', *extras])}, "
+            f"{self.file}: {', '.join([f'{added:,} {self.kind} imported', *extras])}, "
             f"{changed:,} imported again, {removed:,} removed in {self.seconds:.1f} s"
             + (f", {number / max(self.seconds, 0.001):,.0f} records/s" if number else "")
         )
@@ -77,7 +81,7 @@ def find_dump(opened: Ledger, path: Path) -> DumpRow:
             f"-r {path}.hashes, then seed_queue.py -n {path}.hashes"
         )
     accepted = opened.last_accepted(dump.kind)
-    if accepted is None or accepted.sha256 != dump.sha256:
+    if accepted is None or not _is_of(accepted, dump):
         what = "none yet" if accepted is None else accepted.file
         raise BadData(
             f"{path}: the ledger has not accepted this dump of {dump.kind} ({what}): first "
@@ -86,13 +90,30 @@ def find_dump(opened: Ledger, path: Path) -> DumpRow:
     return accepted
 
 
+def _is_of(accepted: DumpRow, dump: DumpRow) -> bool:
+    """Whether the accepted hashes are those of the dump.
+
+    A ledger that was made again has accepted them not knowing of which file.
+    """
+    if accepted.sha256 is None:
+        return accepted.result_sha256 == dump.result_sha256
+    return accepted.sha256 == dump.sha256
+
+
 def import_dump(
-    path: Path, dump: DumpRow, store: AnyStore, opened: Ledger, settings: Settings, *, force: bool
+    path: Path,
+    dump: DumpRow,
+    store: AnyStore,
+    opened: Ledger,
+    settings: Settings,
+    stop: Stop,
+    *,
+    force: bool,
 ) -> Report:
     """Bring the store up to what the dump has, where it has nothing from the API."""
     started = time.monotonic()
     trailers = {
-        "Source": f"dump {dump.file}",
+        "Source": f"dump {path.name}",
         "Cleaner": cleaning.rules_for(settings, dump.kind).name,
     }
     counts, damaged = Counts(), 0
@@ -102,10 +123,10 @@ def import_dump(
         selection = import_selection.select(opened, dump.kind)
         if selection.records:
             run = _Run(path, dump.kind, store, selection, trailers, settings)
-            run.go()
+            run.go(stop)
             counts, damaged = counts.plus(run.counts), run.damaged
         import_selection.note_done(opened, dump)
-    return Report(dump, counts, damaged, time.monotonic() - started)
+    return Report(path.name, dump.kind, counts, damaged, time.monotonic() - started)
 
 
 def _remove(
@@ -137,6 +158,7 @@ class _Run:
     ) -> None:
         self._path, self._kind, self._store = path, kind, store
         self._selection, self._trailers, self._settings = selection, trailers, settings
+        self._days = ["", "", *(day for day in selection.days for _ in range(2))]  # by marks
         self._limit = PUSH_RECORDS if settings.store_remote else COMMIT_RECORDS
         self._batch: list[Record] = []
         self._segment = self._bytes = self._staged = 0
@@ -146,12 +168,13 @@ class _Run:
         self.counts = Counts()
         self.damaged = 0
 
-    def go(self) -> None:
-        days = ["", "", *(day for day in self._selection.days for _ in range(2))]
+    def go(self, stop: Stop) -> None:
+        """Do all of it. When it is interrupted, a remote that is down is not waited for."""
         rules = cleaning.rules_for(self._settings, self._kind)
-        setup = Setup(self._kind, rules, days, fast_import.FAST_IMPORT)
+        setup = Setup(self._kind, rules, self._days, fast_import.FAST_IMPORT)
         with contextlib.ExitStack() as stack:
             saver = stack.enter_context(ThreadPoolExecutor(1, "commit"))
+            stack.callback(stop.ask)
             lanes = stack.enter_context(Lanes(setup, git.environment()))
             advance = stack.enter_context(
                 progress.bar("import", self._selection.records, "records/s")
@@ -214,7 +237,9 @@ class _Run:
             entries[self._parts[segment].repository.path].append(answer.entries)
         counts = Counts()
         for path, pieces in entries.items():
-            outcome = commit.put(stores[path], self._kind, b"".join(pieces), self._trailers)
+            outcome = commit.put(
+                stores[path], self._kind, b"".join(pieces), self._days, self._trailers
+            )
             counts = counts.plus(outcome.counts)
             brought = (
                 (self._selection.dump_of(marks), record_id)

@@ -66,12 +66,12 @@ def id_space(kind: Kind) -> Any:
         else:
             tip = (
                 f"ids from {name}: {count(here.stored_in_dump)} of {count(here.in_dump)} stored, "
-                f"{count(here.missing)} missing"
+                f"{count(here.imported)} imported, {count(here.missing)} missing"
             )
             cells.append(Cell(name, 1 - here.missing / here.in_dump, tip))
     text = (
-        "Percent of the dump's records that are stored or known to be gone, for each million ids; "
-        "ten millions a row."
+        "Percent of the dump's records that are stored, imported or known to be gone, for each "
+        "million ids; ten millions a row."
         if cells
         else "No id is known yet."
     )
@@ -80,13 +80,14 @@ def id_space(kind: Kind) -> Any:
             count(segment.segment * SEGMENT_SIZE),
             share(segment.coverage.share),
             count(segment.coverage.stored_in_dump),
+            count(segment.coverage.imported),
             count(segment.coverage.missing),
             count(segment.coverage.gone),
             count(segment.coverage.dead),
         )
         for segment in kind.segments
     ]
-    heads = ("from id", "share", "stored", "missing", "gone", "dead")
+    heads = ("from id", "share", "stored", "imported", "missing", "gone", "dead")
     plot = id_map(f"Map of the ids of {kind.kind}", text, cells)
     return figure("Map of the id space", text, plot, heads, rows)
 

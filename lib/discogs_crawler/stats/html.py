@@ -111,6 +111,8 @@ def _tile(name: str, value: str, remark: str) -> Any:
 def _tiles(kind: Kind, quota: Quota, now: int) -> Iterator[tuple[str, str, str]]:
     here, ages = kind.coverage, kind.ages
     missing = f"{count(here.missing)} missing" if here.in_dump else "missing: unknown"
+    if here.imported:
+        missing = f"{count(here.imported)} imported, {missing}"
     yield "Stored", count(here.stored), missing
     others = "nothing is stored yet" if ages.p90_s is None else f"90 % {within(ages.p90_s)}"
     yield "Half seen within", _days(ages.median_s), others

@@ -61,8 +61,10 @@ def _kind(kind: Kind) -> Iterator[str]:
             f"{_bar(here.share)} {share(here.share)}"
             f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
         )
+    imported = f"   imported {count(here.imported)}" if here.imported else ""
     yield (
-        f"stored {count(here.stored)}{missing}   gone {count(here.gone)}   dead {count(here.dead)}"
+        f"stored {count(here.stored)}{imported}{missing}"
+        f"   gone {count(here.gone)}   dead {count(here.dead)}"
     )
     if kind.ages.median_s is not None and kind.ages.p90_s is not None:
         yield f"last seen: half {within(kind.ages.median_s)}, 90 % {within(kind.ages.p90_s)}"

@@ -38,6 +38,9 @@ DOWN_S = 30
 # Records read at once: 200 of the largest are 30 MB.
 READ_AT_ONCE = 200
 
+# How a record begins that came from a dump; one from the API has no such key.
+FROM_DUMP = b'{\n  "_dump": '
+
 # The branches of `worker.py --branch NAME`.
 CRAWL = "crawl/"
 

@@ -241,6 +241,7 @@ class _Crawl:
             return
         kind, leases = self._task.kind, self._batch.leases()
         trailers = {
+            "Source": "api",
             "Reason": self._batch.reasons(),
             "Dump": self._dump(),
             "Cleaner": self._rules.name,
