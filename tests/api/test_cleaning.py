@@ -119,10 +119,16 @@ def test_what_is_not_a_path_is_refused_by_name(setting: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["id", "i?", "*", "**.id", "**.*d"])
 def test_a_record_cannot_lose_its_id(path: str) -> None:
-    with pytest.raises(ConfigurationError, match="must leave id"):
+    with pytest.raises(ConfigurationError, match="must leave the id"):
         rules(REMOVE_FIELDS=path)
     if path != "id":
         assert cleaned(RELEASE, REMOVE_FIELDS=path, KEEP_FIELDS="id")["id"] == RELEASE["id"]
+
+
+def test_an_imported_record_always_says_so() -> None:
+    record = {"_dump": "20261101", "id": 1, "notes": "n"}
+    assert cleaned(record, REMOVE_FIELDS="*", KEEP_FIELDS="id") == {"_dump": "20261101", "id": 1}
+    assert cleaned(record, REMOVE_FIELDS="_dump") == record
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from discogs_crawler.records import record_path, segment_of
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.single import Change, Committed
+from discogs_crawler.worker import preflight
 from tests.conftest import ROOT, Run
 from tests.discogs import dump as dumps
 from tests.discogs.api import Api
@@ -132,6 +133,8 @@ def test_all_of_a_dump_is_there_and_its_second_import_does_nothing(copy: Copy) -
     assert "all of it was imported before" in copy.call("import_dump.py", "-v", "-d", path)
     assert len(copy.commits()) == 1
     assert copy.call("maintain_store.py", "--check") == ""
+    with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as book:
+        assert "everything wanted from the API" in preflight._way(book, "releases")
 
 
 @pytest.mark.parametrize("kind", ["artists", "labels", "masters"])

@@ -65,9 +65,8 @@ def rules_for(settings: Settings, kind: str) -> Rules:
     """The rules for records of a kind; ConfigurationError names a path that cannot be one."""
     remove, keep = settings.remove_fields, settings.keep_fields
     rules = _rules(kind, settings.clean_preset, remove, keep)
-    for name in ("id", DUMP):
-        if () in _step(rules.remove, name) and () not in _step(rules.keep, name):
-            raise ConfigurationError(f"REMOVE_FIELDS must leave {name}: a record cannot do without")
+    if () in _step(rules.remove, "id") and () not in _step(rules.keep, "id"):
+        raise ConfigurationError("REMOVE_FIELDS must leave the id: a record cannot do without")
     _refuse_contradictions(remove, keep)
     return rules
 
@@ -126,8 +125,10 @@ def _removes(path: str, remove: Patterns, keep: Patterns) -> bool:
 
 
 def prune(document: dict[str, Any], rules: Rules) -> dict[str, Any]:
-    """The document without the fields that the rules remove."""
+    """The document without the fields that the rules remove; where it is from, it always says."""
     pruned: dict[str, Any] = _prune(document, rules.remove, rules.keep)
+    if DUMP in document:
+        pruned[DUMP] = document[DUMP]
     return pruned
 
 
