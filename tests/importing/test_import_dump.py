@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -349,6 +350,28 @@ def test_a_second_one_at_once_is_sent_away(copy: Copy) -> None:
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "already running" in copy.call("import_dump.py", "-d", path, code=75)
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    copy = Copy(run, tmp_path, environment, invented(1_500))
+    path = copy.accept("--adopt")
+    largest = max(file.stat().st_size for file in (tmp_path / "state").iterdir())
+    limit = largest + 100_000
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin/import_dump.py", "-d", path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        check=False,
+    )
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "no space left" in done.stderr
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == expected(path, "releases", copy.day_name())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

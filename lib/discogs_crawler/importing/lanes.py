@@ -169,7 +169,7 @@ class Lane:
                 if isinstance(answer, Failure):
                     self.failure = answer
                 self._results.put(answer)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        except Exception:  # whatever it is, there will be no more answers
             self.failure = self.failure or self._lost()
 
 

@@ -96,6 +96,7 @@ def _hero(kind: Kind, quota: Quota, now: int) -> Any:
             E.p({"class": "big"}, share(here.share)),
             E.p(
                 f"{count(here.stored_in_dump)} of {count(here.in_dump)} records of the dump"
+                + (f", {share(here.share_with_imported)} with imported" if here.imported else "")
                 if here.in_dump
                 else "no dump to compare with yet"
             ),

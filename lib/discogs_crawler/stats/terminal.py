@@ -60,6 +60,7 @@ def _kind(kind: Kind) -> Iterator[str]:
         yield (
             f"{_bar(here.share)} {share(here.share)}"
             f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
+            + (f", {share(here.share_with_imported)} with imported" if here.imported else "")
         )
     imported = f"   imported {count(here.imported)}" if here.imported else ""
     yield (
