@@ -134,6 +134,7 @@ def test_all_of_a_dump_is_there_and_its_second_import_does_nothing(copy: Copy) -
     assert "all of it was imported before" in copy.call("import_dump.py", "-v", "-d", path)
     assert len(copy.commits()) == 1
     assert copy.call("maintain_store.py", "--check") == ""
+    assert f"imported {RECORDS} (together 100 %)" in copy.call("stats.py")
     with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as book:
         assert "everything wanted from the API" in preflight._way(book, "releases")
 

@@ -60,9 +60,11 @@ def _kind(kind: Kind) -> Iterator[str]:
         yield (
             f"{_bar(here.share)} {share(here.share)}"
             f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
-            + (f", {share(here.share_with_imported)} with imported" if here.imported else "")
         )
-    imported = f"   imported {count(here.imported)}" if here.imported else ""
+    imported = ""
+    if here.imported:
+        together = share(here.share_with_imported)
+        imported = f"   imported {count(here.imported)} (together {together})"
     yield (
         f"stored {count(here.stored)}{imported}{missing}"
         f"   gone {count(here.gone)}   dead {count(here.dead)}"
