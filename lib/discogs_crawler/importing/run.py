@@ -36,8 +36,9 @@ from discogs_crawler.store.layouts import AnyStore, Store
 
 log = logging.getLogger(__name__)
 
-# Records in a commit. Each leaves a pack a lane, and memory of 60 bytes a record in Git.
-COMMIT_RECORDS = 1_000_000
+# Records in a commit: half a gigabyte of packs. While it is made Git needs 200 bytes a record, and
+# we 100; each commit leaves a pack a lane and one of its own.
+COMMIT_RECORDS = 500_000
 
 # With a remote: its push, 1.2 kB a record, must not take longer than one waits for it.
 PUSH_RECORDS = 100_000
