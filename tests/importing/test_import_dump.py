@@ -317,6 +317,17 @@ def test_segments_are_imported_into_their_repositories(
     assert {segment_of(i) for i, day in copy.days().items() if day == copy.day_name()} == {3}
 
 
+def test_a_converted_store_is_imported_into_as_before(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    ids = sorted(copy.records())
+    copy.call("maintain_store.py", "--to-submodules")
+    copy.settings = {"STORE_LAYOUT": "submodules"}
+    copy.world.edit("releases", ids[:3])
+    copy.call("import_dump.py", "-d", copy.month("--adopt"))
+    assert [i for i, day in copy.days().items() if day == copy.day_name()] == ids[:3]
+    assert copy.call("maintain_store.py", "--check") == ""
+
+
 def test_with_a_remote_it_counts_when_it_is_pushed(copy: Copy, tmp_path: Path) -> None:
     remote = tmp_path / "remote.git"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
