@@ -69,7 +69,7 @@ def _way(opened: Ledger, kind: str) -> str:
         (kind,),
     ).fetchone()
     if not imported:
-        return "everything from the API, nothing imported (import_dump.py)"
+        return "everything from the API"
     if backfill:
         return f"{imported:,} imported from the dump, everything wanted from the API"
     asked = opened.db.execute("SELECT 1 FROM outcomes WHERE kind = ? LIMIT 1", (kind,)).fetchone()
