@@ -130,10 +130,10 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     return tell(report, flags.dry_run)
 
 
-def _stored(settings: Settings) -> Callable[[str], Iterable[int]]:
+def _stored(settings: Settings) -> Callable[[str], Iterable[tuple[int, bool]]]:
     opened = layouts.open_store(settings, create=settings.store_remote is not None)
     opened.settle()
-    return opened.ids
+    return lambda kind: layouts.origins(opened, kind)
 
 
 def _refuse_to_forget(book: Ledger, settings: Settings) -> None:

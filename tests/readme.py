@@ -66,10 +66,11 @@ def section(title: str) -> str:
 # What no two runs share.
 _VOLATILE = (
     (r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", "DATE"),
+    (r'(?<=")20\d{6}(?=")', "YYYYMMDD"),
     (r"(?<=_)20\d{6}(?=[_.])", "YYYYMMDD"),
     (r"\b(?=[0-9a-f]*[a-f])[0-9a-f]{7,12}\b|(?<= as )[0-9a-f]{10}\b", "REVISION"),
     (r"^(    )[0-9a-f]{7}(?= releases: )", r"\1REVISION"),
-    (r"[\d,.]+ (?=MB\b|MB/s|s,|requests/min)", "N "),
+    (r"[\d,.]+ (?=MB\b|MB/s|s,|requests/min|records/s)", "N "),
     (r"git version [\w.]+", "git version N"),
     (r"(?<= unread; )(Redis|Valkey) [\d.]+ \(.*\)", "SERVER"),
     (r"(?<=[ -])  +", "  "),

@@ -96,22 +96,12 @@ def outcome(done: "subprocess.CompletedProcess[str]") -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def stored(checkout: Path) -> int:
-    listed = subprocess.run(
-        [
-            "git",
-            "--git-dir",
-            checkout / "var/store/discogs.git",
-            "ls-tree",
-            "-r",
-            "--name-only",
-            "main",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listed.stdout.count("releases/")
+def stored(checkout: Path, *, imported: bool) -> int:
+    """The number of records in the store that a dump brought, or the API."""
+    command = ["git", "--git-dir", checkout / "var/store/discogs.git", "grep", "-F"]
+    command += ["-l" if imported else "-L", '  "_dump": ', "main", "--", "releases"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return len(listed.stdout.splitlines())
 
 
 def test_the_crontab_is_valid_and_escapes_every_percent_sign() -> None:
@@ -127,10 +117,11 @@ def test_the_crontab_is_valid_and_escapes_every_percent_sign() -> None:
 def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron, site, api) -> None:
     site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
     assert outcome(cron(command_with("download"))) == (0, "")
+    assert stored(checkout, imported=True) == 30
     assert outcome(cron(command_with("worker"))) == (0, "")
     try:
         deadline = time.monotonic() + 100
-        while stored(checkout) < 30:
+        while stored(checkout, imported=False) < 30:
             assert time.monotonic() < deadline, cron("tmux capture-pane -p -t discogs").stdout
             time.sleep(0.05)
     finally:

@@ -125,6 +125,12 @@ def test_a_record_cannot_lose_its_id(path: str) -> None:
         assert cleaned(RELEASE, REMOVE_FIELDS=path, KEEP_FIELDS="id")["id"] == RELEASE["id"]
 
 
+def test_an_imported_record_always_says_so() -> None:
+    record = {"_dump": "20261101", "id": 1, "notes": "n"}
+    assert cleaned(record, REMOVE_FIELDS="*", KEEP_FIELDS="id") == {"_dump": "20261101", "id": 1}
+    assert cleaned(record, REMOVE_FIELDS="_dump") == record
+
+
 @pytest.mark.parametrize(
     ("remove", "keep", "named"),
     [

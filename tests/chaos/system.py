@@ -69,6 +69,7 @@ class System:
         self.folder = folder
         self.world = invented(RECORDS)
         self.day = 0
+        self.dump: Path | None = None
         self.table: collections.Counter[str] = collections.Counter()
         self.consumer = Consumer(folder / "s" / "crawler.db")
         self.remote = folder / "remote.git" if remote else None
@@ -133,6 +134,7 @@ class System:
         write(dump, self.world, "releases")
         os.utime(dump, (now, now))
         self.until_done("discogs_xml_split.py", "-d", dump, "-r", hashes)
+        self.dump = dump
         return hashes
 
     # A round ------------------------------------------------------------------------------------
@@ -145,6 +147,9 @@ class System:
         commands: list[tuple[Any, ...]] = [("worker.py", "--until-empty")] * WORKERS
         hashes = ("-n", self.split_a_dump()) if month else ()
         commands.append(("seed_queue.py", *hashes))
+        if self.dump and self.chance.random() < 0.7:
+            # Often in vain, since the ledger has not accepted the dump yet.
+            commands.append(("import_dump.py", "-d", self.dump))
         commands.append(EXPORT)
         if self.chance.random() < 0.3:
             commands.append(("maintain_store.py",))
@@ -284,6 +289,8 @@ class System:
             self.let_days_go_by(days)
             hashes = ("-n", self.split_a_dump()) if days == MONTH_DAYS else ()
             self.until_done("seed_queue.py", *hashes)
+            if hashes:
+                self.until_done("import_dump.py", "-d", self.dump)
             self.until_done("worker.py", "--until-empty")
         self.until_done("maintain_store.py")
         self.until_done(*EXPORT)

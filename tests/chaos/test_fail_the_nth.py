@@ -14,6 +14,7 @@ import redis
 
 from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
+from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path, record_path
 from discogs_crawler.store import layouts
 from tests.chaos import failing, scripts
@@ -88,8 +89,11 @@ class Crawl:
         hashes = self.folder / "hashes.txt"
         split = ("discogs_xml_split.py", "-d", self.upstream.dump, "-r", hashes)
         worker = ("worker.py", "--until-empty")
-        for command in (split, ("seed_queue.py", "-n", hashes), worker, EXPORT):
+        imported = ("import_dump.py", "-d", self.upstream.dump)
+        for command in (split, ("seed_queue.py", "-n", hashes), imported, worker, EXPORT):
             self.repeat(nth, mode, *command)
+        # What was imported and is gone must be denied twice, a day apart.
+        self.environment["CLOCK_OFFSET_S"] = str(2 * DAY_S)
         for command in (("seed_queue.py",), worker, EXPORT):
             self.repeat(nth, mode, *command)
 

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "discogs_xml_split.py": ["-d", "dump.xml", "-r", "hashes"],
     "download_dump.py": ["releases"],
     "export_changes.py": ["--consumer", "x"],
+    "import_dump.py": ["-d", __file__],
     "maintain_store.py": [],
     "seed_queue.py": [],
     "stats.py": [],

@@ -608,7 +608,7 @@ def test_a_lost_ledger_is_made_again_from_the_store_and_the_last_hashes(
     redis_client.flushall()
     again = World(tmp_path, redis_client)
     stored = [n for n in sorted(world.store) if n != 5] + [900]
-    again.seed(stored=lambda kind: iter(stored), adopt=True)
+    again.seed(stored=lambda kind: ((i, False) for i in stored), adopt=True)
     assert again.wanted() == {5: "backfill"}
     assert again.book.db.execute("SELECT stored, in_dump FROM progress").fetchone() == (100, 100)
     again.store, again.upstream = world.store, dict(HUNDRED)

@@ -60,6 +60,7 @@ def test_coverage_equals_a_count_of_the_rows(crawler: Settings) -> None:
         "in_dump": _one(crawler, rows + "dump IS NOT NULL"),
         "stored": _one(crawler, rows + "state = 'stored'"),
         "stored_in_dump": _one(crawler, rows + "state = 'stored' AND dump IS NOT NULL"),
+        "imported": _one(crawler, rows + "state = 'imported'"),
         "missing": _one(crawler, rows + "state IN ('dead', 'unfetched') AND dump IS NOT NULL"),
         "gone": _one(crawler, rows + "state = 'gone'"),
         "dead": _one(crawler, rows + "state = 'dead'"),

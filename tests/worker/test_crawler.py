@@ -126,13 +126,14 @@ def test_a_commit_says_what_why_and_by_which_rules(
     work(commit_seconds=60)
     (message,) = commits(settings)
     lines = message.strip().splitlines()
-    assert lines[:4] == [
+    assert lines[:5] == [
         "releases: 3 added",
         "",
+        "Source: api",
         "Reason: new 3",
         f"Cleaner: {cleaning.CLEANER_VERSION}",
     ]
-    assert lines[4].startswith("Worker: ")
+    assert lines[5].startswith("Worker: ")
 
 
 def test_fetching_again_without_a_change_upstream_commits_nothing(

@@ -19,6 +19,9 @@ from discogs_crawler.errors import BadData, ConfigurationError
 # Rises whenever the same answer would be stored as other bytes; it is in every commit's message.
 CLEANER_VERSION = 1
 
+# The first key of a record that came from a dump: which one. Records of the API have no such key.
+DUMP = "_dump"
+
 # Seen to change between captures of one record whose `date_changed` did not move, or derived from
 # the marketplace.
 VOLATILE = (
@@ -121,10 +124,18 @@ def _removes(path: str, remove: Patterns, keep: Patterns) -> bool:
     return False
 
 
+def prune(document: dict[str, Any], rules: Rules) -> dict[str, Any]:
+    """The document without the fields that the rules remove; where it is from, it always says."""
+    pruned: dict[str, Any] = _prune(document, rules.remove, rules.keep)
+    if DUMP in document:
+        pruned[DUMP] = document[DUMP]
+    return pruned
+
+
 def clean(document: dict[str, Any], rules: Rules) -> bytes:
     """The bytes to store for a document that `exact_json.loads` gave; BadData if it is too deep."""
     try:
-        return exact_json.dumps(_prune(document, rules.remove, rules.keep))
+        return exact_json.dumps(prune(document, rules))
     except RecursionError as error:
         raise BadData("JSON nested too deeply") from error
 

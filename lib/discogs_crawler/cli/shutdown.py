@@ -45,6 +45,10 @@ class Stop:
     def __bool__(self) -> bool:
         return self._asked or self._left(1) <= 0
 
+    def ask(self) -> None:
+        """It is time to end."""
+        self._asked = True
+
     def wait(self, seconds: float) -> bool:
         """Sleep; True, almost at once, when it is time to end."""
         until = time.monotonic() + seconds

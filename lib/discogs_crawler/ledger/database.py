@@ -63,11 +63,12 @@ class Row(NamedTuple):
     misses: int = 0
     failure: str | None = None
     successor: int | None = None
+    imported: int | None = None
 
     @property
     def stored(self) -> bool:
-        """The store has its record."""
-        return self.alive is not None and self.removed is None
+        """The store has its record, from the API or from a dump."""
+        return (self.alive is not None and self.removed is None) or self.imported is not None
 
 
 @dataclasses.dataclass
@@ -93,6 +94,7 @@ class DumpRow(NamedTuple):
     canonical_version: int
     started: int | None
     accepted: int | None
+    imported: int | None
 
 
 _COLUMNS = ", ".join(Row._fields)

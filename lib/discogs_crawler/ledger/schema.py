@@ -217,3 +217,66 @@ def create_consumers(db: sqlite_utils.Database) -> None:
 @MIGRATIONS()
 def number_exported_files(db: sqlite_utils.Database) -> None:
     consumers.create_tables(db)
+
+
+# SQLite's own way to add a column loses its comment; this changes nothing but the text, either.
+_IMPORTED = (
+    (
+        "dumps",
+        "    retired INTEGER               -- records of the dump before that it does not have\n",
+        "    retired INTEGER,              -- records of the dump before that it does not have\n"
+        "    imported INTEGER              -- epoch when its records had been imported; NULL: no\n",
+    ),
+    ("runs", "seed_queue or maintain_store", "seed_queue, import_dump or maintain_store"),
+    ("counts", "-- stored, gone,", "-- stored, imported, gone,"),
+    *(
+        (
+            kind,
+            "    state TEXT GENERATED",
+            "    imported INTEGER,             -- dumps.id of what is stored; NULL: not of a dump\n"
+            "    state TEXT GENERATED",
+        )
+        for kind in KINDS
+    ),
+    *(
+        (
+            kind,
+            "        WHEN misses > 0",
+            "        WHEN imported IS NOT NULL THEN 'imported'\n        WHEN misses > 0",
+        )
+        for kind in KINDS
+    ),
+)
+
+_PROGRESS = """
+CREATE VIEW progress AS  -- How much of the latest dump do we have, by kind?
+    SELECT kind,
+        sum(records * in_dump) AS in_dump,
+        sum(records * (state = 'stored')) AS stored,
+        sum(records * (state = 'stored' AND in_dump)) AS stored_in_dump,
+        round(100.0 * sum(records * (state = 'stored' AND in_dump))
+            / nullif(sum(records * in_dump), 0), 2) AS percent,
+        sum(records * (state = 'imported')) AS imported,
+        round(100.0 * sum(records * (state IN ('stored', 'imported') AND in_dump))
+            / nullif(sum(records * in_dump), 0), 2) AS percent_with_imported,
+        sum(records * (state = 'unfetched')) AS unfetched,
+        sum(records * (state = 'gone')) AS gone,
+        sum(records * (state = 'dead')) AS dead,
+        sum(records * (reason <> '')) AS wanted
+    FROM counts GROUP BY kind
+"""
+
+
+@MIGRATIONS()
+def know_imported_records(db: sqlite_utils.Database) -> None:
+    version = db.execute("PRAGMA schema_version").fetchone()[0]
+    db.execute("PRAGMA writable_schema = ON")
+    for name, old, new in _IMPORTED:
+        db.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = ?",
+            (old, new, name),
+        )
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = RESET")
+    db.execute("DROP VIEW progress")
+    db.execute(_PROGRESS)

@@ -167,7 +167,9 @@ def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Findi
     Workers commit before the ledger hears of it, so what differs is looked at once more.
     """
     try:
-        known = (row.id for row in ledger.select(kind, "state = 'stored' ORDER BY id"))
+        known = (
+            row.id for row in ledger.select(kind, "state IN ('stored', 'imported') ORDER BY id")
+        )
         only = array.array("I", _differences(store.ids(kind), known))
     except CrawlerError as error:
         yield _failed(store.repository, error)

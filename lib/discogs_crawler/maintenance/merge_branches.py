@@ -2,20 +2,20 @@
 
 A segment belongs to one branch until that is merged, so no record is on two of them. Should that
 be lost (with Redis), both sides may have changed a record: then the main branch's version stays,
-and the record is wanted again.
+and the record is wanted again. But what the main branch has from a dump gives way.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import parse_record_path
-from discogs_crawler.store import fast_import
+from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.fast_import import Entry, Refused
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.history import ABSENT, EMPTY_TREE, FILE
-from discogs_crawler.store.single import Store
+from discogs_crawler.store.single import FROM_DUMP, Store
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +107,10 @@ def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tup
         log.warning("branch %s: %d no records, not merged: %s", name, len(others), others[0])
     ours = fast_import.stored(repository, base, [change.path for change in changed])
     entries, lost = [], []
+    of_dump = _from_dump(repository, _disputed(changed, ours))
     for change in changed:
         mine = ours[change.path].hex() if change.path in ours else ""
-        if mine == change.before:
+        if mine == change.before or change.path in of_dump:
             entries.append(Entry(change.path, None, change.after))
         elif mine != change.after:
             lost.append(change.path)
@@ -119,6 +120,25 @@ def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tup
     for kind, record_id in places:
         log.warning("%s %d: changed on two branches; it is to be fetched again", kind, record_id)
     return places, made
+
+
+def _disputed(changed: Iterable[_Change], ours: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What both sides have, and differently."""
+    return {
+        change.path: ours[change.path]
+        for change in changed
+        if change.path in ours and ours[change.path].hex() not in (change.before, change.after)
+    }
+
+
+def _from_dump(repository: Repository, blobs: Mapping[str, bytes]) -> set[str]:
+    """The paths of those that were imported."""
+    contents = git.read_blobs(repository, [oid.hex() for oid in blobs.values()])
+    return {
+        path
+        for path, data in zip(blobs, contents, strict=True)
+        if data is not None and data.startswith(FROM_DUMP)
+    }
 
 
 def _changes(repository: Repository, old: str, new: str) -> Iterator[_Change]:

@@ -143,11 +143,13 @@ def _cleanings(part: Store) -> Iterator[tuple[str, str, int, bool]]:
         return
     trailers = (
         f"%(trailers:key={key},valueonly,unfold,separator=%x2C)"
-        for key in (history.TECHNICAL, "Cleaner")
+        for key in ("Source", history.TECHNICAL, "Cleaner")
     )
     layout = "%x09".join(["%ct", "%s", *trailers])
     for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):
-        epoch, subject, technical, name = line.decode("utf-8", "replace").split("\t", 3)
+        epoch, subject, source, technical, name = line.decode("utf-8", "replace").split("\t", 4)
+        if source.startswith("dump"):  # nothing was fetched
+            continue
         for kind in subject.partition(":")[0].split(", "):
             if kind in KINDS and name and epoch:
                 yield kind, name, int(epoch), not technical

@@ -10,12 +10,12 @@ from discogs_crawler.store.layouts import AnyStore, Store
 _TEXT = """\
 # Discogs database: one JSON file a record
 
-A copy of the releases, artists, labels and masters of https://www.discogs.com, as its API gave
+A copy of the releases, artists, labels and masters of https://www.discogs.com, as its API gives
 them, without what is volatile (prices, counts, image addresses). Made and kept up to date by
 crawler_for_discogs {version}.
 
-| kind | records | latest dump it was compared with |
-|---|---|---|
+| kind | records | of these from a dump | latest dump it was compared with |
+|---|---|---|---|
 {rows}
 
 Last change of a record: {changed}.
@@ -29,6 +29,13 @@ The path is made of the number: millions, ten-thousands, hundreds (two digits ea
 Release 13999999 is `releases/13/99/99/13999999.json`, release 1 is `releases/00/00/00/1.json`.
 {mounted}
 A file is UTF-8 JSON with sorted keys, an indent of two spaces, and a line feed at the end.
+
+A record that begins with `"_dump": "YYYYMMDD"` was made from the monthly dump of that day: it has
+the fields that dumps have, in the same shape. All others are as the API gave them. Which are from a
+dump, or what the API brought instead:
+
+    git --git-dir discogs.git grep -l -F '  "_dump": ' {branch} -- releases/00/00
+    git --git-dir discogs.git log --first-parent --grep='^Source: dump'
 
 ## Clone
 
@@ -50,8 +57,9 @@ Commits with the trailer `Technical` rewrite records because the rules of this c
 ## Licence and terms
 
 Data provided by Discogs (https://www.discogs.com). Titles, names, credits, tracklists, identifiers
-and notes are published by Discogs under CC0. Images, user names and marketplace data are what its
-API terms of use call restricted data; those terms also limit how long API content may be cached
+and notes are published by Discogs under CC0, and so are its dumps: records that begin with
+`"_dump"` hold nothing else. Images, user names and marketplace data are what its API terms of use
+call restricted data; those terms also limit how long API content may be cached
 and shown, and its terms of service speak against handing on archived copies. Read both before you
 pass any of this on. This copy is not affiliated with, sponsored or endorsed by Discogs.
 """
@@ -120,12 +128,16 @@ def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branc
 
 
 def _row(store: AnyStore, ledger: Ledger | None, kind: str) -> str:
-    dump = None
+    dump, imported = None, "unknown"
     if ledger is None or not ledger.knows_something():
         number = sum(1 for _ in store.ids(kind))
     else:
         dump = ledger.last_accepted(kind)
-        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = 'stored'"
-        number = ledger.db.execute(query, (kind,)).fetchone()[0]
+        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = ?"
+        numbers = [
+            ledger.db.execute(query, (kind, state)).fetchone()[0]
+            for state in ("stored", "imported")
+        ]
+        number, imported = sum(numbers), f"{numbers[1]:,}"
     named = "none" if dump is None else f"{dump.file} ({clock.iso(dump.not_before)[:10]})"
-    return f"| {kind} | {number:,} | {named} |"
+    return f"| {kind} | {number:,} | {imported} | {named} |"

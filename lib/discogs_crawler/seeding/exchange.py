@@ -195,7 +195,9 @@ def missing_too_many(ledger: Ledger, kind: str) -> int:
         [int(clock.now()) - MISSING_DAYS * DAY_S],
     ).fetchone()
     (stored,) = ledger.db.execute(
-        "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = 'stored'", [kind]
+        "SELECT ifnull(sum(records), 0) FROM counts "
+        "WHERE kind = ? AND state IN ('stored', 'imported')",
+        [kind],
     ).fetchone()
     allowed = min(MISSING_MOST, max(MISSING_FEW, MISSING_SHARE * stored))
     return waiting if waiting and waiting + removed > allowed else 0

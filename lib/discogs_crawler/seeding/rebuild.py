@@ -17,6 +17,9 @@ from discogs_crawler.ledger.database import BATCH, DumpRow, Ledger
 from discogs_crawler.seeding import ingest
 from discogs_crawler.seeding.want_rules import want
 
+# Stands in `imported` for a dump that the lost ledger knew.
+UNKNOWN_DUMP = 0
+
 
 def kept_hashes(ledger: Ledger, kind: str) -> Path:
     """The file of hashes that was kept beside the ledger that is lost."""
@@ -30,9 +33,17 @@ def kept_hashes(ledger: Ledger, kind: str) -> Path:
 
 
 def rebuild(
-    ledger: Ledger, file: HashFile, dump: DumpRow, stored: Iterable[int], *, adopt: bool
+    ledger: Ledger,
+    file: HashFile,
+    dump: DumpRow,
+    stored: Iterable[tuple[int, bool]],
+    *,
+    adopt: bool,
 ) -> dict[str, int]:
     """Fill the ledger with the dump and the ids of what is stored; how many there are of each.
+
+    `stored` says of each id whether a dump brought the record. That is wanted as what is not there,
+    and the next import looks whether it is as in the last dump.
 
     What is not stored is wanted as in a first import; what is stored as `refresh`, or with `adopt`
     not at all.
@@ -48,12 +59,22 @@ def rebuild(
     return {"added": file.records, "stored": number}
 
 
-def _mark_stored(ledger: Ledger, dump: DumpRow, stored: Iterable[int], adopt: bool) -> int:
+def _mark_stored(
+    ledger: Ledger, dump: DumpRow, stored: Iterable[tuple[int, bool]], adopt: bool
+) -> int:
     """Note that these ids are stored; their last fetch is taken to be the dump's."""
     now = int(clock.now())
     ids, number = iter(stored), 0
-    while batch := list(itertools.islice(ids, BATCH)):
+    while batch := dict(itertools.islice(ids, BATCH)):
         with ledger.transaction():
+            known = ledger.rows(dump.kind, batch)
+            imported = [
+                row._replace(imported=UNKNOWN_DUMP)
+                for row in known.values()
+                if batch[row.id] and row.alive is None
+            ]
+            if adopt:
+                imported = [row._replace(due=None, reason=None, since=None) for row in imported]
             rows = [
                 row._replace(
                     crawled=dump.not_before,
@@ -63,12 +84,12 @@ def _mark_stored(ledger: Ledger, dump: DumpRow, stored: Iterable[int], adopt: bo
                     reason=None,
                     since=None,
                 )
-                for row in ledger.rows(dump.kind, batch).values()
-                if row.alive is None
+                for row in known.values()
+                if row.alive is None and not batch[row.id]
             ]
             if not adopt:
                 since = min(dump.not_after + 1, now)
                 rows = [want(row, "refresh", now, since) for row in rows]
-            ledger.save(dump.kind, rows)
+            ledger.save(dump.kind, rows + imported)
         number += len(batch)
     return number

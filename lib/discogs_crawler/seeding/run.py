@@ -30,8 +30,8 @@ class Request(NamedTuple):
     adopt: bool = False
     force: bool = False
     dry_run: bool = False
-    stored: Callable[[str], Iterable[int]] | None = None
-    """of a kind, all ids in the store, from which to rebuild the ledger"""
+    stored: Callable[[str], Iterable[tuple[int, bool]]] | None = None
+    """of a kind, all ids in the store, and whether a dump brought them: to rebuild the ledger"""
 
 
 class Report(NamedTuple):

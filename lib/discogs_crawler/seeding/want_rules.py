@@ -129,7 +129,7 @@ def after_result(row: Row, result: Result, now: int) -> Row:
         return row
     row = row._replace(crawled=fetched, status=result.status, failure=None)
     if result.outcome == "stored":
-        row = row._replace(alive=fetched, misses=0, removed=None, successor=None)
+        row = row._replace(alive=fetched, misses=0, removed=None, successor=None, imported=None)
         if result.changed:
             row = row._replace(changed=fetched)
         return _satisfied(row, result.reason, fetched)
@@ -142,7 +142,7 @@ def _after_absent_answer(row: Row, result: Result, fetched: int) -> Row:
     row = row._replace(misses=row.misses + 1, successor=result.successor or None)
     was_stored = row.stored
     if was_stored and asked_again:
-        row = row._replace(removed=fetched)
+        row = row._replace(removed=fetched, imported=None)
     row = _satisfied(row, result.reason, fetched)
     if row.reason == "manual":
         return row

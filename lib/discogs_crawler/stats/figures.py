@@ -69,12 +69,12 @@ def id_space(kind: KindStats) -> Any:
         else:
             tip = (
                 f"ids from {name}: {count(here.stored_in_dump)} of {count(here.in_dump)} stored, "
-                f"{count(here.missing)} missing"
+                f"{count(here.imported)} imported, {count(here.missing)} missing"
             )
             cells.append(Cell(name, 1 - here.missing / here.in_dump, tip))
     text = (
-        "Percent of the dump's records that are stored or known to be gone, for each million ids; "
-        "ten millions a row."
+        "Percent of the dump's records that are stored, imported or known to be gone, for each "
+        "million ids; ten millions a row."
         if cells
         else "No id is known yet."
     )

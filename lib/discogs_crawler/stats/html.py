@@ -96,6 +96,7 @@ def _hero(kind: KindStats, quota: QuotaStats, now: int) -> Any:
             E.p({"class": "big"}, share(here.share)),
             E.p(
                 f"{count(here.stored_in_dump)} of {count(here.in_dump)} records of the dump"
+                + (f", {share(here.share_with_imported)} with imported" if here.imported else "")
                 if here.in_dump
                 else "no dump to compare with yet"
             ),
@@ -111,6 +112,8 @@ def _tile(name: str, value: str, remark: str) -> Any:
 def _tiles(kind: KindStats, quota: QuotaStats, now: int) -> Iterator[tuple[str, str, str]]:
     here, ages = kind.coverage, kind.ages
     missing = f"{count(here.missing)} missing" if here.in_dump else "missing: unknown"
+    if here.imported:
+        missing = f"{count(here.imported)} imported, {missing}"
     yield "Stored", count(here.stored), missing
     others = "nothing is stored yet" if ages.p90_s is None else f"90 % {within(ages.p90_s)}"
     yield "Half seen within", _days(ages.median_s), others

@@ -32,6 +32,7 @@ _COVERAGE = """
     sum(records * in_dump),
     sum(records * (state = 'stored')),
     sum(records * (state = 'stored' AND in_dump)),
+    sum(records * (state = 'imported')),
     sum(records * (state IN ('unfetched', 'dead') AND in_dump)),
     sum(records * (state = 'gone')),
     sum(records * (state = 'dead')),

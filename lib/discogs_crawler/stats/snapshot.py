@@ -14,11 +14,13 @@ class Coverage(NamedTuple):
     in_dump: int
     """records of the latest dump"""
     stored: int
-    """records in the store, also those newer than the dump"""
+    """records in the store from the API, also those newer than the dump"""
     stored_in_dump: int
-    """records of the latest dump that are in the store"""
+    """records of the latest dump that are in the store from the API"""
+    imported: int
+    """records in the store that a dump brought and the API not yet"""
     missing: int
-    """records of the latest dump that are not stored and that the API has not denied"""
+    """records of the latest dump that the store has not at all and that the API has not denied"""
     gone: int
     """ids that the API says do not exist (any more) and that are not stored"""
     dead: int
@@ -28,8 +30,14 @@ class Coverage(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """Share of the latest dump that is stored; None without a dump."""
+        """Share of the latest dump that is stored from the API; None without a dump."""
         return self.stored_in_dump / self.in_dump if self.in_dump else None
+
+    @property
+    def share_with_imported(self) -> float | None:
+        """The same with what was imported from a dump."""
+        both = self.stored_in_dump + self.imported
+        return min(1.0, both / self.in_dump) if self.in_dump else None
 
 
 class SegmentStats(NamedTuple):

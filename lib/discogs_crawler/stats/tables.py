@@ -52,13 +52,14 @@ def segments(chosen: Iterable[SegmentStats], head: str) -> Table:
             count(segment.segment * SEGMENT_SIZE),
             share(segment.coverage.share),
             count(segment.coverage.stored_in_dump),
+            count(segment.coverage.imported),
             count(segment.coverage.missing),
             count(segment.coverage.gone),
             count(segment.coverage.dead),
         )
         for segment in chosen
     ]
-    heads = (head, "share", "stored", "missing", "gone", "dead")
+    heads = (head, "share", "stored", "imported", "missing", "gone", "dead")
     return Table("Map of the id space", heads, rows)
 
 

@@ -64,8 +64,13 @@ def _kind(kind: KindStats) -> Iterator[str]:
             f"{_bar(here.share)} {share(here.share)}"
             f"   {count(here.stored_in_dump)} of {count(here.in_dump)} in the dump"
         )
+    imported = ""
+    if here.imported:
+        together = share(here.share_with_imported)
+        imported = f"   imported {count(here.imported)} (together {together})"
     yield (
-        f"stored {count(here.stored)}{missing}   gone {count(here.gone)}   dead {count(here.dead)}"
+        f"stored {count(here.stored)}{imported}{missing}"
+        f"   gone {count(here.gone)}   dead {count(here.dead)}"
     )
     if kind.ages.median_s is not None and kind.ages.p90_s is not None:
         yield f"last seen: half {within(kind.ages.median_s)}, 90 % {within(kind.ages.p90_s)}"

@@ -18,6 +18,8 @@ from discogs_crawler.store.git import Author, GitFailed, Repository
 # in random order are twice as fast.
 DELTA_DEPTH = 3
 
+FAST_IMPORT = ("fast-import", "--quiet", "--done", f"--depth={DELTA_DEPTH}")
+
 # Git 2.39 begins the warning with a capital, 2.55 does not.
 _REFUSED = re.compile(r"[Nn]ot updating|cannot lock ref")
 
@@ -102,14 +104,8 @@ def commit(
     not at `base` or an ancestor of it; Locked if another process, or a dead one, holds it.
     """
     with stale_locks.writing(repository) as lock:
-        done = repository.call(
-            "fast-import",
-            "--quiet",
-            "--done",
-            f"--depth={DELTA_DEPTH}",
-            stdin=b"".join(_stream(ref, base, entries, message, author, parents)),
-            pass_fds=(lock,),
-        )
+        pieces = _stream(ref, base, entries, message, author, parents)
+        done = repository.feed(*FAST_IMPORT, pieces=pieces, pass_fds=(lock,))
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()
         if "File exists" in said:

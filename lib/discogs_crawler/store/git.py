@@ -22,7 +22,7 @@ from typing import IO, NamedTuple, cast
 from git import Repo, SymbolicReference
 from git.exc import GitError
 
-from discogs_crawler import locks
+from discogs_crawler import locks, pipes
 from discogs_crawler.errors import (
     EXIT_UNAVAILABLE,
     ConfigurationError,
@@ -185,7 +185,6 @@ class Repository:
         *arguments: str,
         stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run `git ARGUMENTS` to its end, whatever that is."""
         return subprocess.run(
@@ -193,9 +192,30 @@ class Repository:
             input=stdin,
             capture_output=True,
             env=environment() | dict(extra or {}),
-            pass_fds=pass_fds,
             check=False,
         )
+
+    def feed(
+        self, *arguments: str, pieces: Iterable[bytes], pass_fds: Sequence[int] = ()
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """The same with an input that is made piece by piece; the answer must be short."""
+        with subprocess.Popen(
+            self._command(arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            pass_fds=pass_fds,
+            bufsize=pipes.ROOM_B,
+        ) as running:
+            try:
+                with contextlib.suppress(BrokenPipeError):  # its exit status says why
+                    cast(IO[bytes], running.stdin).writelines(pieces)
+                stdout, stderr = running.communicate()
+            except BaseException:
+                running.kill()
+                raise
+        return subprocess.CompletedProcess(arguments, running.returncode, stdout, stderr)
 
     def talk(
         self, *arguments: str, extra: Mapping[str, str], is_given_up: Callable[[], bool]

@@ -39,6 +39,9 @@ DOWN_S = 30
 # Records read at once: 200 of the largest are 30 MB.
 READ_AT_ONCE = 200
 
+# How a record begins that came from a dump; one from the API has no such key.
+FROM_DUMP = b'{\n  "_dump": '
+
 # The branches of `worker.py --branch NAME`.
 BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -126,6 +129,10 @@ class Store:
     def parts(self) -> list["Store"]:
         """The stores of single repositories that this one consists of."""
         return [self]
+
+    def part(self, kind: str, segment: int) -> "Store":
+        """The store of the repository that has a segment."""
+        return self
 
     def repositories(self) -> list[Repository]:
         """All repositories of the store."""

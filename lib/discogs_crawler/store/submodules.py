@@ -76,6 +76,14 @@ class SubmoduleStore:
             found += [self._part(kind, number) for number in numbers]
         return found
 
+    def part(self, kind: str, segment: int) -> Store:
+        """The store of a segment, made if there is none."""
+        part = self._part(kind, segment)
+        if not part.repository.path.exists():
+            git.create(part.repository.path, self._main, "segment")
+            part = self._part(kind, segment)
+        return part
+
     def repositories(self) -> list[Repository]:
         """All repositories of the store."""
         return [self.repository, *(part.repository for part in self.parts())]
@@ -97,10 +105,7 @@ class SubmoduleStore:
         """As `Store.commit`, with one commit for each segment that the batch touches."""
         done = Committed("", frozenset(), frozenset(), 0, 0, 0)
         for segment in sorted({segment_of(change.id) for change in changes}):
-            part = self._part(kind, segment)
-            if not part.repository.path.exists():
-                git.create(part.repository.path, self._main, "segment")
-                part = self._part(kind, segment)
+            part = self.part(kind, segment)
             mine = [change for change in changes if segment_of(change.id) == segment]
             more = part.commit(kind, mine, still_ours, trailers)
             done = Committed(

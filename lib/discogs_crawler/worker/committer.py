@@ -38,7 +38,12 @@ class Committer:
     def commit(self, batch: Batch) -> Done:
         """Store and report all of it. When something fails, everything is still in the batch."""
         leases = batch.leases()
-        trailers = {"Reason": batch.reasons(), "Dump": self._dump(), **self._signature}
+        trailers = {
+            "Source": "api",
+            "Reason": batch.reasons(),
+            "Dump": self._dump(),
+            **self._signature,
+        }
 
         def store(changes: list[Change]) -> Committed:
             return self._store.commit(

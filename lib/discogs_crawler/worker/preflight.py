@@ -13,6 +13,7 @@ from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import git
 from discogs_crawler.store.layouts import open_store
 from discogs_crawler.worker import local_ledger
@@ -56,7 +57,26 @@ def _ledger(settings: Settings, kind: str) -> str:
         return "not on this machine: results wait in Redis for seed_queue.py"
     with database.open(settings.database, read_only=True) as opened:
         dump = opened.last_accepted(kind)
-    return f"{settings.database}, {dump.file if dump else 'no dump accepted yet'}"
+        if dump is None:
+            return f"{settings.database}, no dump accepted yet"
+        return f"{settings.database}, {dump.file}; {_way(opened, kind)}"
+
+
+def _way(opened: Ledger, kind: str) -> str:
+    """Which of the three ways of running this is, as far as can be seen."""
+    imported, backfill = opened.db.execute(
+        "SELECT ifnull(sum(records * (state = 'imported')), 0), "
+        "ifnull(sum(records * (reason = 'backfill')), 0) FROM counts WHERE kind = ?",
+        (kind,),
+    ).fetchone()
+    if not imported:
+        return "everything from the API"
+    if backfill:
+        return f"{imported:,} imported from the dump, everything wanted from the API"
+    asked = opened.db.execute("SELECT 1 FROM outcomes WHERE kind = ? LIMIT 1", (kind,)).fetchone()
+    return f"{imported:,} imported from the dump, " + (
+        "what changes wanted from the API" if asked else "nothing from the API yet"
+    )
 
 
 def _store(settings: Settings, kind: str) -> str:

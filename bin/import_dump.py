@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Fill the store from a dump, without the API: a complete copy on the first day.
+
+Takes the dump that seed_queue.py accepted, makes of each record what the API would answer as far
+as the dump says it, and commits it. Such a record begins with `"_dump"`, the day of the dump that
+brought it. What the store has from the API stays; the API's answer replaces an imported record,
+never the other way round. With the next dump only what differs is imported, and imported records
+that it lacks are removed. What is wanted from the API stays wanted.
+
+It needs neither Redis nor the network, and may run beside workers. Interrupted anywhere, run it
+again: it goes on. Run again with the same dump it does nothing.
+
+Examples:
+    discogs_xml_split.py -d discogs_20261101_releases.xml.gz -r releases.sha1
+    seed_queue.py -n releases.sha1
+    import_dump.py -d discogs_20261101_releases.xml.gz
+
+A damaged record is skipped and named. REMOVE_FIELDS, KEEP_FIELDS and CLEAN_PRESET hold as for the
+answers of the API.
+
+Exit codes: 0 done, 1 interrupted (run it again), 64 the dump cannot be read, 65 the ledger has not
+accepted the dump or it lacks very much of what was imported (nothing was changed), 69 the disk is
+full or the remote is down, 75 it is running already, 78 a setting or a permission is wrong.
+"""
+
+import signal
+
+if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from discogs_crawler import config
+from discogs_crawler.cli import command
+from discogs_crawler.config import Settings
+from discogs_crawler.errors import EXIT_DONE, UsageError
+from discogs_crawler.importing import run
+from discogs_crawler.importing.run import ImportReport
+
+log = logging.getLogger("discogs_crawler.import_dump")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_LAYOUT", "STORE_REMOTE")
+    parser.add_argument("-d", "--dump", type=Path, required=True, help="the dump, a file")
+    parser.add_argument(
+        "--force", action="store_true", help="remove what the dump lacks, however much it is"
+    )
+    return parser
+
+
+def main(flags: argparse.Namespace, settings: Settings) -> int:
+    command.terminate_like_interrupt()
+    if not flags.dump.is_file():
+        raise UsageError(f"{flags.dump}: there is no such file")
+    config.make_state_dir(settings)
+    tell(run.run(flags.dump, settings, force=flags.force))
+    return EXIT_DONE
+
+
+def tell(report: ImportReport) -> None:
+    if sys.stderr.isatty():
+        print(report.line(), file=sys.stderr)
+    else:
+        log.info("%s", report.line())
+
+
+if __name__ == "__main__":
+    command.script(main, arguments())

@@ -1,0 +1,467 @@
+"""A complete copy of a dump in the store: what is in it, what is left alone, and how it ends."""
+
+import fcntl
+import gzip
+import json
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discogs_crawler import config
+from discogs_crawler.api import cleaning, exact_json
+from discogs_crawler.clock import DAY_S
+from discogs_crawler.dumps import canonical, dump_json
+from discogs_crawler.ledger import database
+from discogs_crawler.records import record_path, segment_of
+from discogs_crawler.store import layouts
+from discogs_crawler.store.git import Repository
+from discogs_crawler.store.single import Change, Committed
+from discogs_crawler.worker import preflight
+from tests.conftest import ROOT, Run
+from tests.discogs import dump as dumps
+from tests.discogs.api import Api
+from tests.discogs.quota import Quota
+from tests.discogs.world import World, invented
+
+RECORDS = 120
+
+
+class Copy:
+    """An installation, the world that it copies, and the dumps of that."""
+
+    def __init__(self, run: Run, folder: Path, environment: dict[str, str], world: World) -> None:
+        self.run, self.folder, self.world = run, folder, world
+        self.settings: dict[str, str] = {}
+        self.environment = environment
+        self.day = 0
+
+    def call(self, script: str, *arguments: object, code: int = 0) -> str:
+        done = self.run(script, *arguments, **self.settings, CLOCK_OFFSET_S=str(self.day * DAY_S))
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    def accept(self, *more: str, kind: str = "releases") -> Path:
+        """Write a dump of the world as it is, split it, and seed with it."""
+        now = time.time() + self.day * DAY_S
+        path = self.folder / time.strftime(f"discogs_%Y%m%d_{kind}.xml.gz", time.gmtime(now))
+        dumps.write(path, self.world, kind)
+        os.utime(path, (now, now))
+        hashes = f"{path}.hashes"
+        self.call("discogs_xml_split.py", "-d", path, "-r", hashes)
+        self.call("seed_queue.py", "-n", hashes, *more)
+        return path
+
+    def day_name(self) -> str:
+        return time.strftime("%Y%m%d", time.gmtime(time.time() + self.day * DAY_S))
+
+    def month(self, *more: str) -> Path:
+        self.day += 31
+        return self.accept(*more)
+
+    @property
+    def store(self) -> layouts.AnyStore:
+        settings = config.load(environ=self.environment | self.settings)
+        return layouts.open_store(settings, create=False)
+
+    def records(self, kind: str = "releases") -> dict[int, bytes]:
+        opened = self.store
+        return opened.read(kind, opened.ids(kind))
+
+    def days(self) -> dict[int, str | None]:
+        """Of each stored record the dump that it came from; None for the API's."""
+        return {i: json.loads(data).get(cleaning.DUMP) for i, data in self.records().items()}
+
+    def commits(self) -> list[str]:
+        return self.git("log", "--format=%s", "main").splitlines()
+
+    def git(self, *arguments: str) -> str:
+        return self.store.repository.run(*arguments).decode()
+
+    def ledger(self, query: str) -> list[Any]:
+        path = Path(self.environment["STATE_DIR"]) / "crawler.db"
+        connection = sqlite3.connect(path)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def states(self) -> dict[str, int]:
+        return dict(self.ledger("SELECT state, count(*) FROM releases GROUP BY state"))
+
+    def commit_as_worker(self, ids: list[int]) -> Committed:
+        """What a worker does whose results nobody has read."""
+        changes = [Change(i, exact_json.dumps({"id": i, "title": "of the API"})) for i in ids]
+        return self.store.commit("releases", changes, lambda: ids, {"Source": "api"})
+
+
+@pytest.fixture
+def copy(run: Run, tmp_path: Path, environment: dict[str, str]) -> Copy:
+    return Copy(run, tmp_path, environment, invented(RECORDS))
+
+
+def expected(path: Path, kind: str, day: str, **settings: str) -> dict[int, bytes]:
+    """What is to be stored of a dump, made record by record."""
+    rules = cleaning.rules_for(config.load(environ={"STATE_DIR": "/nowhere"} | settings), kind)
+    found = {}
+    for element in canonical.etree.fromstring(gzip.decompress(path.read_bytes())):
+        xml = canonical.etree.tostring(element, with_tail=False)
+        document = dump_json.convert(kind, canonical.parse(xml, kind))
+        data = exact_json.loads(exact_json.dumps(document | {cleaning.DUMP: day}))
+        found[document["id"]] = cleaning.clean(data, rules)
+    return found
+
+
+def test_all_of_a_dump_is_there_and_its_second_import_does_nothing(copy: Copy) -> None:
+    path = copy.accept()
+    wants = copy.ledger("SELECT id, due, reason, since FROM releases")
+    copy.call("import_dump.py", "-d", path)
+    records = copy.records()
+    assert records == expected(path, "releases", copy.day_name())
+    assert all(data.startswith(b'{\n  "_dump": "20') for data in records.values())
+    assert copy.states() == {"imported": RECORDS}
+    assert copy.ledger("SELECT id, due, reason, since FROM releases") == wants
+    assert copy.commits() == [f"releases: {RECORDS} imported"]
+    assert f"Source: dump {path.name}" in copy.git("log", "-1", "main")
+    assert "all of it was imported before" in copy.call("import_dump.py", "-v", "-d", path)
+    assert len(copy.commits()) == 1
+    assert copy.call("maintain_store.py", "--check") == ""
+    assert f"imported {RECORDS} (together 100 %)" in copy.call("stats.py")
+    with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as book:
+        assert "everything wanted from the API" in preflight._way(book, "releases")
+
+
+@pytest.mark.parametrize("kind", ["artists", "labels", "masters"])
+def test_every_kind_is_imported(run: Run, tmp_path: Path, environment: Any, kind: str) -> None:
+    copy = Copy(run, tmp_path, environment, invented(60, [kind]))
+    path = copy.accept("--adopt", kind=kind)
+    assert copy.call("import_dump.py", "-d", path) == ""
+    assert copy.records(kind) == expected(path, kind, copy.day_name())
+
+
+def test_the_next_month_brings_what_differs_and_removes_what_is_gone(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    before, first = copy.records(), copy.day_name()
+    ids = sorted(before)
+    copy.world.edit("releases", ids[:3])
+    copy.world.edit_videos("releases", ids[5:9])
+    copy.world.add("releases", [9_999])
+    copy.world.remove("releases", ids[10:12])
+    path = copy.month("--adopt")
+    said = copy.call("import_dump.py", "-v", "-d", path)
+    assert "1 releases imported, 3 imported again, 2 removed" in said
+    after, days = copy.records(), copy.days()
+    assert after.keys() == {*ids, 9_999} - set(ids[10:12])
+    assert {i for i in after if days[i] == copy.day_name()} == {*ids[:3], 9_999}
+    assert {i for i, day in days.items() if day == first} == set(ids[3:10] + ids[12:])
+    now = expected(path, "releases", first)
+    assert all(after[i] == now[i] for i in ids[3:10])
+    assert copy.states() == {"imported": len(after), "unfetched": 2}
+    assert copy.call("maintain_store.py", "--check") == ""
+
+
+def test_a_record_of_the_api_is_never_replaced(copy: Copy) -> None:
+    """Not even one of which the ledger has not heard yet."""
+    path = copy.accept()
+    ids = sorted(copy.world.alive["releases"])
+    layouts.open_store(config.load(environ=copy.environment))
+    copy.commit_as_worker(ids[:5])
+    said = copy.call("import_dump.py", "-v", "-d", path)
+    assert "5 kept as the API gave them" in said
+    assert [i for i, day in copy.days().items() if day is None] == ids[:5]
+    copy.commit_as_worker(ids[5:8])
+    copy.world.edit("releases", ids[:10])
+    copy.call("import_dump.py", "-d", copy.month())
+    assert [i for i, day in copy.days().items() if day is None] == ids[:8]
+    assert {day for i, day in copy.days().items() if i in ids[8:10]} == {copy.day_name()}
+
+
+def test_what_a_worker_removed_does_not_come_back(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    ids = sorted(copy.records())
+    changes = [Change(ids[0], None)]
+    copy.store.commit("releases", changes, lambda: ids, {"Source": "api"})
+    copy.world.edit("releases", ids[:2])
+    copy.call("import_dump.py", "-d", copy.month("--adopt"))
+    assert copy.records().keys() == set(ids[1:])
+
+
+def test_the_api_replaces_an_import_and_its_404_removes_it(copy: Copy) -> None:
+    path = copy.accept()
+    copy.call("import_dump.py", "-d", path)
+    ids = sorted(copy.world.alive["releases"])
+    copy.world.remove("releases", ids[:2])
+    with Api(copy.world, Quota(4_000, window_s=4)) as api:
+        copy.settings = {"DISCOGS_API": api.url, "DISCOGS_TOKEN": "any", "RATE_WINDOW_S": "4"}
+        copy.call("worker.py", "--until-empty")
+        assert {i for i, day in copy.days().items() if day} == set(ids[:2])
+        assert "Source: api" in copy.git("log", "-1", "main")
+        copy.day = 2
+        copy.call("seed_queue.py")
+        assert copy.states() == {"stored": RECORDS - 2, "imported": 2}
+        copy.call("worker.py", "--until-empty")
+        copy.call("seed_queue.py")
+    assert copy.records().keys() == set(ids[2:])
+    assert copy.states() == {"stored": RECORDS - 2, "gone": 2}
+    assert copy.call("maintain_store.py", "--check") == ""
+
+
+def test_only_the_dump_that_the_ledger_accepted_is_imported(copy: Copy) -> None:
+    first = copy.accept("--adopt")
+    stranger = copy.folder / "discogs_20200101_releases.xml.gz"
+    dumps.write(stranger, invented(7), "releases")
+    assert "the ledger does not know this dump" in copy.call(
+        "import_dump.py", "-d", stranger, code=65
+    )
+    copy.call("discogs_xml_split.py", "-d", stranger, "-r", f"{stranger}.hashes")
+    assert "has not accepted" in copy.call("import_dump.py", "-d", stranger, code=65)
+    copy.world.edit("releases", sorted(copy.world.alive["releases"])[:3])
+    copy.month("--adopt")
+    assert "has not accepted" in copy.call("import_dump.py", "-d", first, code=65)
+    assert "no such file" in copy.call("import_dump.py", "-d", "nothing.xml", code=64)
+    assert not (copy.folder / "state" / "store" / "discogs.git").exists()
+
+
+def test_very_much_is_not_removed_without_force(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    copy.world.remove("releases", sorted(copy.world.alive["releases"])[:30])
+    path = copy.month("--force", "--adopt")
+    assert "has 90 records and lacks 30 that were imported; nothing was changed" in copy.call(
+        "import_dump.py", "-d", path, code=65
+    )
+    assert len(copy.records()) == RECORDS
+    copy.call("import_dump.py", "-d", path, "--force")
+    assert len(copy.records()) == RECORDS - 30
+
+
+def test_a_damaged_record_is_named_and_skipped(copy: Copy, tmp_path: Path) -> None:
+    path = tmp_path / "discogs_20261001_releases.xml"
+    dumps.write(path, copy.world, "releases")
+    lines = path.read_text().split("<release id=")
+    lines[3] = lines[3].replace("<title>", "<title>\x07", 1)
+    path.write_text("<release id=".join(lines))
+    copy.call("discogs_xml_split.py", "-d", path, "-r", f"{path}.hashes")
+    copy.call("seed_queue.py", "-n", f"{path}.hashes")
+    damaged = sorted(copy.world.alive["releases"])[2]
+    said = copy.call("import_dump.py", "-v", "-d", path)
+    assert f"record {damaged} is damaged and not imported: " in said
+    assert "1 damaged and skipped" in said
+    assert len(copy.records()) == RECORDS - 1
+    assert "imported before" in copy.call("import_dump.py", "-v", "-d", path)
+
+
+def test_a_record_that_hides_in_a_comment_is_none(copy: Copy, tmp_path: Path) -> None:
+    path = tmp_path / "discogs_20261001_releases.xml"
+    hidden = '<!-- \n<release id="2"><title>hidden</title></release>\n<release id="3">-->'
+    path.write_text(
+        f'<releases>\n<release id="1"><title>one</title>{hidden}</release>\n'
+        '<release id="2"><title>two</title></release>\n</releases>\n'
+    )
+    copy.call("discogs_xml_split.py", "-d", path, "-r", f"{path}.hashes")
+    copy.call("seed_queue.py", "-n", f"{path}.hashes")
+    copy.call("import_dump.py", "-d", path)
+    titles = {i: json.loads(data)["title"] for i, data in copy.records().items()}
+    assert titles == {1: "one", 2: "two"}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"REMOVE_FIELDS": "notes,tracklist[].duration"},
+        {"KEEP_FIELDS": "videos"},
+        {"REMOVE_FIELDS": "artists", "KEEP_FIELDS": "artists[].id"},
+        {"CLEAN_PRESET": "public"},
+    ],
+)
+def test_the_cleaning_rules_hold(copy: Copy, rules: dict[str, str]) -> None:
+    copy.settings = rules
+    path = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == expected(path, "releases", copy.day_name(), **rules)
+
+
+def test_recleaning_leaves_where_a_record_is_from(copy: Copy) -> None:
+    path = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", path)
+    copy.settings = {"REMOVE_FIELDS": "notes"}
+    copy.call("maintain_store.py", "--reclean")
+    assert copy.records() == expected(path, "releases", copy.day_name(), REMOVE_FIELDS="notes")
+
+
+def test_segments_are_imported_into_their_repositories(
+    run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    world = World()
+    world.add("releases", [1, 2, 999_999, 1_000_000, 1_000_001, 3_500_000])
+    copy = Copy(run, tmp_path, environment, world)
+    copy.settings = {"STORE_LAYOUT": "submodules"}
+    path = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == expected(path, "releases", copy.day_name())
+    names = {part.prefix for part in copy.store.parts()}
+    assert names == {"releases/00/", "releases/01/", "releases/03/"}
+    assert copy.call("maintain_store.py", "--check") == ""
+    world.remove("releases", [1_000_000])
+    world.edit("releases", [3_500_000])
+    path = copy.month("--adopt", "--force")
+    copy.call("import_dump.py", "-d", path, "--force")
+    assert copy.records().keys() == {1, 2, 999_999, 1_000_001, 3_500_000}
+    assert {segment_of(i) for i, day in copy.days().items() if day == copy.day_name()} == {3}
+
+
+def test_a_converted_store_is_imported_into_as_before(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    ids = sorted(copy.records())
+    copy.call("maintain_store.py", "--to-submodules")
+    copy.settings = {"STORE_LAYOUT": "submodules"}
+    copy.world.edit("releases", ids[:3])
+    copy.call("import_dump.py", "-d", copy.month("--adopt"))
+    assert [i for i, day in copy.days().items() if day == copy.day_name()] == ids[:3]
+    assert copy.call("maintain_store.py", "--check") == ""
+
+
+def test_with_a_remote_it_counts_when_it_is_pushed(copy: Copy, tmp_path: Path) -> None:
+    remote = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
+    copy.settings = {"STORE_REMOTE": str(remote)}
+    path = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", path)
+    names = Repository(remote).run("ls-tree", "-r", "--name-only", "main").decode().split()
+    assert set(names) == {record_path("releases", i) for i in copy.world.alive["releases"]}
+    remote.rename(tmp_path / "away.git")
+    copy.world.edit("releases", sorted(copy.world.alive["releases"])[:2])
+    path = copy.month("--adopt")
+    before = copy.states()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bin/import_dump.py", "-d", path],
+        env=copy.environment | copy.settings,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    assert "cannot be reached" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(60) in (1, 69)
+    assert copy.states() == before
+    (tmp_path / "away.git").rename(remote)
+    copy.call("import_dump.py", "-d", path)
+    assert len(Repository(remote).run("log", "--format=%s", "main").splitlines()) == 2
+
+
+def test_a_second_one_at_once_is_sent_away(copy: Copy) -> None:
+    path = copy.accept("--adopt")
+    lock = Path(copy.environment["STATE_DIR"]) / "import_dump.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "already running" in copy.call("import_dump.py", "-d", path, code=75)
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    copy = Copy(run, tmp_path, environment, invented(1_500))
+    path = copy.accept("--adopt")
+    largest = max(file.stat().st_size for file in (tmp_path / "state").iterdir())
+    limit = largest + 100_000
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin/import_dump.py", "-d", path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        check=False,
+    )
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "no space left" in done.stderr
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == expected(path, "releases", copy.day_name())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_anywhere_it_goes_on(copy: Copy, number: int) -> None:
+    path = copy.accept("--adopt")
+    chance = random.Random(number)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "bin/import_dump.py", "-q", "-d", path],
+            env=copy.environment,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            process.wait(0.3 + chance.random() * 1.5)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        assert process.wait(60) in (-number, 0, 1)
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == expected(path, "releases", copy.day_name())
+    assert copy.states() == {"imported": RECORDS}
+    assert copy.commits() == [f"releases: {RECORDS} imported"]
+
+
+def test_a_lost_ledger_knows_again_what_a_dump_brought(copy: Copy) -> None:
+    path = copy.accept()
+    copy.call("import_dump.py", "-d", path)
+    ids = sorted(copy.records())
+    copy.commit_as_worker(ids[:4])
+    (copy.folder / "state" / "crawler.db").unlink()
+    copy.call("seed_queue.py", "--rebuild-ledger", "--adopt", "-n", f"{path}.hashes")
+    assert copy.states() == {"imported": RECORDS - 4, "stored": 4}
+    assert copy.call("maintain_store.py", "--check") == ""
+    copy.call("discogs_xml_split.py", "-d", path, "-r", f"{path}.again", "--verify")
+    commits = copy.commits()
+    copy.call("import_dump.py", "-d", path)
+    assert copy.commits() == commits
+    assert copy.states() == {"imported": RECORDS - 4, "stored": 4}
+
+
+def test_a_lost_ledger_of_last_month_is_brought_up_to_date(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    ids = sorted(copy.records())
+    copy.world.edit("releases", ids[:3])
+    path = copy.month("--adopt")
+    (copy.folder / "state" / "crawler.db").unlink()
+    copy.call("seed_queue.py", "--rebuild-ledger", "--adopt", "-n", f"{path}.hashes")
+    copy.call("discogs_xml_split.py", "-d", path, "-r", f"{path}.again", "--verify")
+    copy.call("import_dump.py", "-d", path)
+    assert [i for i, day in copy.days().items() if day == copy.day_name()] == ids[:3]
+
+
+def test_a_branch_of_a_worker_wins_over_an_import(copy: Copy) -> None:
+    path = copy.accept("--adopt")
+    ids = sorted(copy.world.alive["releases"])
+    settings = config.load(environ=copy.environment)
+    side = layouts.open_store(settings, branch="side")
+    changes = [Change(i, exact_json.dumps({"id": i})) for i in ids[:3]]
+    side.commit("releases", changes, lambda: ids, {"Source": "api"})
+    copy.call("import_dump.py", "-d", path)
+    copy.call("maintain_store.py", "--merge")
+    assert [i for i, day in copy.days().items() if day is None] == ids[:3]
+
+
+def test_an_older_ledger_is_upgraded(tmp_path: Path) -> None:
+    import sqlite_utils
+
+    from discogs_crawler.ledger.schema import MIGRATIONS
+
+    path = tmp_path / "crawler.db"
+    older = sqlite_utils.Database(path, strict=True)
+    MIGRATIONS.apply(older, stop_before="know_imported_records")
+    older.execute("INSERT INTO releases (id, alive, misses) VALUES (7, 1, 0), (8, NULL, 1)")
+    older.close()
+    with database.open(path) as book:
+        book.db.execute("UPDATE releases SET imported = 3, misses = 0 WHERE id = 8")
+        states = book.db.execute("SELECT id, state FROM releases").fetchall()
+        assert states == [(7, "stored"), (8, "imported")]
+        assert book.db.execute("SELECT stored, imported, gone FROM progress").fetchall() == [
+            (1, 1, 0)
+        ]
+        assert book.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
