@@ -21,6 +21,7 @@ from discogs_crawler.cli import progress
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps.block_reader import DumpFile, Window
+from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.importing import commit
 from discogs_crawler.importing import selection as import_selection
@@ -205,7 +206,7 @@ class _Run:
     def _records(self, stack: contextlib.ExitStack) -> Iterator[list[Record]]:
         file = stack.enter_context(DumpFile(self._path))
         window = stack.enter_context(Window(file))
-        return cut(window, self._kind, self._selection.marks)
+        return cut(window, read_prolog(window, self._kind), self._selection.marks)
 
     def _take(self, lanes: Lanes, record: Record) -> None:
         segment = segment_of(record.id)
