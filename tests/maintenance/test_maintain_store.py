@@ -715,7 +715,7 @@ def test_a_stranger_finds_a_record_from_the_readme_alone(
     database.open(config.load(environ=environment).database).close()
     assert run("maintain_store.py").returncode == 0
     text = both.repository.run("show", f"{both.tip()}:README.md").decode()
-    assert "| releases | 2 | 0 | none |" in text
+    assert "| releases | 2 | unknown | none |" in text
     assert "Data provided by Discogs" in text
     url = f"file://{both.repository.path}"
     environ = environment | {"GIT_ALLOW_PROTOCOL": "file", "GIT_CONFIG_GLOBAL": os.devnull}
