@@ -8,11 +8,13 @@ from typing import Any
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Lease, Queue, Result
+from discogs_crawler.broker.messages import Lease, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps.metadata import DumpFacts
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.seeding import run as seed_run
 from discogs_crawler.seeding.run import Report, Request
 
@@ -42,7 +44,7 @@ def queue_of(client: redis.Redis, kind: str = "releases") -> Queue:
     return Queue(client, kind, prefix="discogs", lease_s=LEASE_S)
 
 
-def row(book: Ledger, record_id: int) -> database.Row:
+def row(book: Ledger, record_id: int) -> Row:
     return book.rows("releases", [record_id])[record_id]
 
 

@@ -11,7 +11,8 @@ import redis
 
 from discogs_crawler import clock
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.queue import CLASSES, FATAL_LAPSES, Lease, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Lease, Result
+from discogs_crawler.broker.queue import FATAL_LAPSES, Queue
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.records import MAX_ID
 from tests.queue_audit import places

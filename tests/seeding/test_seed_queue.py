@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Result
+from discogs_crawler.broker.messages import Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.errors import BadData, UsageError

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from discogs_crawler.broker.queue import Result
+from discogs_crawler.broker.messages import Result
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.seeding.want_rules import Dump, after_dump, after_result, want
 
 NOW = 50_000

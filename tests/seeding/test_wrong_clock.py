@@ -18,7 +18,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.seeding.want_rules import CONFIRM_AFTER_S, DEAD_AGAIN_S, believed
 from discogs_crawler.store import layouts, stale_locks

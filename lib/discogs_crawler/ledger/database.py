@@ -5,25 +5,24 @@ take the write lock at once; whoever comes second waits for the first. `schema` 
 """
 
 import contextlib
-import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import sqlite_utils
 
 from discogs_crawler import clock, locks, sqlite_errors
 from discogs_crawler.errors import (
     EXIT_BUG,
-    EXIT_DONE,
     EXIT_PARTLY,
     ConfigurationError,
     CrawlerError,
     TryLater,
     Unavailable,
 )
+from discogs_crawler.ledger.rows import DumpRow, Row, Run
 from discogs_crawler.ledger.schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -40,55 +39,6 @@ NAMELESS = "-"
 
 # Rows written in one transaction: a fifth of a second, so that nobody waits long for us.
 BATCH = 20_000
-
-
-class Row(NamedTuple):
-    """What the ledger knows of an id; the columns of its table, explained in `schema`."""
-
-    id: int
-    hash: bytes | None = None
-    dump: int | None = None
-    due: int | None = None
-    reason: str | None = None
-    since: int | None = None
-    crawled: int | None = None
-    status: int | None = None
-    alive: int | None = None
-    removed: int | None = None
-    changed: int | None = None
-    misses: int = 0
-    failure: str | None = None
-    successor: int | None = None
-
-    @property
-    def stored(self) -> bool:
-        """The store has its record."""
-        return self.alive is not None and self.removed is None
-
-
-@dataclasses.dataclass
-class Run:
-    """What a run tells of itself: what it did, and how it ended if without an error."""
-
-    counts: dict[str, int]
-    exit_code: int = EXIT_DONE
-
-
-class DumpRow(NamedTuple):
-    """A dump as the ledger's table `dumps` has it."""
-
-    id: int
-    kind: str
-    file: str
-    not_before: int
-    not_after: int
-    sha256: bytes | None
-    records: int
-    verdict: str
-    result_sha256: bytes | None
-    canonical_version: int
-    started: int | None
-    accepted: int | None
 
 
 _COLUMNS = ", ".join(Row._fields)

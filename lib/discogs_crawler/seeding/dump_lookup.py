@@ -10,7 +10,8 @@ from discogs_crawler.dumps import canonical, external_sort, hashfile
 from discogs_crawler.dumps.hashfile import HashFile, Unsorted
 from discogs_crawler.errors import UsageError
 from discogs_crawler.files import atomic_write
-from discogs_crawler.ledger.database import DumpRow, Ledger
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import DumpRow
 
 # Memory for the lines of a file that is not sorted.
 SORTING_BYTES = 128 << 20

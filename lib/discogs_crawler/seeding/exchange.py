@@ -9,9 +9,11 @@ import operator
 from collections import Counter
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import CLASSES, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.ledger.database import Ledger, Row
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed

@@ -23,7 +23,8 @@ from discogs_crawler.dumps import hashfile
 from discogs_crawler.dumps.hashfile import Difference, HashFile
 from discogs_crawler.errors import BadData
 from discogs_crawler.files import atomic_write
-from discogs_crawler.ledger.database import BATCH, NAMELESS, DumpRow, Ledger, Row
+from discogs_crawler.ledger.database import BATCH, NAMELESS, Ledger
+from discogs_crawler.ledger.rows import DumpRow, Row
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.seeding import want_rules
 

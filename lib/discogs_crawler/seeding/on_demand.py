@@ -11,7 +11,8 @@ from typing import IO
 
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData, UsageError
-from discogs_crawler.ledger.database import BATCH, Ledger, Row
+from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import MAX_ID, parse_id
 from discogs_crawler.seeding.want_rules import want
 

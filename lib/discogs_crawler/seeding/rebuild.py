@@ -13,7 +13,8 @@ from pathlib import Path
 from discogs_crawler import clock
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import UsageError
-from discogs_crawler.ledger.database import BATCH, DumpRow, Ledger
+from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import ingest
 from discogs_crawler.seeding.want_rules import want
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
-from discogs_crawler.ledger.database import DumpRow, Ledger
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
 
 log = logging.getLogger(__name__)

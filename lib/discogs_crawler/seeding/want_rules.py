@@ -7,9 +7,9 @@ the want. So a want survives every answer that is too old for it, and no change 
 
 from typing import NamedTuple
 
-from discogs_crawler.broker.queue import CLASSES, Result
+from discogs_crawler.broker.messages import CLASSES, Result
 from discogs_crawler.clock import DAY_S, SKEW_S
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import Row
 
 # Classes that ask again although the id was fetched within the cooldown.
 IMPATIENT = ("manual", "confirm", "discovered")

@@ -16,7 +16,8 @@ from discogs_crawler import __version__, clock
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.limiter import Quota as Permits
-from discogs_crawler.broker.queue import CLASSES, Queue
+from discogs_crawler.broker.messages import CLASSES
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import count
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
