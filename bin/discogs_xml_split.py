@@ -124,7 +124,7 @@ def split(
     if before := opened.dump_of_file(facts.sha256):
         log.info("%s was split before: dump %d in the ledger", facts.file, before.id)
     if facts.kind:
-        opened.record_dump(facts)
+        opened.record_dump(facts._asdict())
     if facts.book_sha256:
         hash_cache.forget_other_books(settings.state_dir / "books", facts.kind, facts.book_sha256)
     return report

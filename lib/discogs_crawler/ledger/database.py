@@ -5,11 +5,12 @@ take the write lock at once; whoever comes second waits for the first. `schema` 
 """
 
 import contextlib
+import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import sqlite_utils
 
@@ -25,8 +26,7 @@ from discogs_crawler.errors import (
 from discogs_crawler.ledger.rows import DumpRow, Row, Run
 from discogs_crawler.ledger.schema import MIGRATIONS
 
-if TYPE_CHECKING:
-    from discogs_crawler.dumps.metadata import DumpFacts
+T = TypeVar("T")
 
 # How long to wait for another writer; the longest transaction takes a second or two.
 BUSY_S = 120
@@ -55,6 +55,7 @@ class Ledger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.db = sqlite_utils.Database(connection)
+        self.rehearsing = False
 
     def __enter__(self) -> "Ledger":
         return self
@@ -85,18 +86,15 @@ class Ledger:
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Undo at the end of the block all that it wrote."""
+        """Undo at the end of the block all that it wrote; until then `rehearsing` says so."""
         self.db.conn.execute("BEGIN IMMEDIATE")
+        self.rehearsing = True
         try:
             yield
         finally:
+            self.rehearsing = False
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
-
-    @property
-    def rehearsing(self) -> bool:
-        """All that is written now will be undone."""
-        return self.db.conn.in_transaction
 
     @contextlib.contextmanager
     def handover(self, *, wait: bool = True) -> Iterator[bool]:
@@ -140,37 +138,22 @@ class Ledger:
                     (int(clock.now()), code, json.dumps(run.counts), run_id),
                 )
 
-    def record_dump(self, facts: "DumpFacts") -> None:
-        """Remember a dump that was split; splitting it again replaces what was said of it.
+    def record_dump(self, facts: Mapping[str, Any]) -> None:
+        """Remember a dump that was split (`dumps` has these columns); again replaces what was said.
 
         But from standard input it has no name and no date: those that are known stay.
         """
-        values = {
-            "kind": facts.kind,
-            "file": facts.file,
-            "not_before": facts.not_before,
-            "not_after": facts.not_after,
-            "size": facts.size,
-            "sha256": facts.sha256,
-            "records": facts.records,
-            "first_id": facts.first_id,
-            "last_id": facts.last_id,
-            "verdict": facts.verdict,
-            "damaged": facts.damaged,
-            "result_sha256": facts.result_sha256,
-            "book_sha256": facts.book_sha256,
-            "canonical_version": facts.canonical_version,
-            "recorded": int(clock.now()),
-        }
+        values = {**facts, "recorded": int(clock.now())}
         with self.transaction() as connection:
             found = connection.execute(
-                "SELECT id, file FROM dumps WHERE kind = ? AND sha256 IS ? AND result_sha256 IS ?",
-                (facts.kind, facts.sha256, facts.result_sha256),
+                "SELECT id, file FROM dumps WHERE kind = :kind AND sha256 IS :sha256 "
+                "AND result_sha256 IS :result_sha256",
+                facts,
             ).fetchone()
             if found is None:
                 self.db.table("dumps").insert(values)
                 return
-            if facts.file == NAMELESS and found[1] != NAMELESS:
+            if facts["file"] == NAMELESS and found[1] != NAMELESS:
                 for name in ("file", "not_before", "not_after"):
                     del values[name]
             self.db.table("dumps").update(found[0], values)
@@ -236,6 +219,24 @@ class Ledger:
     def save(self, kind: str, rows: Iterable[Row]) -> None:
         """Write rows, new or known, within the caller's transaction."""
         self.db.conn.executemany(_SAVE.format(kind=kind), rows)
+
+    def revise(self, kind: str, ids: Iterable[int], rule: Callable[[Row], Row]) -> int:
+        """Replace rows by what `rule` makes of them, in batches; the number of those it changed."""
+        revised = 0
+        for batch in batches(ids):
+            with self.transaction():
+                rows = self.rows(kind, batch).values()
+                changed = [after for row in rows if (after := rule(row)) != row]
+                self.save(kind, changed)
+            revised += len(changed)
+        return revised
+
+
+def batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """The items, as many at once as one transaction writes."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, BATCH)):
+        yield batch
 
 
 def open(path: Path, *, read_only: bool = False) -> Ledger:

@@ -52,23 +52,22 @@ def dump_of(
     last = ledger.last_accepted(kind)
     version = last.canonical_version if last else canonical.CANONICAL_VERSION
     not_before, not_after = _snapshot(path, date)
-    with ledger.transaction():
-        ledger.db.table("dumps").insert(
-            {
-                "kind": kind,
-                "file": printable(path.name),
-                "not_before": not_before,
-                "not_after": not_after,
-                "records": file.records,
-                "first_id": file.first_id,
-                "last_id": file.last_id,
-                "verdict": FOREIGN_VERDICT,
-                "damaged": 0,
-                "result_sha256": file.sha256,
-                "canonical_version": version,
-                "recorded": int(clock.now()),
-            }
-        )
+    ledger.record_dump(
+        {
+            "kind": kind,
+            "file": printable(path.name),
+            "not_before": not_before,
+            "not_after": not_after,
+            "sha256": None,
+            "records": file.records,
+            "first_id": file.first_id,
+            "last_id": file.last_id,
+            "verdict": FOREIGN_VERDICT,
+            "damaged": 0,
+            "result_sha256": file.sha256,
+            "canonical_version": version,
+        }
+    )
     known = ledger.dump_of_result(file.sha256, kind)
     assert known is not None
     return known
