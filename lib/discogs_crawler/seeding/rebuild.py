@@ -16,6 +16,7 @@ from discogs_crawler.errors import UsageError
 from discogs_crawler.ledger.database import BATCH, Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import ingest
+from discogs_crawler.seeding.dump_guard import Comparison
 from discogs_crawler.seeding.want_rules import want
 
 
@@ -45,7 +46,7 @@ def rebuild(
     ingest.mark_started(ledger, dump)
     ingest.import_first(ledger, file, dump, adopt=False)
     number = _mark_stored(ledger, dump, stored, adopt)
-    ingest.accept(ledger, file, dump, ingest.Comparison(0, file.records, file.records, 0, 0))
+    ingest.accept(ledger, file, dump, Comparison(0, file.records, file.records, 0, 0))
     return {"added": file.records, "stored": number}
 
 
