@@ -16,7 +16,7 @@ from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.seeding import run as seed_run
-from discogs_crawler.seeding.run import Report, Request
+from discogs_crawler.seeding.run import Request, Seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,7 +72,7 @@ class World:
         record_dump(self.book, path)
         return path
 
-    def seed(self, new: Path | None = None, **request: object) -> Report:
+    def seed(self, new: Path | None = None, **request: object) -> Seeded:
         """Run seed_queue.py."""
         asked = Request(new=new, **request)  # type: ignore[arg-type]
         return seed_run.seed(self.book, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S)
