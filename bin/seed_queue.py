@@ -80,14 +80,14 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             print(line)
         return EXIT_DONE
 
-    def copy() -> AnyStore:
+    def store() -> AnyStore:
         return layouts.open_store(settings, create=settings.store_remote is not None)
 
     stored = None
     if flags.rebuild_ledger:
-        store = copy()
-        store.settle()
-        stored = store.ids
+        opened = store()
+        opened.settle()
+        stored = opened.ids
     request = Request(
         kind=flags.kind,
         new=flags.new,
@@ -103,7 +103,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         stored=stored,
     )
     command.terminate_like_interrupt()
-    seeded = seed_run.run(settings, request, copy)
+    seeded = seed_run.run(settings, request, lambda: store().settle())
     if flags.rebuild_ledger and not flags.dry_run:
         log.warning(
             "the places of consumers were in the lost ledger: export_changes.py gives them all "

@@ -130,6 +130,7 @@ def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) ->
 def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:
     with database.open(tmp_path / "crawler.db") as book:
         with book.transaction():
+            assert not book.rehearsing, "what a transaction writes is to stay"
             book.save("releases", [Row(1)])
             with pytest.raises(BadData), book.transaction():
                 book.save("releases", [Row(2)])

@@ -142,16 +142,8 @@ local function limit()
     return math.max(1, allowed - number('penalty'))
 end
 
-local function is_paused()
-    return number('paused_until') > now
-end
-
-local function is_waiting_for_probe()
-    return number('probe_until') > now
-end
-
-local function is_in_reserve()
-    return number('reserve_until') > now
+local function lasts(state_until)
+    return number(state_until) > now
 end
 
 local function begin_reserve()
@@ -160,15 +152,15 @@ end
 
 -- When a permit can be had, as far as one can tell now.
 local function ready(cap)
-    if is_paused() then
+    if lasts('paused_until') then
         return number('paused_until')
     end
-    if is_waiting_for_probe() then
+    if lasts('probe_until') then
         return now + window / 120
     end
     local ours, others = count(now)
     local room = limit()
-    if is_in_reserve() then
+    if lasts('reserve_until') then
         room = math.max(1, room - RESERVE)
     end
     if ours + others >= room or (cap > 0 and ours >= cap) then

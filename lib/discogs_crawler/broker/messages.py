@@ -3,16 +3,7 @@
 from typing import NamedTuple
 
 # Why an id is wanted, the most urgent first.
-CLASSES = (
-    "manual",
-    "confirm",
-    "discovered",
-    "changed",
-    "new",
-    "retired",
-    "backfill",
-    "refresh",
-)
+CLASSES = ("manual", "confirm", "discovered", "changed", "new", "retired", "backfill", "refresh")
 
 OUTCOMES = ("stored", "gone", "merged", "dead")
 

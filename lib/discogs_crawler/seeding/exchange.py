@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 RESULTS = 1_000
 
 # A 404 for a record that the latest dump has is rare: some 300 a week in a copy of 19.5 million.
-# More than this in a week, or more than this share of what is stored, is an outage.
+# More than MISSING_MOST in a week is an outage, in a small copy more than MISSING_SHARE of what is
+# stored, in a tiny one more than MISSING_FEW.
 MISSING_MOST = 1_000
 MISSING_SHARE = 0.02
 MISSING_FEW = 10
@@ -134,7 +135,7 @@ def push(
     so many records are missing at once that it must be an outage.
     """
     queued: Counter[str] = Counter()
-    withheld = 0 if force else missing_too_many(ledger, queue.kind)
+    withheld = 0 if force else confirmations_to_withhold(ledger, queue.kind)
     for reason, segment in _wanted_segments(ledger, queue.kind):
         ids = due_ids(ledger, queue.kind, reason, segment, cooldown_s, in_dump=not withheld)
         if dry_run:
@@ -182,10 +183,11 @@ def due_ids(
     return list(map(operator.itemgetter(0), cursor))
 
 
-def missing_too_many(ledger: Ledger, kind: str) -> int:
-    """How many stored records answer 404 although the latest dump has them, if that is too many.
+def confirmations_to_withhold(ledger: Ledger, kind: str) -> int:
+    """The number of confirmations that wait, if so many records are missing that it is an outage.
 
-    Those that wait for their confirmation count, and those that were removed in the last week.
+    Missing are records that the latest dump has and that answered 404 after they were stored: those
+    that wait for their confirmation, and those that were removed in the last week.
     """
     (waiting,) = ledger.db.execute(
         "SELECT ifnull(sum(records), 0) FROM counts "
@@ -199,5 +201,10 @@ def missing_too_many(ledger: Ledger, kind: str) -> int:
     (stored,) = ledger.db.execute(
         "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = 'stored'", [kind]
     ).fetchone()
-    allowed = min(MISSING_MOST, max(MISSING_FEW, MISSING_SHARE * stored))
-    return waiting if waiting and waiting + removed > allowed else 0
+    return waiting if waiting + removed > _most_missing(stored) else 0
+
+
+def _most_missing(stored: int) -> float:
+    """The number of missing records that a copy of so many may have without an outage."""
+    in_small_copy = max(MISSING_FEW, MISSING_SHARE * stored)
+    return min(MISSING_MOST, in_small_copy)

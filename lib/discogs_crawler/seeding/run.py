@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from discogs_crawler import clock, config, locks
 from discogs_crawler.broker import private_server
@@ -23,16 +23,6 @@ log = logging.getLogger(__name__)
 # One run after the other: those of all four kinds may be started at the same minute, and the
 # longest takes 3 minutes on one core.
 PATIENCE_S = 1_800
-
-
-class Copy(Protocol):
-    """The store, as far as seeding, which is not to know it, asks it something."""
-
-    def settle(self) -> str | None:
-        """Fetch what is missing here; the revision, None if there is no record."""
-
-    def ids(self, kind: str) -> Iterable[int]:
-        """The ids of a kind that it has."""
 
 
 class Request(NamedTuple):
@@ -71,8 +61,11 @@ class _Files(NamedTuple):
     old_dump: DumpRow | None
 
 
-def run(settings: Settings, request: Request, open_copy: Callable[[], Copy]) -> Seeded:
-    """Open ledger and queue, one run at a time, and do what is asked."""
+def run(settings: Settings, request: Request, tip_of_store: Callable[[], str | None]) -> Seeded:
+    """Open ledger and queue, one run at a time, and do what is asked.
+
+    `tip_of_store` opens the store, which seeding is not to know; None if no record is in it.
+    """
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
     with (
@@ -80,7 +73,7 @@ def run(settings: Settings, request: Request, open_copy: Callable[[], Copy]) -> 
         database.open(settings.database) as ledger,
     ):
         if request.stored is None and not ledger.knows_something():
-            _refuse_to_forget(settings, open_copy)
+            _refuse_to_forget(settings, tip_of_store)
         client = private_server.connect(settings)
 
         def queue_of(kind: str) -> Queue:
@@ -89,10 +82,10 @@ def run(settings: Settings, request: Request, open_copy: Callable[[], Copy]) -> 
         return seed(ledger, queue_of, request, settings.cooldown_days * clock.DAY_S)
 
 
-def _refuse_to_forget(settings: Settings, open_copy: Callable[[], Copy]) -> None:
+def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
     """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
     may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
-    if may_have_records and open_copy().settle() is not None:
+    if may_have_records and tip_of_store() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
             f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
