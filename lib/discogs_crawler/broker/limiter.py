@@ -42,7 +42,7 @@ class Permit(NamedTuple):
     """`start`, `quota` or `outage` when everybody waits for what this request tells; else empty"""
 
 
-class QuotaUse(NamedTuple):
+class Quota(NamedTuple):
     """How an identity stands."""
 
     limit: int
@@ -128,10 +128,10 @@ class Limiter:
         """
         return float(self._call("pause", why, seconds))
 
-    def status(self) -> QuotaUse:
+    def status(self) -> Quota:
         """How the identity stands; asks for nothing and changes nothing that matters."""
         limit, ours, foreign, pause, probe = self._call("status", self._cap)
-        return QuotaUse(int(limit), int(ours), int(foreign), float(pause), probe.decode())
+        return Quota(int(limit), int(ours), int(foreign), float(pause), probe.decode())
 
     def _ask(self) -> Permit | float:
         """A permit, or for how many seconds there is none."""

@@ -10,7 +10,7 @@ from typing import IO
 
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData, UsageError
-from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.database import Ledger, batches
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import MAX_ID, parse_id
 from discogs_crawler.seeding.want_rules import want
@@ -25,11 +25,16 @@ _IDS = re.compile(r"[0-9,-]*[0-9][0-9,-]*", re.ASCII)
 def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
     """Want these ids at once, whatever else is known of them; the number of ids."""
     now = int(clock.now())
-    unique = sorted(set(ids))
-    ledger.revise(
-        kind, unique, lambda row: row if row.reason == "manual" else want(row, "manual", now, now)
-    )
-    return len(unique)
+
+    def want_first(row: Row) -> Row:
+        return row if row.reason == "manual" else want(row, "manual", now, now)
+
+    number = 0
+    for batch in batches(ids):
+        unique = sorted(set(batch))
+        ledger.revise(kind, unique, want_first)
+        number += len(unique)
+    return number
 
 
 def discover(ledger: Ledger, kind: str, window: int) -> int:

@@ -14,7 +14,8 @@ import redis
 
 from discogs_crawler import __version__, clock
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.limiter import Limiter, QuotaUse
+from discogs_crawler.broker.limiter import Limiter
+from discogs_crawler.broker.limiter import Quota as Permits
 from discogs_crawler.broker.messages import CLASSES
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import count
@@ -114,7 +115,7 @@ def _size(database: Path) -> int:
 
 def _look_at_redis(
     settings: Settings, kinds: list[str]
-) -> tuple[dict[str, Held], QuotaUse | None, str]:
+) -> tuple[dict[str, Held], Permits | None, str]:
     """What Redis has of each kind, the permits in use, and why that is unknown if it is."""
     if settings.redis_url is None and not (settings.state_dir / "redis").is_dir():
         return {}, None, "the private Redis was never started; seed_queue.py starts it"
@@ -149,7 +150,7 @@ def _held(client: redis.Redis, settings: Settings, kind: str) -> Held:
     )
 
 
-def _quota(settings: Settings, permits: QuotaUse | None, measured_per_day: float) -> Quota:
+def _quota(settings: Settings, permits: Permits | None, measured_per_day: float) -> Quota:
     told = permits.limit if permits else 0
     assumed = LIMIT_WITH_TOKEN if settings.discogs_token else LIMIT_WITHOUT
     limit = min(told or assumed, settings.rate_limit or told or assumed)

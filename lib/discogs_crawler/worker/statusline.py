@@ -6,8 +6,7 @@ import os
 import sys
 import time
 
-from discogs_crawler.broker.limiter import QuotaUse
-from discogs_crawler.cli.formatting import duration
+from discogs_crawler.broker.limiter import Quota
 
 # Often enough to look alive; the depth of the queue, which costs more, less often.
 REFRESH_S = 1
@@ -38,7 +37,7 @@ def line(
     kind: str,
     per_minute: float,
     counts: "collections.Counter[str]",
-    quota: QuotaUse,
+    quota: Quota,
     waiting: int,
     window_s: float,
     width: int = 80,
@@ -60,6 +59,15 @@ def line(
         f"{counts['stored']:,} stored{found}"
     )
     return text if len(text) < width else text[: width - 2] + "…"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `7.5 h`, `226 d`: two digits tell enough."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            number = seconds / length
+            return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class StatusLine:
