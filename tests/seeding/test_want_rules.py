@@ -117,6 +117,11 @@ def test_every_cell_of_the_table_of_older_wants(wanted: str, asked: str) -> None
             id="an id asked for by hand keeps its class, and must be as new as the dump",
         ),
         pytest.param(
+            Row(7, reason="refresh", due=1, since=1),
+            Row(7, hash=NEW, dump=3, reason="changed", due=1, since=30_001),
+            id="an id whose last answer is not believed is none that nobody has seen",
+        ),
+        pytest.param(
             Row(7, hash=OLD, dump=2, reason="backfill", due=1, since=1),
             Row(7, hash=NEW, dump=3, reason="backfill", due=1, since=30_001),
             id="a change in the midst of the first import is not urgent",
