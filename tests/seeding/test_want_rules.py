@@ -1,6 +1,8 @@
 """The rules of wanting, a case a row: what an answer or a dump makes of what is known of an id."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -288,3 +290,12 @@ def test_two_wants_are_one(before: str, reason: str, after: str) -> None:
     row = known(reason=before, due=100, since=100)
     assert want(row, reason, 50, 150)[3:6] == (50, after, 150)
     assert want(row, reason, 150, 50)[3:6] == (100, after, 100)
+
+
+def test_the_rules_need_no_database() -> None:
+    program = (
+        "import sys\nimport discogs_crawler.seeding.want_rules\n"
+        "print(sorted({'sqlite3', 'sqlite_utils', 'redis'} & {*sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

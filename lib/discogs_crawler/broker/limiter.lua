@@ -20,7 +20,7 @@ An identity is in one of three states, and may be told to pause in any of them:
              | a window later      | the API has counted a request that is not ours
              v                     |
          +-------+                 |
-         | haste | ----------------+     all permits, one after the other
+         | haste | ----------------+     all permits are lent
          +-------+
 
 Permits are lent at HASTE times the average pace at most, in every state. A reserve that began

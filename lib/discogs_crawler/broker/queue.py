@@ -258,17 +258,8 @@ class Queue:
     def _call(self, command: str, *args: Any) -> Any:
         """One step of queue.lua."""
         with explained(self._client):
-            return self._script(
-                keys=[self._base],
-                args=[
-                    command,
-                    clock.OFFSET_S,
-                    secrets.token_hex(8),
-                    LAYOUT,
-                    " ".join(CLASSES),
-                    *args,
-                ],
-            )
+            always = (clock.OFFSET_S, secrets.token_hex(8), LAYOUT, " ".join(CLASSES))
+            return self._script(keys=[self._base], args=[command, *always, *args])
 
 
 def _blocks(ids: Iterable[int]) -> Iterator[tuple[int, int, bytes]]:

@@ -183,6 +183,11 @@ class Ledger:
         """Whether any id was ever in it."""
         return self.db.execute("SELECT 1 FROM counts LIMIT 1").fetchone() is not None
 
+    def count(self, condition: str, *values: object) -> int:
+        """The number of ids for which a condition on the columns of `counts` holds."""
+        query = f"SELECT ifnull(sum(records), 0) FROM counts WHERE {condition}"
+        return int(self.db.conn.execute(query, values).fetchone()[0])
+
     def last_accepted(self, kind: str) -> DumpRow | None:
         """The dump whose hashes the ledger has."""
         return self._dump(

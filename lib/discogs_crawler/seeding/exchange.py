@@ -189,18 +189,12 @@ def confirmations_to_withhold(ledger: Ledger, kind: str) -> int:
     Missing are records that the latest dump has and that answered 404 after they were stored: those
     that wait for their confirmation, and those that were removed in the last week.
     """
-    (waiting,) = ledger.db.execute(
-        "SELECT ifnull(sum(records), 0) FROM counts "
-        "WHERE kind = ? AND reason = 'confirm' AND in_dump",
-        [kind],
-    ).fetchone()
+    waiting = ledger.count("kind = ? AND reason = 'confirm' AND in_dump", kind)
     (removed,) = ledger.db.execute(
         f"SELECT count(*) FROM {kind} WHERE misses > 0 AND removed > ? AND dump IS NOT NULL",
         [int(clock.now()) - MISSING_DAYS * DAY_S],
     ).fetchone()
-    (stored,) = ledger.db.execute(
-        "SELECT ifnull(sum(records), 0) FROM counts WHERE kind = ? AND state = 'stored'", [kind]
-    ).fetchone()
+    stored = ledger.count("kind = ? AND state = 'stored'", kind)
     return waiting if waiting + removed > _most_missing(stored) else 0
 
 
