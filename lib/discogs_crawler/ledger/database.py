@@ -20,7 +20,6 @@ from discogs_crawler.errors import (
     EXIT_PARTLY,
     ConfigurationError,
     CrawlerError,
-    TryLater,
     Unavailable,
 )
 from discogs_crawler.ledger.rows import DumpRow, Row, Run
@@ -96,21 +95,14 @@ class Ledger:
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
 
-    @contextlib.contextmanager
-    def handover(self, *, wait: bool = True) -> Iterator[bool]:
+    def handover(self, *, wait: bool = True) -> contextlib.AbstractContextManager[object]:
         """Keep others from handing wants to Redis or reading results from it during the block.
 
         A want that was read here, while somebody else clears it and its id leaves Redis's hands,
-        would be queued once more for nothing. False without `wait` if others are at it.
+        would be queued once more for nothing. TryLater without `wait` if others do that now.
         """
         lock = self.path.with_name(self.path.name + ".handover.lock")
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locks.exclusive(lock, "a handover to Redis", wait=wait))
-            except TryLater:
-                yield False
-                return
-            yield True
+        return locks.exclusive(lock, "a handover to Redis", wait=wait)
 
     @contextlib.contextmanager
     def run(self, script: str, kind: str) -> Iterator[Run]:
@@ -139,7 +131,7 @@ class Ledger:
                 )
 
     def record_dump(self, facts: Mapping[str, Any]) -> None:
-        """Remember a dump that was split (`dumps` has these columns); again replaces what was said.
+        """Remember the columns of a dump that was split; splitting it again replaces them.
 
         But from standard input it has no name and no date: those that are known stay.
         """

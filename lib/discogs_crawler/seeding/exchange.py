@@ -4,6 +4,7 @@ The ledger records a want before Redis hears of it and clears it only when it ha
 that satisfies it. So Redis may lose everything: the next run hands out again what is unfinished.
 """
 
+import contextlib
 import logging
 import operator
 from collections import Counter
@@ -12,6 +13,7 @@ from discogs_crawler import clock
 from discogs_crawler.broker.messages import CLASSES, Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.errors import TryLater
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
@@ -39,8 +41,9 @@ def drain(
 
     If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
     """
-    with ledger.handover(wait=wait) as ours:
-        return read_results(ledger, queue, force=force) if ours else {}
+    with contextlib.suppress(TryLater), ledger.handover(wait=wait):
+        return read_results(ledger, queue, force=force)
+    return {}
 
 
 def read_results(

@@ -4,9 +4,10 @@ A row says what the latest dump and the last answer said of an id, and what is w
 (when), `reason` (which class) and `since`: only a request sent at or after that instant satisfies
 the want. So a want survives every answer that is too old for it, and no change is forgotten.
 
-What is wanted after a dump has the id with the same hash, with another one, or lacks it; and after
-an answer: a record, a 404 to a request of the class `discovered` or `confirm` or another one, or
-none at the last attempt. `-` is nothing, `same` the class of the request.
+The first three columns say what is wanted after a dump that has the id with the `same` hash or
+with an `other` one, or `lacks` it; the rest after an answer: a `record`, a `404` (to a `discovered`,
+to a `confirm`, or to any other request), or `none`, not even in the last attempt. In a cell, `-` is
+nothing, and `same` the class of the request.
 
     id         same     other    lacks    record  404      discovered  confirm  none
     unseen     new      new      -        -       -        discovered  -        same
@@ -19,7 +20,8 @@ none at the last attempt. `-` is nothing, `same` the class of the request.
 
 An id is `unseen` by dumps and API, `listed` in a dump alone, `stored` since before the dump,
 `fresh` if answered after it was taken, `missing` if stored but 404 since then, `removed` after the
-404 to a `confirm`, and `unused` if 404 is all that was ever known of it.
+404 to a `confirm`, and `unused` if 404 is all that was ever known of it. With `adopt`, `other` is
+taken as `same`; a number is `discovered` again twice; `manual`, newer than a 404, stays.
 
 A want that was there before is joined with the new one (`want`), and after an answer:
 
