@@ -5,9 +5,9 @@ A row says what the latest dump and the last answer said of an id, and what is w
 the want. So a want survives every answer that is too old for it, and no change is forgotten.
 
 The first three columns say what is wanted after a dump that has the id with the `same` hash or
-with an `other` one, or `lacks` it; the rest after an answer: a `record`, a `404` (to a `discovered`,
-to a `confirm`, or to any other request), or `none`, not even in the last attempt. In a cell, `-` is
-nothing, and `same` the class of the request.
+with an `other` one, or `lacks` it; the rest after an answer: a `record`, a `404` (to a request of
+the class `discovered`, of `confirm`, or of any other), or `none`, not even in the last attempt. In
+a cell, `-` is nothing, and `same` the class of the request.
 
     id         same     other    lacks    record  404      discovered  confirm  none
     unseen     new      new      -        -       -        discovered  -        same
