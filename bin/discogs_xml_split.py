@@ -118,7 +118,7 @@ def split(job: SplitJob, opened: Ledger) -> SplitReport:
     if before := opened.dump_of_file(facts.sha256):
         log.info("%s was split before: dump %d in the ledger", facts.file, before.id)
     if facts.kind:
-        opened.record_dump(facts)
+        opened.record_dump(facts.as_row())
     if facts.hash_cache_sha256:
         hash_cache.forget_other_hash_caches(job.state_dir, facts.kind, facts.hash_cache_sha256)
     return report

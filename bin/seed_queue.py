@@ -24,33 +24,24 @@ if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse
+import functools
 import logging
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from discogs_crawler import clock, config, locks
-from discogs_crawler.broker import private_server
-from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import command
-from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, ConfigurationError, UsageError
-from discogs_crawler.ledger import database
-from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import dump_lookup, on_demand
 from discogs_crawler.seeding import run as seed_run
-from discogs_crawler.seeding.run import Report, Request
+from discogs_crawler.seeding.run import Request, Seeded
 from discogs_crawler.store import layouts
+from discogs_crawler.store.layouts import AnyStore
 
 log = logging.getLogger("discogs_crawler.seed_queue")
-
-# One run after the other: those of all four kinds may be started at the same minute, and the
-# longest takes 3 minutes on one core.
-PATIENCE_S = 1_800
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -92,7 +83,18 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     _check_usage(flags)
     if flags.dead:
-        return list_dead(flags.kind or "releases", settings)
+        for line in seed_run.dead_letters(settings, flags.kind or "releases"):
+            print(line)
+        return EXIT_DONE
+
+    def store() -> AnyStore:
+        return layouts.open_store(settings, create=settings.store_remote is not None)
+
+    stored = None
+    if flags.rebuild_ledger:
+        opened = store()
+        opened.settle()
+        stored = functools.partial(layouts.origins, opened)
     request = Request(
         kind=flags.kind,
         new=flags.new,
@@ -105,49 +107,15 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         adopt=flags.adopt,
         force=flags.force,
         dry_run=flags.dry_run,
-        stored=_stored(settings) if flags.rebuild_ledger else None,
+        stored=stored,
     )
-    config.make_state_dir(settings)
-    with (
-        locks.exclusive(
-            settings.state_dir / "seed_queue.lock", "seed_queue", patience_s=PATIENCE_S
-        ),
-        database.open(settings.database) as book,
-    ):
-        if not flags.rebuild_ledger:
-            _refuse_to_forget(book, settings)
-        client = private_server.connect(settings)
-
-        def queue_of(kind: str) -> Queue:
-            return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
-
-        report = seed_run.seed(book, queue_of, request, settings.cooldown_days * clock.DAY_S)
+    seeded = seed_run.run(settings, request, lambda: store().settle())
     if flags.rebuild_ledger and not flags.dry_run:
         log.warning(
             "the places of consumers were in the lost ledger: export_changes.py gives them all "
             "again, or what came after REV with --from REV"
         )
-    return tell(report, flags.dry_run)
-
-
-def _stored(settings: Settings) -> Callable[[str], Iterable[tuple[int, bool]]]:
-    opened = layouts.open_store(settings, create=settings.store_remote is not None)
-    opened.settle()
-    return lambda kind: layouts.origins(opened, kind)
-
-
-def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
-    """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
-    is_remote = settings.store_remote is not None
-    if book.knows_something() or not (is_remote or (settings.store / "discogs.git").is_dir()):
-        return
-    if layouts.open_store(settings, create=is_remote).settle() is not None:
-        raise ConfigurationError(
-            f"{settings.database}: the ledger knows nothing, but there are records in "
-            f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
-            "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
-            f"as {settings.database.name}.KIND.*.hashes are gone)"
-        )
+    return tell(seeded, flags.dry_run)
 
 
 def _check_usage(flags: argparse.Namespace) -> None:
@@ -157,28 +125,20 @@ def _check_usage(flags: argparse.Namespace) -> None:
         dump_lookup.parse_date(flags.dump_date)
 
 
-def list_dead(kind: str, settings: Settings) -> int:
-    with database.open(settings.database, read_only=True) as book:
-        for record_id, failure, due in on_demand.dead_letters(book, kind):
-            again = f"tried again from {clock.iso(due)}" if due else "not wanted any more"
-            print(f"{record_id}\t{printable(failure)}\t{again}")
-    return EXIT_DONE
-
-
-def tell(report: Report, dry_run: bool) -> int:
-    for name, number in report.counts.items():
-        line = f"{report.kind}: {name.replace('_', ' ', 1)}: {number:,}"
+def tell(seeded: Seeded, dry_run: bool) -> int:
+    for name, number in seeded.counts.items():
+        line = f"{seeded.kind}: {name.replace('_', ' ', 1)}: {number:,}"
         if dry_run or sys.stdout.isatty():
             print(line)
         else:
             log.info("%s", line)
-    if not report.withheld:
+    if not seeded.withheld:
         return EXIT_DONE
     log.warning(
         "%s: %d stored records answer 404 although the last dump has them: this looks like an "
         "outage, so they are not confirmed and nothing is removed; --force confirms them",
-        report.kind,
-        report.withheld,
+        seeded.kind,
+        seeded.withheld,
     )
     return EXIT_PARTLY
 

@@ -8,13 +8,15 @@ from typing import Any
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Lease, Queue, Result
+from discogs_crawler.broker.messages import Lease, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps.metadata import DumpFacts
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.seeding import run as seed_run
-from discogs_crawler.seeding.run import Report, Request
+from discogs_crawler.seeding.run import Request, Seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +44,7 @@ def queue_of(client: redis.Redis, kind: str = "releases") -> Queue:
     return Queue(client, kind, prefix="discogs", lease_s=LEASE_S)
 
 
-def row(book: Ledger, record_id: int) -> database.Row:
+def row(book: Ledger, record_id: int) -> Row:
     return book.rows("releases", [record_id])[record_id]
 
 
@@ -70,7 +72,7 @@ class World:
         record_dump(self.book, path)
         return path
 
-    def seed(self, new: Path | None = None, **request: object) -> Report:
+    def seed(self, new: Path | None = None, **request: object) -> Seeded:
         """Run seed_queue.py."""
         asked = Request(new=new, **request)  # type: ignore[arg-type]
         return seed_run.seed(self.book, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S)
@@ -129,7 +131,7 @@ def record_dump(book: Ledger, path: Path, kind: str = "releases", **changes: obj
         "result_sha256": hashlib.sha256(text).digest(),
         "canonical_version": 1,
     }
-    book.record_dump(DumpFacts(**(values | changes)))
+    book.record_dump(DumpFacts(**(values | changes))._asdict())
 
 
 def some_contents(ids: int, seed_number: int = 1) -> dict[int, str]:

@@ -15,7 +15,8 @@ import sqlite_utils
 
 from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
-from discogs_crawler.broker.queue import Lease, Queue
+from discogs_crawler.broker.messages import Lease
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, EXIT_UNAVAILABLE
 from discogs_crawler.records import record_path
 from tests.discogs import dump

@@ -14,7 +14,8 @@ import redis
 
 from discogs_crawler import clock
 from discogs_crawler.broker.limiter import Limiter
-from discogs_crawler.broker.queue import CLASSES, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import KINDS
 from tests.conftest import ROOT, Run
 from tests.invented_ledger import invent

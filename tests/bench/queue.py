@@ -21,7 +21,8 @@ from tabulate import tabulate
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.queue import Queue, Result
+from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.queue import Queue
 
 BASELINE_IDS = 200_000
 

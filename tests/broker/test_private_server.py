@@ -16,7 +16,8 @@ import redis
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server, redis_errors
-from discogs_crawler.broker.queue import Queue, Result
+from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 

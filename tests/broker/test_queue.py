@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import CLASSES, FATAL_LAPSES, Lease, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Lease, Result
+from discogs_crawler.broker.queue import FATAL_LAPSES, Queue
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.records import MAX_ID
 from tests.queue_audit import places

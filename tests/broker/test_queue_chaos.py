@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.queue import Queue, Result
+from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.queue import Queue
 from tests.chaos import failing
 from tests.chaos.queue import BASE, Chaos
 from tests.queue_audit import places

@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 
 from discogs_crawler import clock, config
 from discogs_crawler.broker import private_server, queue
-from discogs_crawler.broker.queue import CLASSES, Lease, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Lease, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
 from tests.queue_audit import places
 

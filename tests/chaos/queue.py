@@ -22,7 +22,8 @@ from pathlib import Path
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
-from discogs_crawler.broker.queue import Queue, Result
+from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
 from tests.queue_audit import places
 

@@ -13,10 +13,11 @@ import redis
 import sqlite_utils
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Result
+from discogs_crawler.broker.messages import Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
 from discogs_crawler.ledger import database
+from discogs_crawler.ledger.rows import DumpRow, Row
 from discogs_crawler.ledger.schema import MIGRATIONS
 from discogs_crawler.records import KINDS
 from tests.seeding_world import ROOT, World, queue_of, record_dump, some_contents, write_hashes
@@ -113,7 +114,7 @@ def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) ->
         record_dump(book, path, sha256=b"3" * 32, file="cut", verdict="damaged: cut off")
         record_dump(book, path, "labels", sha256=b"1" * 32, file="labels", not_before=3_000)
 
-        def name(found: database.DumpRow | None) -> str | None:
+        def name(found: DumpRow | None) -> str | None:
             return found and found.file
 
         assert name(book.dump_of_result(result)) == "cut", "the latest of all"
@@ -129,17 +130,18 @@ def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) ->
 def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:
     with database.open(tmp_path / "crawler.db") as book:
         with book.transaction():
-            book.save("releases", [database.Row(1)])
+            assert not book.rehearsing, "what a transaction writes is to stay"
+            book.save("releases", [Row(1)])
             with pytest.raises(BadData), book.transaction():
-                book.save("releases", [database.Row(2)])
+                book.save("releases", [Row(2)])
                 raise BadData("no")
         with pytest.raises(BadData), book.transaction():
-            book.save("releases", [database.Row(3)])
+            book.save("releases", [Row(3)])
             raise BadData("no")
         with book.rehearsal():
             assert book.rehearsing
             with book.transaction():
-                book.save("releases", [database.Row(4)])
+                book.save("releases", [Row(4)])
         assert not book.rehearsing
         assert book.knows_something()
         assert book.db.execute("SELECT id FROM releases").fetchall() == [(1,)]
@@ -173,7 +175,8 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
         "import sys, time, pathlib, redis\n"
         "from discogs_crawler.seeding import exchange as handover\n"
         "from discogs_crawler.ledger import database as ledger\n"
-        "from discogs_crawler.broker.queue import Queue, Result\n"
+        "from discogs_crawler.broker.messages import Result\n"
+        "from discogs_crawler.broker.queue import Queue\n"
         "client = redis.Redis(unix_socket_path=sys.argv[2])\n"
         "queue = Queue(client, 'releases', prefix='discogs', lease_s=600)\n"
         "book = ledger.open(pathlib.Path(sys.argv[1]))\n"
@@ -260,7 +263,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
     with database.open(tmp_path / "crawler.db") as book:
         (pages,) = book.db.execute("PRAGMA page_count").fetchone()
         book.db.execute(f"PRAGMA max_page_count = {pages + 3}")
-        rows = [database.Row(n, hash=b"x" * 20) for n in range(1, 5_000)]
+        rows = [Row(n, hash=b"x" * 20) for n in range(1, 5_000)]
         with pytest.raises(Unavailable, match="nothing was written: database or disk is full"):
             with book.transaction():
                 book.save("releases", rows)

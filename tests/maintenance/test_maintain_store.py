@@ -22,7 +22,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
 from discogs_crawler.ledger import database
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
 from discogs_crawler.records import KINDS, record_path
 from discogs_crawler.store import fast_import, layouts

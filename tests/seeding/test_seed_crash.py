@@ -15,7 +15,7 @@ from discogs_crawler import clock
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.ledger import database
-from discogs_crawler.seeding import exchange, ingest
+from discogs_crawler.seeding import exchange
 from discogs_crawler.seeding import run as seed_run
 from discogs_crawler.seeding.run import Request
 from tests.seeding_world import COOLDOWN_S, World, queue_of, some_contents
@@ -32,7 +32,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     now = clock.now()
     monkeypatch.setattr(clock, "now", lambda: now + clock.OFFSET_S)
     monkeypatch.setattr(hashfile, "BLOCK_SIZE", 500)
-    monkeypatch.setattr(ingest, "BATCH", 3)
+    monkeypatch.setattr(database, "BATCH", 3)
     monkeypatch.setattr(exchange, "RESULTS", 5)
     offset = clock.OFFSET_S
     yield

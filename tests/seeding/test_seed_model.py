@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Lease, Result
+from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.seeding import ingest
 from discogs_crawler.seeding.want_rules import IMPATIENT

@@ -11,11 +11,12 @@ import pytest
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import Result
+from discogs_crawler.broker.messages import Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.errors import BadData, UsageError
-from discogs_crawler.seeding import exchange, ingest, on_demand
+from discogs_crawler.ledger import database
+from discogs_crawler.seeding import exchange, on_demand
 from tests.conftest import Run
 from tests.seeding_world import (
     World,
@@ -386,11 +387,11 @@ def test_a_dump_from_standard_input_is_that_of_its_name(world: World, tmp_path: 
     assert accepted is not None and accepted.file == "other.xml.gz"
 
 
-@pytest.mark.parametrize("batch", [ingest.BATCH, 7])
+@pytest.mark.parametrize("batch", [database.BATCH, 7])
 def test_without_the_last_file_the_ledger_itself_is_compared_with(
     world: World, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(ingest, "BATCH", batch)
+    monkeypatch.setattr(database, "BATCH", batch)
     for kept in world.folder.glob("*.hashes"):
         kept.write_text("1\tdamaged\n")
     world.upstream[5] = "edited"

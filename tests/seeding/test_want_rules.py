@@ -1,19 +1,24 @@
 """The rules of wanting, a case a row: what an answer or a dump makes of what is known of an id."""
 
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from discogs_crawler.broker.queue import Result
+from discogs_crawler.broker.messages import CLASSES, Result
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.ledger.database import Row
-from discogs_crawler.seeding.want_rules import Dump, after_dump, after_result, want
+from discogs_crawler.ledger.rows import DumpRow, Row
+from discogs_crawler.seeding import want_rules
+from discogs_crawler.seeding.want_rules import after_dump, after_result, want
 
 NOW = 50_000
 COOLDOWN_S = 10_000
 
 # Taken between 20,000 and 30,000, and the third that was split.
-DUMP = Dump(3, 20_000, 30_000)
+_OF_DUMP: dict[str, Any] = {"id": 3, "not_before": 20_000, "not_after": 30_000}
+DUMP = DumpRow._make((dict.fromkeys(DumpRow._fields) | _OF_DUMP).values())
 
 OLD, NEW = b"o" * 20, b"n" * 20
 
@@ -28,6 +33,78 @@ def known(**values: Any) -> Row:
     return STORED._replace(**values)
 
 
+# The ids of the table in want_rules, with nothing wanted.
+STATES = {
+    "unseen": Row(7),
+    "listed": Row(7, hash=OLD, dump=2),
+    "stored": STORED,
+    "fresh": known(crawled=40_000, alive=40_000),
+    "missing": known(crawled=6_000, status=404, misses=1),
+    "removed": known(crawled=6_000, status=404, misses=2, removed=6_000),
+    "unused": Row(7, crawled=6_000, status=404, misses=1),
+}
+
+# What happens to them in its columns, to the row and the class that was requested.
+EVENTS: dict[str, Any] = {
+    "same": lambda row, _: after_dump(row, OLD, DUMP, NOW, COOLDOWN_S),
+    "other": lambda row, _: after_dump(row, NEW, DUMP, NOW, COOLDOWN_S),
+    "lacks": lambda row, _: after_dump(row, None, DUMP, NOW, COOLDOWN_S),
+    "record": lambda row, asked: after_result(row, Result(7, asked, "stored", 200, NOW), NOW),
+    "404": lambda row, asked: after_result(row, Result(7, asked, "gone", 404, NOW), NOW),
+    "discovered": lambda row, _: after_result(row, Result(7, "discovered", "gone", 404, NOW), NOW),
+    "confirm": lambda row, _: after_result(row, Result(7, "confirm", "gone", 404, NOW), NOW),
+    "none": lambda row, asked: after_result(row, Result(7, asked, "dead", 0, NOW), NOW),
+}
+
+
+def tables() -> list[list[list[str]]]:
+    """The tables in the docstring: lines of cells, the heads first."""
+    blocks = (want_rules.__doc__ or "").split("\n\n")
+    return [
+        [re.split(r"  +", line.strip()) for line in block.splitlines()]
+        for block in blocks
+        if block.startswith("    ")
+    ]
+
+
+def cells() -> list[Any]:
+    (_, *events), *lines = tables()[0]
+    assert (events, [line[0] for line in lines]) == ([*EVENTS], [*STATES])
+    return [
+        pytest.param(state, event, reason, id=f"{state}-{event}")
+        for state, *reasons in lines
+        for event, reason in zip(events, reasons, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("state", "event", "reason"), cells())
+@pytest.mark.parametrize("asked", sorted({*CLASSES} - {"discovered", "confirm"}))
+def test_every_cell_of_the_table(state: str, event: str, reason: str, asked: str) -> None:
+    after = EVENTS[event](STATES[state], asked)
+    assert after.reason == {"-": None, "same": asked}.get(reason, reason)
+    assert (after.due is None, after.since is None) == (reason == "-",) * 2
+    assert (after.removed == NOW) == (
+        event == "confirm" and state in ("stored", "fresh", "missing")
+    ), "only a confirmation removes"
+
+
+@pytest.mark.parametrize("wanted", CLASSES)
+@pytest.mark.parametrize("asked", CLASSES)
+def test_every_cell_of_the_table_of_older_wants(wanted: str, asked: str) -> None:
+    (_, *heads), as_requested, any_other = tables()[1]
+    assert heads == ["arose before the request", "after it"]
+    impatient = as_requested[0].removesuffix(": as requested").split(", ")
+    line = as_requested if wanted == asked and wanted in impatient else any_other
+    meanings = {
+        "is satisfied": (None, None, None),
+        "becomes changed": (1, "changed", 9_001),
+        "stays as it is": (1, wanted, 9_001),
+    }
+    for since, cell in zip((9_000, 9_001), line[1:], strict=True):
+        row = known(reason=wanted, due=1, since=since)
+        assert answer(row, "stored", asked)[3:6] == meanings[cell]
+
+
 @pytest.mark.parametrize(
     ("row", "after"),
     [
@@ -40,6 +117,11 @@ def known(**values: Any) -> Row:
             Row(7, reason="manual", due=1, since=1),
             Row(7, hash=NEW, dump=3, reason="manual", due=1, since=30_001),
             id="an id asked for by hand keeps its class, and must be as new as the dump",
+        ),
+        pytest.param(
+            Row(7, reason="refresh", due=1, since=1),
+            Row(7, hash=NEW, dump=3, reason="changed", due=1, since=30_001),
+            id="an id whose last answer is not believed is none that nobody has seen",
         ),
         pytest.param(
             Row(7, hash=OLD, dump=2, reason="backfill", due=1, since=1),
@@ -208,3 +290,12 @@ def test_two_wants_are_one(before: str, reason: str, after: str) -> None:
     row = known(reason=before, due=100, since=100)
     assert want(row, reason, 50, 150)[3:6] == (50, after, 150)
     assert want(row, reason, 150, 50)[3:6] == (100, after, 100)
+
+
+def test_the_rules_need_no_database() -> None:
+    program = (
+        "import sys\nimport discogs_crawler.seeding.want_rules\n"
+        "print(sorted({'sqlite3', 'sqlite_utils', 'redis'} & {*sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -18,7 +18,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.seeding.want_rules import CONFIRM_AFTER_S, DEAD_AGAIN_S, believed
 from discogs_crawler.store import layouts, stale_locks
@@ -182,6 +182,9 @@ def test_a_dump_of_tomorrow_can_be_forced(
             {"crawled": NOW + DAY_S, "alive": NOW + DAY_S}, {}, id="a day is no reason to doubt"
         ),
         pytest.param(
+            {"reason": "new", "due": NOW + DAY_S, "since": 5}, {}, id="nor is it of a want"
+        ),
+        pytest.param(
             {"crawled": AHEAD, "alive": AHEAD, "changed": 5},
             {"crawled": None, "alive": NOW, "reason": "refresh", "due": NOW, "since": NOW},
             id="when it was fetched is not known",
@@ -195,6 +198,11 @@ def test_a_dump_of_tomorrow_can_be_forced(
             {"misses": 1, "crawled": AHEAD, "reason": "confirm", "due": AHEAD, "since": AHEAD},
             {"crawled": None, "due": NOW + CONFIRM_AFTER_S, "since": NOW},
             id="a removal is confirmed a day later all the same",
+        ),
+        pytest.param(
+            {"misses": 1, "crawled": AHEAD, "reason": "confirm", "due": 5, "since": 5},
+            {"crawled": None},
+            id="but is not put off if it was due before",
         ),
         pytest.param(
             {"failure": "HTTP 500", "reason": "new", "due": NOW + DEAD_AGAIN_S, "since": 5},

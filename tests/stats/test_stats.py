@@ -13,7 +13,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import CLASSES, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import NothingYet

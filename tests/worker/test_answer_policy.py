@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from discogs_crawler.api.client import Answer
-from discogs_crawler.broker.queue import Lease
+from discogs_crawler.broker.messages import Lease
 from discogs_crawler.worker.answer_policy import Action, decide
 from discogs_crawler.worker.circuit_breaker import FAILURES, CircuitBreaker
 from discogs_crawler.worker.fetchers import Fetched

@@ -20,7 +20,8 @@ from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.limiter import Limiter
-from discogs_crawler.broker.queue import Lease, Queue, Result
+from discogs_crawler.broker.messages import Lease, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Secret, Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable

@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from discogs_crawler import config
-from discogs_crawler.broker.queue import Queue, Result
+from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import (
     EXIT_CONFIGURATION,
     EXIT_DONE,

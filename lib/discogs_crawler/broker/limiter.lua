@@ -1,6 +1,31 @@
 --[[
 The quota of one identity: one call, one atomic step, by the server's clock.
 
+An identity is in one of three states, and may be told to pause in any of them:
+
+    nothing is known,        429, or an outage
+    or from another time     (in any state)
+             |                     |
+             |                     v
+             |                   pause
+             v                     |
+         +-------+                 |
+         | probe | <---------------+     one request at a time; the others wait for its answer
+         +-------+
+             | it passes
+             v
+        +---------+
+        | reserve | <--------------+     RESERVE permits are kept back
+        +---------+                |
+             | a window later      | the API has counted a request that is not ours
+             v                     |
+         +-------+                 |
+         | haste | ----------------+     all permits are lent
+         +-------+
+
+Permits are lent at HASTE times the average pace at most, in every state. A reserve that began
+before a probe goes on during it.
+
 KEYS[1] is the start of the name of every key here, `{PREFIX}:rate:IDENTITY`; the braces are a
 hash tag: all keys of one PREFIX lie in one slot of a cluster. Times are epoch seconds.
 
@@ -117,17 +142,25 @@ local function limit()
     return math.max(1, allowed - number('penalty'))
 end
 
+local function lasts(state_until)
+    return number(state_until) > now
+end
+
+local function begin_reserve()
+    set('reserve_until', now + window)
+end
+
 -- When a permit can be had, as far as one can tell now.
 local function ready(cap)
-    if number('paused_until') > now then
+    if lasts('paused_until') then
         return number('paused_until')
     end
-    if number('probe_until') > now then
+    if lasts('probe_until') then
         return now + window / 120
     end
     local ours, others = count(now)
     local room = limit()
-    if number('reserve_until') > now then
+    if lasts('reserve_until') then
         room = math.max(1, room - RESERVE)
     end
     if ours + others >= room or (cap > 0 and ours >= cap) then
@@ -167,7 +200,7 @@ local function probe_ends(name, passed)
     if passed then
         call('HDEL', state, 'probe', 'probe_name')
         set('pause', 0)
-        set('reserve_until', now + window)
+        begin_reserve()
     end
 end
 
@@ -185,7 +218,7 @@ function commands.answered(name, lent, allowed, remaining, sense)
         local ours, others = count(lent)
         for _ = 1, math.min(allowed, allowed - remaining - ours - others) do
             call('ZADD', foreign, text(now + window), call('HINCRBY', state, 'foreign', 1))
-            set('reserve_until', now + window)
+            begin_reserve()
         end
     end
     local why = call('HGET', state, 'probe')

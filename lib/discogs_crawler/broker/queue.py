@@ -10,31 +10,23 @@ each call in one atomic step, so that a process may die between any two of them.
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 
 from discogs_crawler import clock
+from discogs_crawler.broker.messages import (
+    CLASSES,
+    MAX_EPOCH_S,
+    OUTCOMES,
+    Delayed,
+    Held,
+    Lease,
+    Result,
+)
 from discogs_crawler.broker.redis_errors import explained
 from discogs_crawler.errors import BadData
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
-
-# Why an id is wanted, the most urgent first.
-CLASSES = (
-    "manual",
-    "confirm",
-    "discovered",
-    "changed",
-    "new",
-    "retired",
-    "backfill",
-    "refresh",
-)
-
-OUTCOMES = ("stored", "gone", "merged", "dead")
-
-# The year 2286: a later time is none.
-MAX_EPOCH_S = 10**10
 
 # Version of the table of keys in queue.lua.
 LAYOUT = 1
@@ -51,60 +43,6 @@ FATAL_LAPSES = 10
 _MAX_BLOCKS = 64
 
 _LUA = Path(__file__).with_suffix(".lua").read_text(encoding="ascii")
-
-
-class Lease(NamedTuple):
-    """An id that is ours to fetch, until the lease lapses."""
-
-    id: int
-    reason: str
-    """the class it was pending in"""
-    attempts: int
-    """earlier attempts that failed"""
-    token: str
-    """proves that the lease is ours; no two claims have the same"""
-
-
-class Result(NamedTuple):
-    """What came of fetching an id."""
-
-    id: int
-    reason: str
-    """the class it was pending in"""
-    outcome: str
-    """`stored`, `gone`, `merged` or `dead`"""
-    status: int = 0
-    """HTTP status, 0 if there was no answer"""
-    fetched: int = 0
-    """when the request was sent: epoch seconds by Redis's clock"""
-    changed: bool = False
-    """the store got a new version of the record"""
-    commit: str = ""
-    """40 hex digits, the commit that has it"""
-    failure: str = ""
-    """why it is dead"""
-    successor: int = 0
-    """the id that it was merged into, 0 for none"""
-
-
-class Held(NamedTuple):
-    """A lease as others see it."""
-
-    id: int
-    owner: str
-    reason: str
-    lapses: float
-    """epoch seconds by Redis's clock"""
-
-
-class Delayed(NamedTuple):
-    """An id that waits for its next attempt."""
-
-    id: int
-    reason: str
-    attempts: int
-    due: float
-    """epoch seconds by Redis's clock"""
 
 
 class Queue:
@@ -320,17 +258,8 @@ class Queue:
     def _call(self, command: str, *args: Any) -> Any:
         """One step of queue.lua."""
         with explained(self._client):
-            return self._script(
-                keys=[self._base],
-                args=[
-                    command,
-                    clock.OFFSET_S,
-                    secrets.token_hex(8),
-                    LAYOUT,
-                    " ".join(CLASSES),
-                    *args,
-                ],
-            )
+            always = (clock.OFFSET_S, secrets.token_hex(8), LAYOUT, " ".join(CLASSES))
+            return self._script(keys=[self._base], args=[command, *always, *args])
 
 
 def _blocks(ids: Iterable[int]) -> Iterator[tuple[int, int, bytes]]:

@@ -44,6 +44,12 @@ class DumpFacts(NamedTuple):
     canonical_version: int
     hash_cache_sha256: bytes | None = None
 
+    def as_row(self) -> dict[str, object]:
+        """The columns of the ledger's table `dumps`."""
+        row = self._asdict()
+        row["book_sha256"] = row.pop("hash_cache_sha256")
+        return row
+
 
 class Damage(BadData):
     """The dump as a whole is not to be trusted; `offset` is a byte of the uncompressed XML."""

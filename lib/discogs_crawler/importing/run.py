@@ -30,7 +30,8 @@ from discogs_crawler.importing.cut import Record, cut
 from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, Answer, Lanes, Setup
 from discogs_crawler.importing.selection import Selection
 from discogs_crawler.ledger import database
-from discogs_crawler.ledger.database import DumpRow, Ledger
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
 from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.layouts import AnyStore, Store, open_store

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData
-from discogs_crawler.ledger.database import BATCH, DumpRow, Ledger
-from discogs_crawler.seeding.ingest import RETIRED_SHARE
+from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.ledger.rows import DumpRow
+from discogs_crawler.seeding.dump_guard import RETIRED_SHARE
 
 # Rows that only a dump has shown: never answered, neither with the record nor with 404.
 _OF_DUMP_ALONE = "alive IS NULL AND misses = 0"

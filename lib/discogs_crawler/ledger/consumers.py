@@ -217,7 +217,7 @@ def add(connection: sqlite3.Connection, consumer: Consumer) -> None:
     marks = ", ".join("?" * len(consumer))
     with _transaction(connection):
         connection.execute(f"INSERT INTO consumers VALUES ({marks})", consumer)
-        _note(connection, consumer, "new", consumer.revision, 0)
+        _note(connection, consumer.name, "new", None, consumer.revision)
 
 
 def move(
@@ -233,35 +233,23 @@ def move(
     """
     # A number without a file is the gap by which who follows the files sees that they begin anew.
     gap = event == "reset" and consumer.sequence > 0
-    moved = consumer._replace(sequence=consumer.sequence + gap)
+    moved = consumer._replace(
+        revision=revision,
+        exported=int(clock.now()) if event == "export" else consumer.exported,
+        records=consumer.records + records,
+        sequence=consumer.sequence + gap,
+    )
     with _transaction(connection):
-        _update(connection, consumer, moved, event, revision, records)
-        _note(connection, consumer, event, revision, records)
+        _update(connection, consumer, moved)
+        _note(connection, consumer.name, event, consumer.revision, revision, records)
 
 
-def _update(
-    connection: sqlite3.Connection,
-    consumer: Consumer,
-    moved: Consumer,
-    event: str,
-    revision: str | None,
-    records: int,
-) -> None:
+def _update(connection: sqlite3.Connection, consumer: Consumer, moved: Consumer) -> None:
+    """Write what it has become, unless it is not any more what it was."""
     done = connection.execute(
-        "UPDATE consumers SET repository = ?, kind = ?, sequence = ?, folder = ?, revision = ?,"
-        " exported = ?, records = records + ? WHERE name = ? AND revision IS ? AND sequence = ?",
-        (
-            moved.repository,
-            moved.kind,
-            moved.sequence,
-            moved.folder,
-            revision,
-            int(clock.now()) if event == "export" else consumer.exported,
-            records,
-            consumer.name,
-            consumer.revision,
-            consumer.sequence,
-        ),
+        f"UPDATE consumers SET {', '.join(f'{column} = ?' for column in Consumer._fields)}"
+        " WHERE name = ? AND revision IS ? AND sequence = ?",
+        (*moved, consumer.name, consumer.revision, consumer.sequence),
     )
     if done.rowcount != 1:
         raise TryLater(f"consumer {consumer.name} was moved by another process; run it again")
@@ -275,9 +263,14 @@ def publish(
     TryLater if it has been moved by somebody else in the meantime.
     """
     changes = files[0]
-    moved = consumer._replace(sequence=changes.sequence)
+    moved = consumer._replace(
+        revision=changes.revision,
+        exported=int(clock.now()),
+        records=consumer.records + changes.records,
+        sequence=changes.sequence,
+    )
     with _transaction(connection):
-        _update(connection, consumer, moved, "export", changes.revision, changes.records)
+        _update(connection, consumer, moved)
         _note_file(connection, consumer.name, "export", changes)
         for baseline in files[1:]:
             _note_file(connection, consumer.name, "baseline", baseline)
@@ -291,7 +284,7 @@ def relocate(
 ) -> None:
     """Let its files be in another folder, or have got further than was known here."""
     with _transaction(connection):
-        _update(connection, consumer, moved, "move", moved.revision, 0)
+        _update(connection, consumer, moved)
         for file in files:
             _note_file(connection, consumer.name, "export", file)
 
@@ -327,7 +320,7 @@ def forget(connection: sqlite3.Connection, consumer: Consumer) -> None:
     """Forget the consumer; its history stays."""
     with _transaction(connection):
         connection.execute("DELETE FROM consumers WHERE name = ?", (consumer.name,))
-        _note(connection, consumer, "forget", consumer.revision, 0)
+        _note(connection, consumer.name, "forget", consumer.revision, consumer.revision)
 
 
 def move_all(connection: sqlite3.Connection, revisions: Mapping[str, str]) -> int:
@@ -352,20 +345,14 @@ def _note_file(connection: sqlite3.Connection, name: str, event: str, file: Expo
 
 def _note(
     connection: sqlite3.Connection,
-    consumer: Consumer,
+    name: str,
     event: str,
+    began: str | None,
     revision: str | None,
-    records: int,
+    records: int = 0,
 ) -> None:
     connection.execute(
         "INSERT INTO consumers_history (consumer, event, began, revision, time, records)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            consumer.name,
-            event,
-            None if event == "new" else consumer.revision,
-            revision,
-            int(clock.now()),
-            records,
-        ),
+        (name, event, began, revision, int(clock.now()), records),
     )

@@ -5,29 +5,27 @@ take the write lock at once; whoever comes second waits for the first. `schema` 
 """
 
 import contextlib
-import dataclasses
+import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, TypeVar
 
 import sqlite_utils
 
 from discogs_crawler import clock, locks, sqlite_errors
 from discogs_crawler.errors import (
     EXIT_BUG,
-    EXIT_DONE,
     EXIT_PARTLY,
     ConfigurationError,
     CrawlerError,
-    TryLater,
     Unavailable,
 )
+from discogs_crawler.ledger.rows import DumpRow, Row, Run
 from discogs_crawler.ledger.schema import MIGRATIONS
 
-if TYPE_CHECKING:
-    from discogs_crawler.dumps.metadata import DumpFacts
+T = TypeVar("T")
 
 # How long to wait for another writer; the longest transaction takes a second or two.
 BUSY_S = 120
@@ -46,57 +44,6 @@ class NoLedgerYet(ConfigurationError):
     """Nobody has made it."""
 
 
-class Row(NamedTuple):
-    """What the ledger knows of an id; the columns of its table, explained in `schema`."""
-
-    id: int
-    hash: bytes | None = None
-    dump: int | None = None
-    due: int | None = None
-    reason: str | None = None
-    since: int | None = None
-    crawled: int | None = None
-    status: int | None = None
-    alive: int | None = None
-    removed: int | None = None
-    changed: int | None = None
-    misses: int = 0
-    failure: str | None = None
-    successor: int | None = None
-    imported: int | None = None
-
-    @property
-    def stored(self) -> bool:
-        """The store has its record, from the API or from a dump."""
-        return (self.alive is not None and self.removed is None) or self.imported is not None
-
-
-@dataclasses.dataclass
-class Run:
-    """What a run tells of itself: what it did, and how it ended if without an error."""
-
-    counts: dict[str, int]
-    exit_code: int = EXIT_DONE
-
-
-class DumpRow(NamedTuple):
-    """A dump as the ledger's table `dumps` has it."""
-
-    id: int
-    kind: str
-    file: str
-    not_before: int
-    not_after: int
-    sha256: bytes | None
-    records: int
-    verdict: str
-    result_sha256: bytes | None
-    canonical_version: int
-    started: int | None
-    accepted: int | None
-    imported: int | None
-
-
 _COLUMNS = ", ".join(Row._fields)
 _SAVE = (
     f"INSERT INTO {{kind}} ({_COLUMNS}) VALUES ({', '.join('?' * len(Row._fields))}) "
@@ -111,6 +58,7 @@ class Ledger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.db = sqlite_utils.Database(connection)
+        self.rehearsing = False
 
     def __enter__(self) -> "Ledger":
         return self
@@ -141,34 +89,24 @@ class Ledger:
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Undo at the end of the block all that it wrote."""
+        """Undo at the end of the block all that it wrote; until then `rehearsing` says so."""
         self.db.conn.execute("BEGIN IMMEDIATE")
+        self.rehearsing = True
         try:
             yield
         finally:
+            self.rehearsing = False
             if self.db.conn.in_transaction:
                 self.db.conn.execute("ROLLBACK")
 
-    @property
-    def rehearsing(self) -> bool:
-        """All that is written now will be undone."""
-        return self.db.conn.in_transaction
-
-    @contextlib.contextmanager
-    def handover(self, *, wait: bool = True) -> Iterator[bool]:
+    def handover(self, *, wait: bool = True) -> contextlib.AbstractContextManager[object]:
         """Keep others from handing wants to Redis or reading results from it during the block.
 
         A want that was read here, while somebody else clears it and its id leaves Redis's hands,
-        would be queued once more for nothing. False without `wait` if others are at it.
+        would be queued once more for nothing. TryLater without `wait` if others do that now.
         """
         lock = self.path.with_name(self.path.name + ".handover.lock")
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locks.exclusive(lock, "a handover to Redis", wait=wait))
-            except TryLater:
-                yield False
-                return
-            yield True
+        return locks.exclusive(lock, "a handover to Redis", wait=wait)
 
     @contextlib.contextmanager
     def run(self, script: str, kind: str) -> Iterator[Run]:
@@ -196,37 +134,22 @@ class Ledger:
                     (int(clock.now()), code, json.dumps(run.counts), run_id),
                 )
 
-    def record_dump(self, facts: "DumpFacts") -> None:
-        """Remember a dump that was split; splitting it again replaces what was said of it.
+    def record_dump(self, facts: Mapping[str, Any]) -> None:
+        """Remember the columns of a dump that was split; splitting it again replaces them.
 
         But from standard input it has no name and no date: those that are known stay.
         """
-        values = {
-            "kind": facts.kind,
-            "file": facts.file,
-            "not_before": facts.not_before,
-            "not_after": facts.not_after,
-            "size": facts.size,
-            "sha256": facts.sha256,
-            "records": facts.records,
-            "first_id": facts.first_id,
-            "last_id": facts.last_id,
-            "verdict": facts.verdict,
-            "damaged": facts.damaged,
-            "result_sha256": facts.result_sha256,
-            "book_sha256": facts.hash_cache_sha256,
-            "canonical_version": facts.canonical_version,
-            "recorded": int(clock.now()),
-        }
+        values = {**facts, "recorded": int(clock.now())}
         with self.transaction() as connection:
             found = connection.execute(
-                "SELECT id, file FROM dumps WHERE kind = ? AND sha256 IS ? AND result_sha256 IS ?",
-                (facts.kind, facts.sha256, facts.result_sha256),
+                "SELECT id, file FROM dumps WHERE kind = :kind AND sha256 IS :sha256 "
+                "AND result_sha256 IS :result_sha256",
+                facts,
             ).fetchone()
             if found is None:
                 self.db.table("dumps").insert(values)
                 return
-            if facts.file == NAMELESS and found[1] != NAMELESS:
+            if facts["file"] == NAMELESS and found[1] != NAMELESS:
                 for name in ("file", "not_before", "not_after"):
                     del values[name]
             self.db.table("dumps").update(found[0], values)
@@ -259,6 +182,11 @@ class Ledger:
     def has_results(self) -> bool:
         """Whether any worker has reported."""
         return bool(self.db.execute("SELECT count(*) FROM results_cursor").fetchone()[0])
+
+    def count(self, condition: str, *values: object) -> int:
+        """The number of ids for which a condition on the columns of `counts` holds."""
+        query = f"SELECT ifnull(sum(records), 0) FROM counts WHERE {condition}"
+        return int(self.db.conn.execute(query, values).fetchone()[0])
 
     def last_accepted(self, kind: str) -> DumpRow | None:
         """The dump whose hashes the ledger has."""
@@ -296,6 +224,24 @@ class Ledger:
     def save(self, kind: str, rows: Iterable[Row]) -> None:
         """Write rows, new or known, within the caller's transaction."""
         self.db.conn.executemany(_SAVE.format(kind=kind), rows)
+
+    def revise(self, kind: str, ids: Iterable[int], rule: Callable[[Row], Row]) -> int:
+        """Replace rows by what `rule` makes of them, in batches; the number of those it changed."""
+        revised = 0
+        for batch in batches(ids):
+            with self.transaction():
+                rows = self.rows(kind, batch).values()
+                changed = [after for row in rows if (after := rule(row)) != row]
+                self.save(kind, changed)
+            revised += len(changed)
+        return revised
+
+
+def batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """The items, as many at once as one transaction writes."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, BATCH)):
+        yield batch
 
 
 def open(path: Path, *, read_only: bool = False) -> Ledger:

@@ -15,6 +15,7 @@ from discogs_crawler import clock, files, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, UsageError
 from discogs_crawler.export.run import EXPORTS, MOVED
+from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import fast_import, git, stale_locks
@@ -24,12 +25,6 @@ from discogs_crawler.store.remote import is_partial
 from discogs_crawler.store.submodules import SubmoduleStore
 
 log = logging.getLogger(__name__)
-
-_NOTE_MOVE = (
-    "INSERT INTO consumers_history (consumer, event, began, revision, time, records) "
-    "SELECT name, 'move', revision, ?, ?, 0 FROM consumers WHERE revision = ?"
-)
-_MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
 
 
 def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
@@ -199,8 +194,5 @@ def _move_consumers(ledger: Ledger | None, moved_file: Path) -> None:
         return
     moved: dict[str, str] = json.loads(moved_file.read_bytes())
     if ledger is not None:
-        with ledger.transaction() as connection:
-            for old, new in moved.items():
-                connection.execute(_NOTE_MOVE, (new, int(clock.now()), old))
-                connection.execute(_MOVE, (new, old))
+        consumers.move_all(ledger.db.conn, moved)
     moved_file.unlink()

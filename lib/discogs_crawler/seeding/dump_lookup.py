@@ -10,7 +10,8 @@ from discogs_crawler.dumps import canonical, external_sort, hashfile
 from discogs_crawler.dumps.hashfile import HashFile, Unsorted
 from discogs_crawler.errors import UsageError
 from discogs_crawler.files import atomic_write
-from discogs_crawler.ledger.database import DumpRow, Ledger
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import DumpRow
 
 # Memory for the lines of a file that is not sorted.
 SORTING_BYTES = 128 << 20
@@ -51,23 +52,22 @@ def dump_of(
     last = ledger.last_accepted(kind)
     version = last.canonical_version if last else canonical.CANONICAL_VERSION
     not_before, not_after = _snapshot(path, date)
-    with ledger.transaction():
-        ledger.db.table("dumps").insert(
-            {
-                "kind": kind,
-                "file": printable(path.name),
-                "not_before": not_before,
-                "not_after": not_after,
-                "records": file.records,
-                "first_id": file.first_id,
-                "last_id": file.last_id,
-                "verdict": FOREIGN_VERDICT,
-                "damaged": 0,
-                "result_sha256": file.sha256,
-                "canonical_version": version,
-                "recorded": int(clock.now()),
-            }
-        )
+    ledger.record_dump(
+        {
+            "kind": kind,
+            "file": printable(path.name),
+            "not_before": not_before,
+            "not_after": not_after,
+            "sha256": None,
+            "records": file.records,
+            "first_id": file.first_id,
+            "last_id": file.last_id,
+            "verdict": FOREIGN_VERDICT,
+            "damaged": 0,
+            "result_sha256": file.sha256,
+            "canonical_version": version,
+        }
+    )
     known = ledger.dump_of_result(file.sha256, kind)
     assert known is not None
     return known

@@ -4,14 +4,18 @@ The ledger records a want before Redis hears of it and clears it only when it ha
 that satisfies it. So Redis may lose everything: the next run hands out again what is unfinished.
 """
 
+import contextlib
 import logging
 import operator
 from collections import Counter
 
 from discogs_crawler import clock
-from discogs_crawler.broker.queue import CLASSES, Queue, Result
+from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.ledger.database import Ledger, Row
+from discogs_crawler.errors import TryLater
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.seeding import wrong_clock
 from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed
@@ -22,7 +26,8 @@ log = logging.getLogger(__name__)
 RESULTS = 1_000
 
 # A 404 for a record that the latest dump has is rare: some 300 a week in a copy of 19.5 million.
-# More than this in a week, or more than this share of what is stored, is an outage.
+# More than MISSING_MOST in a week is an outage, in a small copy more than MISSING_SHARE of what is
+# stored, in a tiny one more than MISSING_FEW.
 MISSING_MOST = 1_000
 MISSING_SHARE = 0.02
 MISSING_FEW = 10
@@ -36,8 +41,9 @@ def drain(
 
     If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
     """
-    with ledger.handover(wait=wait) as ours:
-        return read_results(ledger, queue, force=force) if ours else {}
+    with contextlib.suppress(TryLater), ledger.handover(wait=wait):
+        return read_results(ledger, queue, force=force)
+    return {}
 
 
 def read_results(
@@ -132,7 +138,7 @@ def push(
     so many records are missing at once that it must be an outage.
     """
     queued: Counter[str] = Counter()
-    withheld = 0 if force else missing_too_many(ledger, queue.kind)
+    withheld = 0 if force else confirmations_to_withhold(ledger, queue.kind)
     for reason, segment in _wanted_segments(ledger, queue.kind):
         ids = due_ids(ledger, queue.kind, reason, segment, cooldown_s, in_dump=not withheld)
         if dry_run:
@@ -180,24 +186,22 @@ def due_ids(
     return list(map(operator.itemgetter(0), cursor))
 
 
-def missing_too_many(ledger: Ledger, kind: str) -> int:
-    """How many stored records answer 404 although the latest dump has them, if that is too many.
+def confirmations_to_withhold(ledger: Ledger, kind: str) -> int:
+    """The number of confirmations that wait, if so many records are missing that it is an outage.
 
-    Those that wait for their confirmation count, and those that were removed in the last week.
+    Missing are records that the latest dump has and that answered 404 after they were stored: those
+    that wait for their confirmation, and those that were removed in the last week.
     """
-    (waiting,) = ledger.db.execute(
-        "SELECT ifnull(sum(records), 0) FROM counts "
-        "WHERE kind = ? AND reason = 'confirm' AND in_dump",
-        [kind],
-    ).fetchone()
+    waiting = ledger.count("kind = ? AND reason = 'confirm' AND in_dump", kind)
     (removed,) = ledger.db.execute(
         f"SELECT count(*) FROM {kind} WHERE misses > 0 AND removed > ? AND dump IS NOT NULL",
         [int(clock.now()) - MISSING_DAYS * DAY_S],
     ).fetchone()
-    (stored,) = ledger.db.execute(
-        "SELECT ifnull(sum(records), 0) FROM counts "
-        "WHERE kind = ? AND state IN ('stored', 'imported')",
-        [kind],
-    ).fetchone()
-    allowed = min(MISSING_MOST, max(MISSING_FEW, MISSING_SHARE * stored))
-    return waiting if waiting and waiting + removed > allowed else 0
+    stored = ledger.count("kind = ? AND state IN ('stored', 'imported')", kind)
+    return waiting if waiting + removed > _most_missing(stored) else 0
+
+
+def _most_missing(stored: int) -> float:
+    """The number of missing records that a copy of so many may have without an outage."""
+    in_small_copy = max(MISSING_FEW, MISSING_SHARE * stored)
+    return min(MISSING_MOST, in_small_copy)

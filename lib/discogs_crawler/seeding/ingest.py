@@ -8,47 +8,27 @@ It can be killed anywhere and run again. Rows are judged by what they say, so on
 left alone; and until the dump is accepted the next run compares with the same file as this one.
 """
 
-import bisect
-import itertools
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 from discogs_crawler import clock
 from discogs_crawler.cli import progress
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.dumps.hashfile import Difference, HashFile
-from discogs_crawler.errors import BadData
 from discogs_crawler.files import atomic_write
-from discogs_crawler.ledger.database import BATCH, NAMELESS, DumpRow, Ledger, Row
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger, batches
+from discogs_crawler.ledger.rows import DumpRow, Row
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.seeding import want_rules
+from discogs_crawler.seeding import dump_guard
+from discogs_crawler.seeding.dump_guard import Comparison
+from discogs_crawler.seeding.want_rules import after_dump
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-# A dump with fewer records than this share of the last one's is taken for truncated.
-FEWEST_SHARE = 0.98
-
-# More records than this share of the last dump's that are no longer there: something is wrong.
-RETIRED_SHARE = 0.02
-
-# More than this share of the common records with another hash: Discogs writes them differently.
-CHANGED_SHARE = 0.5
-
-
-class Comparison(NamedTuple):
-    """How a dump differs from what the ledger has."""
-
-    before: int
-    after: int
-    added: int
-    changed: int
-    retired: int
 
 
 def take_in(
@@ -66,102 +46,37 @@ def take_in(
     `force`.
     """
     last = ledger.last_accepted(dump.kind)
-    if last is None:
-        mark_started(ledger, dump)
-        import_first(ledger, new, dump, adopt=adopt)
-        comparison = Comparison(0, new.records, new.records, 0, 0)
-    elif last.id == dump.id:
+    if last is not None and last.id == dump.id:
         _keep(ledger, new, dump.kind)
         return {}
+    if last is None:
+        found = Comparison(0, new.records, new.records, 0, 0)
+        mark_started(ledger, dump)
+        import_first(ledger, new, dump, adopt=adopt)
     else:
         if not adopt:
-            _refuse_other_rules(last, dump)
-        adopt = adopt or _same_dump(last, dump)
+            dump_guard.refuse_other_rules(last, dump)
+        adopt = adopt or dump_guard.is_same_dump(last, dump)
         accepted = _accepted_file(ledger, last, dump)
         with _baseline(ledger, dump.kind, accepted) as old:
-            comparison = _compare(old, new)
+            found = _compare(old, new)
         if not force:
-            _guard(comparison, last, dump, adopt)
+            dump_guard.refuse_unlikely(found, last, dump, adopt=adopt)
         mark_started(ledger, dump)
         with _baseline(ledger, dump.kind, accepted) as old, hashfile.opened(new) as lines:
-            _apply(ledger, dump, hashfile.differences(old, lines), cooldown_s, adopt)
+            _judge(ledger, dump, hashfile.differences(old, lines), cooldown_s, adopt=adopt)
         _look_again(ledger, dump, cooldown_s)
-    accept(ledger, new, dump, comparison)
-    return {"added": comparison.added, "changed": comparison.changed, "retired": comparison.retired}
+    accept(ledger, new, dump, found)
+    return {"added": found.added, "changed": found.changed, "retired": found.retired}
 
 
 def want_differences(
     ledger: Ledger, old: HashFile, new: HashFile, dump: DumpRow, cooldown_s: float
 ) -> None:
     """Want what differs between two files, although the ledger knows the new one already."""
-    facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
-    now = int(clock.now())
     with hashfile.opened(old) as before, hashfile.opened(new) as after:
-        for batch in _batches(hashfile.differences(before, after)):
-            with ledger.transaction():
-                rows = ledger.rows(dump.kind, (difference.id for difference in batch))
-                ledger.save(
-                    dump.kind,
-                    [
-                        want_rules.after_dump(
-                            rows[d.id]._replace(hash=d.old), d.new, facts, now, cooldown_s
-                        )
-                        for d in batch
-                    ],
-                )
-
-
-def _same_dump(last: DumpRow, dump: DumpRow) -> bool:
-    """The same dump, hashed again by other rules: that no record has changed is certain."""
-    return last.sha256 is not None and last.sha256 == dump.sha256
-
-
-def _refuse_other_rules(last: DumpRow, dump: DumpRow) -> None:
-    """BadData if the hashes cannot be compared; only the same dump leads on to newer rules."""
-    ours, theirs = last.canonical_version, dump.canonical_version
-    if ours == theirs or (_same_dump(last, dump) and ours < theirs):
-        return
-    if theirs < ours:
-        way_out = f"split {_name(dump)} again{'' if theirs else ' without --raw'}"
-    else:
-        way_out = f"first split {_name(last)} by those rules too and seed with that"
-    raise BadData(
-        f"{_name(dump)} was hashed {_rules(theirs)}, but {_name(last)}, which the ledger has, "
-        f"{_rules(ours)}, so all hashes differ; nothing was changed; {way_out}, or --adopt takes "
-        "the hashes and asks only for added and retired records"
-    )
-
-
-def _name(dump: DumpRow) -> str:
-    return "the dump from standard input" if dump.file == NAMELESS else dump.file
-
-
-def _rules(version: int) -> str:
-    return f"by rules {version}" if version else "with --raw"
-
-
-def _guard(found: Comparison, last: DumpRow, dump: DumpRow, adopt: bool) -> None:
-    """BadData if the dump can hardly be right."""
-    problem = ""
-    way_out = "--force believes it all the same"
-    common = found.after - found.added
-    if dump.not_before < last.not_before and dump.result_sha256 != last.result_sha256:
-        problem = "it is older than that"
-    elif found.after < FEWEST_SHARE * found.before:
-        problem = f"it has {found.after:,} records instead of {found.before:,}"
-    elif found.retired > RETIRED_SHARE * found.before:
-        problem = f"it lacks {found.retired:,} of {found.before:,} records"
-    elif found.changed > CHANGED_SHARE * common and not adopt:
-        problem = f"{found.changed:,} of {common:,} records have another hash"
-        way_out = (
-            "--adopt takes the hashes and asks only for added and retired records, "
-            "--force asks for all"
-        )
-    if problem:
-        raise BadData(
-            f"{dump.file} is not believed after {last.file}: {problem} (added {found.added:,}, "
-            f"changed {found.changed:,}, retired {found.retired:,}); nothing was changed; {way_out}"
-        )
+        differences = hashfile.differences(before, after)
+        _judge(ledger, dump, differences, cooldown_s, believe_old=True)
 
 
 def _accepted_file(ledger: Ledger, last: DumpRow, dump: DumpRow) -> Path | None:
@@ -189,7 +104,7 @@ def _lines_of_ledger(ledger: Ledger, kind: str) -> Iterator[bytes]:
     while True:
         rows = ledger.db.conn.execute(
             f"SELECT id, hash FROM {kind} WHERE id > ? AND dump IS NOT NULL ORDER BY id LIMIT ?",
-            (after, BATCH),
+            (after, database.BATCH),
         ).fetchall()
         if not rows:
             return
@@ -218,65 +133,59 @@ def import_first(ledger: Ledger, new: HashFile, dump: DumpRow, *, adopt: bool) -
         f"INSERT INTO {dump.kind} (id, hash, dump, due, reason, since) "
         f"VALUES (?, ?, {dump.id}, {wanted})"
     )
-    facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
     with progress.bar("first import", new.records, "records/s") as advance:
         for block in hashfile.blocks(new):
+            fresh = dict(block.pairs())
             with ledger.transaction() as connection:
-                known = _known_within(ledger, dump.kind, block)
-                fresh = block.pairs()
-                if known:
-                    fresh = iter([pair for pair in fresh if pair[0] not in known])
-                connection.executemany(insert, fresh)
+                # Wanted before the first dump, or there since an import that was interrupted.
+                rows = ledger.select(dump.kind, "id BETWEEN ? AND ?", block.ids[0], block.ids[-1])
+                known = [(row, fresh.pop(row.id)) for row in rows if row.id in fresh]
+                connection.executemany(insert, fresh.items())
                 if not adopt:
-                    _count_backfill(ledger, dump.kind, [n for n in block.ids if n not in known])
-                ledger.save(
-                    dump.kind,
-                    [
-                        want_rules.after_dump(known[n], digest, facts, now, 0, adopt=adopt)
-                        for n, digest in (block.pairs() if known else ())
-                        if n in known and known[n].hash != digest
-                    ],
-                )
+                    _count_backfill(ledger, dump.kind, fresh)
+                revised = [
+                    after_dump(row, digest, dump, now, 0, adopt=adopt)
+                    for row, digest in known
+                    if row.hash != digest
+                ]
+                ledger.save(dump.kind, revised)
             advance(len(block.ids))
 
 
-def _known_within(ledger: Ledger, kind: str, block: hashfile.Block) -> dict[int, Row]:
-    """Rows that are there before the first dump, or since an import that was interrupted."""
-    rows = ledger.select(kind, "id BETWEEN ? AND ?", block.ids[0], block.ids[-1])
-    return {row.id: row for row in rows}
+def _count_backfill(ledger: Ledger, kind: str, ids: Iterable[int]) -> None:
+    """Add ids that were newly inserted to the table of counts."""
+    ledger.db.conn.executemany(
+        "INSERT INTO counts VALUES (?, ?, 1, 'unfetched', 'backfill', ?) "
+        "ON CONFLICT DO UPDATE SET records = records + excluded.records",
+        [(kind, *found) for found in Counter(n // SEGMENT_SIZE for n in ids).items()],
+    )
 
 
-def _count_backfill(ledger: Ledger, kind: str, ids: Sequence[int]) -> None:
-    """Add ascending ids, newly inserted, to the table of counts."""
-    start = 0
-    while start < len(ids):
-        segment = ids[start] // SEGMENT_SIZE
-        end = bisect.bisect_left(ids, (segment + 1) * SEGMENT_SIZE, start)
-        ledger.db.conn.execute(
-            "INSERT INTO counts VALUES (?, ?, 1, 'unfetched', 'backfill', ?) "
-            "ON CONFLICT DO UPDATE SET records = records + excluded.records",
-            (kind, segment, end - start),
-        )
-        start = end
-
-
-def _apply(
+def _judge(
     ledger: Ledger,
     dump: DumpRow,
     differences: Iterable[Difference],
     cooldown_s: float,
-    adopt: bool,
+    *,
+    adopt: bool = False,
+    believe_old: bool = False,
 ) -> None:
-    facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
+    """Give the rows the new hashes, and the wants that follow from another one.
+
+    With `believe_old` another one than the old file's, instead of the ledger's.
+    """
     now = int(clock.now())
-    for batch in _batches(differences):
+    for batch in batches(differences):
         with ledger.transaction():
             rows = ledger.rows(dump.kind, (difference.id for difference in batch))
-            after = [
-                want_rules.after_dump(rows[d.id], d.new, facts, now, cooldown_s, adopt=adopt)
-                for d in batch
-            ]
-            ledger.save(dump.kind, [row for row in after if row != rows[row.id]])
+            changed = []
+            for record_id, old, new in batch:
+                row = rows[record_id]
+                before = row._replace(hash=old) if believe_old else row
+                after = after_dump(before, new, dump, now, cooldown_s, adopt=adopt)
+                if after != row:
+                    changed.append(after)
+            ledger.save(dump.kind, changed)
 
 
 def _look_again(ledger: Ledger, dump: DumpRow, cooldown_s: float) -> None:
@@ -284,26 +193,19 @@ def _look_again(ledger: Ledger, dump: DumpRow, cooldown_s: float) -> None:
 
     A record that the dump has and the API had not, and one that the API had and neither dump has.
     """
-    facts = want_rules.Dump(dump.id, dump.not_before, dump.not_after)
     now = int(clock.now())
     conditions = (
         ("misses > 0 AND dump IS NOT NULL AND crawled <= ?", dump.not_after),
         ("dump IS NULL AND misses = 0 AND alive < ?", dump.not_before),
     )
+
+    def judge(row: Row) -> Row:
+        return after_dump(row, row.hash if row.dump else None, dump, now, cooldown_s)
+
     for condition, value in conditions:
-        ids = [row.id for row in ledger.select(dump.kind, condition, value)]
-        for batch in _batches(ids):
-            with ledger.transaction():
-                rows = ledger.rows(dump.kind, batch).values()
-                ledger.save(
-                    dump.kind,
-                    [
-                        want_rules.after_dump(
-                            row, row.hash if row.dump else None, facts, now, cooldown_s
-                        )
-                        for row in rows
-                    ],
-                )
+        ledger.revise(
+            dump.kind, [row.id for row in ledger.select(dump.kind, condition, value)], judge
+        )
 
 
 def mark_started(ledger: Ledger, dump: DumpRow) -> None:
@@ -349,9 +251,3 @@ def accepted_path(ledger: Ledger, kind: str, sha256: bytes | None) -> Path:
     """Where the accepted file of hashes with this SHA-256 is kept."""
     name = f"{ledger.path.name}.{kind}.{(sha256 or b'').hex()[:16]}.hashes"
     return ledger.path.with_name(name)
-
-
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, BATCH)):
-        yield batch

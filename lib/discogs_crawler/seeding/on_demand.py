@@ -3,7 +3,6 @@
 Each is written so that asking twice is the same as asking once.
 """
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import IO
 
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData, UsageError
-from discogs_crawler.ledger.database import BATCH, Ledger, Row
+from discogs_crawler.ledger.database import Ledger, batches
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import MAX_ID, parse_id
 from discogs_crawler.seeding.want_rules import want
 
@@ -23,22 +23,22 @@ _IDS = re.compile(r"[0-9,-]*[0-9][0-9,-]*", re.ASCII)
 
 
 def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
-    """Want these ids at once, whatever else is known of them; how many there are."""
+    """Want these ids at once, whatever else is known of them; the number of ids."""
     now = int(clock.now())
+
+    def want_first(row: Row) -> Row:
+        return row if row.reason == "manual" else want(row, "manual", now, now)
+
     number = 0
-    iterator = iter(ids)
-    while batch := sorted(set(itertools.islice(iterator, BATCH))):
-        with ledger.transaction():
-            rows = ledger.rows(kind, batch).values()
-            ledger.save(
-                kind, [want(row, "manual", now, now) for row in rows if row.reason != "manual"]
-            )
-        number += len(batch)
+    for batch in batches(ids):
+        unique = sorted(set(batch))
+        ledger.revise(kind, unique, want_first)
+        number += len(unique)
     return number
 
 
 def discover(ledger: Ledger, kind: str, window: int) -> int:
-    """Want the `window` numbers above the highest id that was ever alive; how many are new.
+    """Want the `window` numbers above the highest id ever alive; the number of new ones.
 
     Those that were asked before are left to their dates. When some of them turn out to be in use
     the next run looks above those, so daily runs go on until a whole window is unused.
@@ -48,48 +48,33 @@ def discover(ledger: Ledger, kind: str, window: int) -> int:
         f"SELECT ifnull((SELECT id FROM {kind} WHERE hash IS NOT NULL OR alive IS NOT NULL "
         "ORDER BY id DESC LIMIT 1), 0)"
     ).fetchone()
-    numbers = range(highest + 1, min(highest + window, MAX_ID) + 1)
-    found = 0
-    for start in range(0, len(numbers), BATCH):
-        with ledger.transaction():
-            rows = ledger.rows(kind, numbers[start : start + BATCH]).values()
-            unknown = [
-                want(row, "discovered", now, now)
-                for row in rows
-                if row.crawled is None and row.reason is None
-            ]
-            ledger.save(kind, unknown)
-        found += len(unknown)
-    return found
+
+    def want_unknown(row: Row) -> Row:
+        is_known = row.crawled is not None or row.reason is not None
+        return row if is_known else want(row, "discovered", now, now)
+
+    return ledger.revise(kind, range(highest + 1, min(highest + window, MAX_ID) + 1), want_unknown)
 
 
 def refresh(ledger: Ledger, kind: str, number: int, cooldown_s: float) -> int:
-    """Want those of the `number` longest not fetched that are not wanted yet; how many."""
+    """Want those of the `number` longest not fetched that are not wanted yet; their number."""
     now = int(clock.now())
-    oldest = list(
-        ledger.select(
-            kind,
-            "state = 'stored' AND crawled <= ? ORDER BY crawled, id LIMIT ?",
-            now - int(cooldown_s),
-            number,
-        )
-    )
-    return _save_all(
-        ledger,
+    oldest = ledger.select(
         kind,
-        [want(row, "refresh", now, now) for row in oldest if row.reason is None],
+        "state = 'stored' AND crawled <= ? ORDER BY crawled, id LIMIT ?",
+        now - int(cooldown_s),
+        number,
     )
+    ids = [row.id for row in oldest if row.reason is None]
+    return ledger.revise(kind, ids, lambda row: want(row, "refresh", now, now))
 
 
 def retry_dead(ledger: Ledger, kind: str) -> int:
-    """Want all dead letters at once; how many they are."""
+    """Want all dead letters at once; their number."""
     now = int(clock.now())
-    dead = ledger.select(kind, "failure IS NOT NULL ORDER BY id")
-    return _save_all(
-        ledger,
-        kind,
-        [want(row, row.reason or "refresh", now, row.since or now) for row in dead],
-    )
+    ids = [row.id for row in ledger.select(kind, "failure IS NOT NULL ORDER BY id")]
+    ledger.revise(kind, ids, lambda row: want(row, row.reason or "refresh", now, row.since or now))
+    return len(ids)
 
 
 def dead_letters(ledger: Ledger, kind: str) -> Iterator[tuple[int, str, int]]:
@@ -97,13 +82,6 @@ def dead_letters(ledger: Ledger, kind: str) -> Iterator[tuple[int, str, int]]:
     yield from ledger.db.execute(
         f"SELECT id, failure, due FROM {kind} WHERE failure IS NOT NULL ORDER BY id"
     )
-
-
-def _save_all(ledger: Ledger, kind: str, rows: list[Row]) -> int:
-    for start in range(0, len(rows), BATCH):
-        with ledger.transaction():
-            ledger.save(kind, rows[start : start + BATCH])
-    return len(rows)
 
 
 def parse_ids(words: Iterable[str], stdin: IO[str]) -> Iterator[int]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from discogs_crawler import clock
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import UsageError
-from discogs_crawler.ledger.database import BATCH, DumpRow, Ledger
+from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import ingest
+from discogs_crawler.seeding.dump_guard import Comparison
 from discogs_crawler.seeding.want_rules import want
 
 # Stands in `imported` for a dump that the lost ledger knew.
@@ -55,7 +57,7 @@ def rebuild(
     ingest.mark_started(ledger, dump)
     ingest.import_first(ledger, file, dump, adopt=False)
     number = _mark_stored(ledger, dump, stored, adopt)
-    ingest.accept(ledger, file, dump, ingest.Comparison(0, file.records, file.records, 0, 0))
+    ingest.accept(ledger, file, dump, Comparison(0, file.records, file.records, 0, 0))
     return {"added": file.records, "stored": number}
 
 

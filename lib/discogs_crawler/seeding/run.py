@@ -1,19 +1,28 @@
 """One run of seed_queue.py: results in, wants recorded, due wants out."""
 
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from discogs_crawler import clock, config, locks
+from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import Queue
+from discogs_crawler.cli.formatting import printable
+from discogs_crawler.config import Settings
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
-from discogs_crawler.ledger.database import DumpRow, Ledger
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
 
 log = logging.getLogger(__name__)
+
+# One run after the other: those of all four kinds may be started at the same minute, and the
+# longest takes 3 minutes on one core.
+PATIENCE_S = 1_800
 
 
 class Request(NamedTuple):
@@ -34,7 +43,7 @@ class Request(NamedTuple):
     """of a kind, all ids in the store, and whether a dump brought them: to rebuild the ledger"""
 
 
-class Report(NamedTuple):
+class Seeded(NamedTuple):
     """What a run did."""
 
     kind: str
@@ -52,9 +61,50 @@ class _Files(NamedTuple):
     old_dump: DumpRow | None
 
 
+def run(settings: Settings, request: Request, tip_of_store: Callable[[], str | None]) -> Seeded:
+    """Open ledger and queue, one run at a time, and do what is asked.
+
+    `tip_of_store` opens the store, which seeding is not to know; None if no record is in it.
+    """
+    config.make_state_dir(settings)
+    lock = settings.state_dir / "seed_queue.lock"
+    with (
+        locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S),
+        database.open(settings.database) as ledger,
+    ):
+        if request.stored is None and not ledger.knows_something():
+            _refuse_to_forget(settings, tip_of_store)
+        client = private_server.connect(settings)
+
+        def queue_of(kind: str) -> Queue:
+            return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+
+        return seed(ledger, queue_of, request, settings.cooldown_days * clock.DAY_S)
+
+
+def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
+    """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
+    may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
+    if may_have_records and tip_of_store() is not None:
+        raise ConfigurationError(
+            f"{settings.database}: the ledger knows nothing, but there are records in "
+            f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
+            "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
+            f"as {settings.database.name}.KIND.*.hashes are gone)"
+        )
+
+
+def dead_letters(settings: Settings, kind: str) -> Iterator[str]:
+    """A line for each dead letter: id, why it failed, when it is tried again."""
+    with database.open(settings.database, read_only=True) as ledger:
+        for record_id, failure, due in on_demand.dead_letters(ledger, kind):
+            again = f"tried again from {clock.iso(due)}" if due else "not wanted any more"
+            yield f"{record_id}\t{printable(failure)}\t{again}"
+
+
 def seed(
     ledger: Ledger, queue_of: Callable[[str], Queue], request: Request, cooldown_s: float
-) -> Report:
+) -> Seeded:
     """Do all of it; with `dry_run` undo it again, having handed nothing to Redis."""
     with contextlib.ExitStack() as stack:
         if request.dry_run:
@@ -68,11 +118,8 @@ def seed(
         run = stack.enter_context(ledger.run("seed_queue", kind))
         counts = run.counts
         queue = queue_of(kind)
-        read = functools.partial(exchange.read_results, keep=True)
-        if not request.dry_run:
-            read = functools.partial(exchange.drain, wait=True)
         try:
-            _note(counts, "read", read(ledger, queue, force=request.force))
+            _note(counts, "read", _read(ledger, queue, request))
             if files:
                 counts |= _compare(ledger, files, request, cooldown_s)
         except (BadData, ConfigurationError):
@@ -89,7 +136,13 @@ def seed(
         if withheld:
             counts["withheld_confirm"] = withheld
             run.exit_code = EXIT_PARTLY
-        return Report(kind, counts, withheld)
+        return Seeded(kind, counts, withheld)
+
+
+def _read(ledger: Ledger, queue: Queue, request: Request) -> dict[str, int]:
+    if request.dry_run:
+        return exchange.read_results(ledger, queue, keep=True, force=request.force)
+    return exchange.drain(ledger, queue, wait=True, force=request.force)
 
 
 def _note(counts: dict[str, int], what: str, found: dict[str, int]) -> None:

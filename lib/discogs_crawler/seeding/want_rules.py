@@ -3,13 +3,36 @@
 A row says what the latest dump and the last answer said of an id, and what is wanted of it: `due`
 (when), `reason` (which class) and `since`: only a request sent at or after that instant satisfies
 the want. So a want survives every answer that is too old for it, and no change is forgotten.
+
+The first three columns say what is wanted after a dump that has the id with the `same` hash or
+with an `other` one, or `lacks` it; the rest after an answer: a `record`, a `404` (to a request of
+the class `discovered`, of `confirm`, or of any other), or `none`, not even in the last attempt. In
+a cell, `-` is nothing, and `same` the class of the request.
+
+    id         same     other    lacks    record  404      discovered  confirm  none
+    unseen     new      new      -        -       -        discovered  -        same
+    listed     -        changed  retired  -       -        -           -        same
+    stored     -        changed  retired  -       confirm  confirm     -        same
+    fresh      -        -        -        -       confirm  confirm     -        same
+    missing    changed  changed  -        -       confirm  confirm     -        same
+    removed    changed  changed  -        -       -        -           -        same
+    unused     changed  changed  -        -       -        discovered  -        same
+
+An id is `unseen` by dumps and API, `listed` in a dump alone, `stored` since before the dump,
+`fresh` if answered after it was taken, `missing` if stored but 404 since then, `removed` after the
+404 to a `confirm`, and `unused` if 404 is all that was ever known of it. With `adopt`, `other` is
+taken as `same`; a number is `discovered` again twice; `manual`, newer than a 404, stays.
+
+A want that was there before is joined with the new one (`want`), and after an answer:
+
+    the want                                   arose before the request  after it
+    manual, confirm, discovered: as requested  is satisfied              becomes changed
+    any other                                  is satisfied              stays as it is
 """
 
-from typing import NamedTuple
-
-from discogs_crawler.broker.queue import CLASSES, Result
+from discogs_crawler.broker.messages import CLASSES, Result
 from discogs_crawler.clock import DAY_S, SKEW_S
-from discogs_crawler.ledger.database import Row
+from discogs_crawler.ledger.rows import DumpRow, Row
 
 # Classes that ask again although the id was fetched within the cooldown.
 IMPATIENT = ("manual", "confirm", "discovered")
@@ -27,14 +50,6 @@ DEAD_AGAIN_S = 30 * DAY_S
 _TIMES = ("since", "crawled", "alive", "removed", "changed")
 
 _RANK = {reason: rank for rank, reason in enumerate(CLASSES)}
-
-
-class Dump(NamedTuple):
-    """What the rules need to know of the dump that is compared."""
-
-    id: int
-    not_before: int
-    not_after: int
 
 
 def want(row: Row, reason: str, due: int, since: int) -> Row:
@@ -56,34 +71,58 @@ def want(row: Row, reason: str, due: int, since: int) -> Row:
 
 
 def after_dump(
-    row: Row, digest: bytes | None, dump: Dump, now: int, cooldown_s: float, *, adopt: bool = False
+    row: Row,
+    digest: bytes | None,
+    dump: DumpRow,
+    now: int,
+    cooldown_s: float,
+    *,
+    adopt: bool = False,
 ) -> Row:
     """The row after a dump that has the id with this hash, or not at all (None).
 
     With `adopt`, another hash alone is no reason to ask.
     """
     if digest is None:
-        return _after_absence(row, dump, now, cooldown_s)
-    reason = None
-    if row.hash is None and row.crawled is None and row.reason in (None, *IMPATIENT):
-        reason = "new"
-    elif row.hash != digest:
-        reason = None if adopt else "changed"
-    if row.misses and reason is None:
-        reason = "changed"
-    row = row._replace(hash=digest, dump=row.dump if row.hash == digest and row.dump else dump.id)
-    if reason is None or (row.crawled is not None and row.crawled > dump.not_after):
+        reason, since = _reason_if_absent(row, dump), dump.not_before
+        row = row._replace(dump=None)
+    else:
+        reason, since = _reason_if_present(row, digest, dump, adopt), dump.not_after + 1
+        has_it_from = row.dump if row.hash == digest else None
+        row = row._replace(hash=digest, dump=has_it_from or dump.id)
+    if reason is None:
         return row
-    return want(row, reason, _cooled(row, now, cooldown_s), min(dump.not_after + 1, now))
+    return want(row, reason, _cooled(row, now, cooldown_s), min(since, now))
 
 
-def _after_absence(row: Row, dump: Dump, now: int, cooldown_s: float) -> Row:
-    row = row._replace(dump=None)
-    if row.misses or (row.crawled is None and row.hash is None):
-        return row
-    if row.alive is not None and row.alive >= dump.not_before:
-        return row
-    return want(row, "retired", _cooled(row, now, cooldown_s), min(dump.not_before, now))
+def _reason_if_present(row: Row, digest: bytes, dump: DumpRow, adopt: bool) -> str | None:
+    if row.crawled is not None and row.crawled > dump.not_after:
+        return None
+    if _is_unseen(row) and row.reason in (None, *IMPATIENT):
+        return "new"
+    if _is_missing(row):
+        return "changed"
+    return None if row.hash == digest or adopt else "changed"
+
+
+def _reason_if_absent(row: Row, dump: DumpRow) -> str | None:
+    was_alive_later = row.alive is not None and row.alive >= dump.not_before
+    return None if _is_unseen(row) or _is_missing(row) or was_alive_later else "retired"
+
+
+def _is_unseen(row: Row) -> bool:
+    """Neither a dump nor the API has ever shown it."""
+    return row.hash is None and row.crawled is None
+
+
+def _is_missing(row: Row) -> bool:
+    """The last answer was that it does not exist."""
+    return row.misses > 0
+
+
+def _is_unused(row: Row) -> bool:
+    """A number that no dump had, and the API never: it may be a draft."""
+    return row.hash is None and row.alive is None
 
 
 def _cooled(row: Row, now: int, cooldown_s: float) -> int:
@@ -99,8 +138,9 @@ def believed(row: Row, now: int) -> Row:
     limit = now + SKEW_S
     future = {name for name in _TIMES if (getattr(row, name) or 0) > limit}
     if row.due is not None and row.due > limit:
-        waits = row.failure is not None or row.crawled is not None
-        if future or not waits or row.due > limit + DEAD_AGAIN_S:
+        # Nothing but a cooldown or a dead letter puts a want off, by a month at most.
+        is_put_off = row.crawled is not None or row.failure is not None
+        if future or not is_put_off or row.due > limit + DEAD_AGAIN_S:
             future.add("due")
     if not future:
         return row
@@ -118,42 +158,45 @@ def after_result(row: Row, result: Result, now: int) -> Row:
     """The row after an answer that a worker reported, or after the last failed attempt."""
     fetched = result.fetched or now
     if result.outcome == "dead":
-        row = row._replace(status=result.status, failure=result.failure or "unknown")
-        return want(
-            row._replace(due=None),
-            row.reason or result.reason,
-            fetched + DEAD_AGAIN_S,
-            row.since or fetched,
+        return row._replace(
+            status=result.status,
+            failure=result.failure or "unknown",
+            reason=row.reason or result.reason,
+            due=fetched + DEAD_AGAIN_S,
+            since=row.since or fetched,
         )
-    if row.crawled is not None and fetched < row.crawled:
+    if row.crawled is not None and row.crawled > fetched:
         return row
     row = row._replace(crawled=fetched, status=result.status, failure=None)
     if result.outcome == "stored":
-        row = row._replace(alive=fetched, misses=0, removed=None, successor=None, imported=None)
-        if result.changed:
-            row = row._replace(changed=fetched)
+        changed = fetched if result.changed else row.changed
+        row = row._replace(alive=fetched, misses=0, removed=None, successor=None, changed=changed)
+        row = row._replace(imported=None)
         return _satisfied(row, result.reason, fetched)
-    return _after_absent_answer(row, result, fetched)
+    return _after_404(row, result, fetched)
 
 
-def _after_absent_answer(row: Row, result: Result, fetched: int) -> Row:
-    asked_again = result.reason == "confirm"
-    due = row.due if row.reason == "confirm" else None
-    row = row._replace(misses=row.misses + 1, successor=result.successor or None)
+def _after_404(row: Row, result: Result, fetched: int) -> Row:
     was_stored = row.stored
-    if was_stored and asked_again:
-        row = row._replace(removed=fetched, imported=None)
+    is_confirmed = was_stored and result.reason == "confirm"
+    planned = row.due if row.reason == "confirm" else None
+    row = row._replace(
+        misses=row.misses + 1,
+        successor=result.successor or None,
+        removed=fetched if is_confirmed else row.removed,
+        imported=None if is_confirmed else row.imported,
+    )
     row = _satisfied(row, result.reason, fetched)
-    if row.reason == "manual":
+    if row.reason == "manual" or is_confirmed:
         return row
-    if was_stored and not asked_again:
+    if was_stored:
         return row._replace(
             reason="confirm",
-            due=due or fetched + CONFIRM_AFTER_S,
+            due=planned or fetched + CONFIRM_AFTER_S,
             since=max(row.since or 0, fetched + 1),
         )
-    unused = row.hash is None and row.alive is None
-    if unused and result.reason == "discovered" and row.misses <= len(REPROBE_AFTER_S):
+    is_probe = result.reason == "discovered" and _is_unused(row)
+    if is_probe and row.misses <= len(REPROBE_AFTER_S):
         return want(row, "discovered", fetched + REPROBE_AFTER_S[row.misses - 1], fetched + 1)
     return row
 

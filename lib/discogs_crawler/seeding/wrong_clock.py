@@ -11,38 +11,13 @@ from discogs_crawler.clock import SKEW_S
 from discogs_crawler.dumps.metadata import parse_name
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger.database import BATCH, Ledger
+from discogs_crawler.ledger.wrong_times import TIMES, latest_to_come
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding.want_rules import believed
 
 log = logging.getLogger(__name__)
 
-# Where every script that writes to the ledger leaves the time; but not `dumps.accepted`, which is
-# an order first of all.
-_TIMES = (
-    ("runs", "started"),
-    ("runs", "ended"),
-    ("dumps", "not_before"),
-    ("dumps", "not_after"),
-    ("dumps", "recorded"),
-    ("dumps", "started"),
-    ("consumers", "exported"),
-    ("consumers_history", "time"),
-)
 _OF_ROWS = ("due", "since", "crawled", "alive", "removed", "changed")
-
-
-def latest_to_come(ledger: Ledger) -> int:
-    """The latest time in the ledger if it is still to come, else 0; found without its records."""
-    latest = [f"SELECT max({column}) FROM {table}" for table, column in _TIMES]
-    latest += [
-        f"SELECT max(day) * {clock.DAY_S} FROM {table} WHERE kind = '{kind}'"
-        for table in ("outcomes", "ages")
-        for kind in KINDS
-    ]
-    (found,) = ledger.db.execute(
-        "SELECT max(found) FROM (SELECT NULL AS found UNION ALL " + " UNION ALL ".join(latest) + ")"
-    ).fetchone()
-    return found if found and found > clock.now() + SKEW_S else 0
 
 
 def refuse(ledger: Ledger, redis_time: float) -> None:
@@ -72,7 +47,7 @@ def correct(ledger: Ledger) -> None:
     now = int(clock.now())
     records = sum(_correct_rows(ledger, kind, now) for kind in KINDS)
     with ledger.transaction() as connection:
-        for table, column in _TIMES:
+        for table, column in TIMES:
             connection.execute(
                 f"UPDATE {table} SET {column} = ?1 WHERE {column} > ?1 + ?2", (now, SKEW_S)
             )
@@ -99,13 +74,7 @@ def _correct_rows(ledger: Ledger, kind: str, now: int) -> int:
     future = " OR ".join(f"{column} > ?2" for column in _OF_ROWS)
     condition = f"id > ?1 AND ({future}) ORDER BY id LIMIT {BATCH}"
     corrected = last = 0
-    while True:
-        with ledger.transaction():
-            rows = list(ledger.select(kind, condition, last, now + SKEW_S))
-            after = [believed(row, now) for row in rows]
-            wrong = [new for new, old in zip(after, rows, strict=True) if new != old]
-            ledger.save(kind, wrong)
-        if not rows:
-            return corrected
-        corrected += len(wrong)
-        last = rows[-1].id
+    while ids := [row.id for row in ledger.select(kind, condition, last, now + SKEW_S)]:
+        corrected += ledger.revise(kind, ids, lambda row: believed(row, now))
+        last = ids[-1]
+    return corrected

@@ -15,7 +15,8 @@ import redis
 from discogs_crawler import __version__, clock
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.limiter import Limiter, Quota
-from discogs_crawler.broker.queue import CLASSES, Queue
+from discogs_crawler.broker.messages import CLASSES
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import count
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
@@ -27,7 +28,7 @@ from discogs_crawler.errors import (
 )
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
-from discogs_crawler.seeding import wrong_clock
+from discogs_crawler.ledger.wrong_times import latest_to_come
 from discogs_crawler.stats import ledger_queries
 from discogs_crawler.stats.snapshot import (
     AnswerRate,
@@ -278,7 +279,7 @@ def behind(where: str, revision: str | None, branch: str) -> int | None:
 
 
 def _wrong_times(opened: Ledger) -> Iterator[str]:
-    if latest := wrong_clock.latest_to_come(opened):
+    if latest := latest_to_come(opened):
         yield (
             f"a clock is or was wrong: the ledger has times up to {clock.iso(latest)}, which are "
             "still to come; if that of this machine is right, seed_queue.py corrects them"

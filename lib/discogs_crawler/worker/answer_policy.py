@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.cleaning import Rules
 from discogs_crawler.broker.limiter import Limiter, Reason
-from discogs_crawler.broker.queue import Lease, Result
+from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.errors import BadData, ConfigurationError
 from discogs_crawler.store.layouts import Change
 from discogs_crawler.worker.batch import Batch, Item

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from discogs_crawler.broker.queue import CLASSES, Lease, Result
+from discogs_crawler.broker.messages import CLASSES, Lease, Result
 from discogs_crawler.store.layouts import Change, Committed
 
 

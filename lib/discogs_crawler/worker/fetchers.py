@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from discogs_crawler.api.client import Answer, Client
 from discogs_crawler.broker.limiter import Limiter, Permit, Sense
-from discogs_crawler.broker.queue import Lease
+from discogs_crawler.broker.messages import Lease
 from discogs_crawler.errors import CrawlerError, Unavailable
 
 log = logging.getLogger(__name__)

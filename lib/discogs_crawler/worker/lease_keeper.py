@@ -4,7 +4,8 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
-from discogs_crawler.broker.queue import Lease, Queue, Result
+from discogs_crawler.broker.messages import Lease, Result
+from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import CrawlerError
 
 log = logging.getLogger(__name__)

@@ -27,10 +27,7 @@ def opened(path: Path) -> Iterator[Ledger | None]:
 def stored(path: Path) -> int:
     """The number of records that the ledger says the store has; 0 without a ledger."""
     with opened(path) as ledger:
-        if ledger is None:
-            return 0
-        query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
-        return int(ledger.db.execute(query).fetchone()[0])
+        return 0 if ledger is None else ledger.count("state = 'stored'")
 
 
 def refuse_to_begin_anew(settings: Settings) -> None:
