@@ -11,6 +11,7 @@ Examples:
     maintain_store.py -v                 # every night
     maintain_store.py --merge            # only merge the branches
     maintain_store.py --check            # every month: all records, git fsck, ledger against Git
+    maintain_store.py --refetch          # if they differ, e.g. with an older copy of the store
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
     maintain_store.py --to-submodules    # one repository for each kind and million, for good
 
@@ -22,6 +23,7 @@ disk failed, 75 it runs already, 78 a setting or a permission is wrong or there 
 """
 
 import argparse
+import array
 import contextlib
 import logging
 import sys
@@ -37,7 +39,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import command, progress
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, UsageError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
@@ -62,6 +64,9 @@ def arguments() -> argparse.ArgumentParser:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--merge", action="store_true", help="only merge the branches")
     group.add_argument("--check", action="store_true", help="only check, but everything")
+    group.add_argument(
+        "--refetch", action="store_true", help="want again what only one of ledger and Git has"
+    )
     group.add_argument("--reclean", action="store_true", help="apply changed cleaning rules")
     group.add_argument("--to-submodules", action="store_true", help="convert the layout")
     return parser
@@ -88,6 +93,10 @@ def maintain(flags: argparse.Namespace, settings: Settings, book: Ledger | None)
     opened = layouts.open_store(settings, create=False)
     if flags.check:
         return check_everything(opened, book, settings, all_of_it=bool(flags.verbose))
+    if flags.refetch:
+        return refetch(opened, book, settings)
+    if book is not None:
+        layouts.refuse_older_copy(opened, book.revisions())
     if flags.reclean:
         return reclean_everything(opened, book, settings)
     merge(opened, book, settings)
@@ -190,11 +199,32 @@ def tell_how_to_agree(kind: str, book: Ledger, settings: Settings) -> None:
         )
     else:
         log.warning(
-            "%s: ledger and Git agree again on what is fetched again: seed_queue.py --kind %s "
-            "--ids FILE; if very much differs, move %s away and run seed_queue.py "
+            "%s: ledger and Git agree again on what is fetched again: maintain_store.py "
+            "--refetch; if very much differs, move %s away and run seed_queue.py "
             "--rebuild-ledger -n HASHES",
-            *(kind, kind, settings.database),
+            *(kind, settings.database),
         )
+
+
+def refetch(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+    """Want again what Git lacks or has as it was, and what it has though it was removed."""
+    if book is None:
+        raise UsageError(f"--refetch: {settings.database}: there is no ledger to compare with")
+    is_older = layouts.lacks(opened, book.revisions())
+    opened.settle()
+    for kind, queue in zip(KINDS, _queues(settings), strict=True):
+        exchange.drain(book, queue, wait=True)
+        again = {reason: array.array("I") for reason in ("manual", "confirm")}
+        for row in integrity.one_sided(opened, book, kind):
+            again["confirm" if row.misses else "manual"].append(row.id)
+        if is_older:
+            again["manual"].extend(integrity.outdated(opened, book, kind))
+        for reason, ids in again.items():
+            on_demand.want_ids(book, kind, ids, reason)
+        if number := len(set().union(*again.values())):
+            print(f"{kind}: {number:,} wanted again; seed_queue.py --kind {kind} queues them")
+    book.forget_revisions()
+    return EXIT_DONE
 
 
 def _report(findings: Iterator[Finding], all_of_it: bool) -> int:

@@ -111,6 +111,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     ):
         if not flags.rebuild_ledger:
             _refuse_to_forget(book, settings)
+            _refuse_older_copy(book, settings)
         client = private_server.connect(settings)
 
         def queue_of(kind: str) -> Queue:
@@ -143,6 +144,12 @@ def _refuse_to_forget(book: Ledger, settings: Settings) -> None:
             "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
             f"as {settings.database.name}.KIND.*.hashes are gone)"
         )
+
+
+def _refuse_older_copy(book: Ledger, settings: Settings) -> None:
+    revisions = book.revisions()
+    if revisions and (layouts.repository_path(settings) / "HEAD").exists():
+        layouts.refuse_older_copy(layouts.open_store(settings, create=False), revisions)
 
 
 def _check_usage(flags: argparse.Namespace) -> None:

@@ -76,6 +76,13 @@ CREATE TABLE outcomes (  -- what came of the requests of a day
 ) STRICT, WITHOUT ROWID;
 """
 
+_STORE_REVISIONS = """
+CREATE TABLE store_revisions (  -- what the store must have; if not, it is an older copy
+    kind TEXT PRIMARY KEY,        -- releases, artists, labels or masters
+    revision TEXT NOT NULL        -- commit of the last result that was applied here
+) STRICT, WITHOUT ROWID;
+"""
+
 _KIND = """
 CREATE TABLE {kind} (  -- one row for every id that a dump or the API has shown, or that is wanted
     id INTEGER PRIMARY KEY,       -- as at Discogs
@@ -217,3 +224,8 @@ def create_consumers(db: sqlite_utils.Database) -> None:
 @MIGRATIONS()
 def number_exported_files(db: sqlite_utils.Database) -> None:
     consumers.create_tables(db)
+
+
+@MIGRATIONS()
+def remember_what_the_store_must_have(db: sqlite_utils.Database) -> None:
+    db.executescript(_STORE_REVISIONS)

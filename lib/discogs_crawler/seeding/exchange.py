@@ -112,6 +112,7 @@ def _apply(
             "SET generation = excluded.generation, stream_id = excluded.stream_id",
             (kind, generation, entries[-1][0]),
         )
+        ledger.note_revision(kind, [result.commit for result in results])
     counts: Counter[str] = Counter()
     for (_, _, outcome), number in outcomes.items():
         counts[outcome] += number

@@ -22,7 +22,7 @@ RANGE = 1_000_000
 _IDS = re.compile(r"[0-9,-]*[0-9][0-9,-]*", re.ASCII)
 
 
-def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
+def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manual") -> int:
     """Want these ids at once, whatever else is known of them; how many there are."""
     now = int(clock.now())
     number = 0
@@ -30,9 +30,7 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
     while batch := sorted(set(itertools.islice(iterator, BATCH))):
         with ledger.transaction():
             rows = ledger.rows(kind, batch).values()
-            ledger.save(
-                kind, [want(row, "manual", now, now) for row in rows if row.reason != "manual"]
-            )
+            ledger.save(kind, [want(row, reason, now, now) for row in rows if row.reason != reason])
         number += len(batch)
     return number
 

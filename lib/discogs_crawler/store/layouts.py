@@ -1,13 +1,14 @@
 """Open the store that the settings name, in either layout."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import git
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.remote import CRAWL, Remote, is_partial
+from discogs_crawler.store.remote import CRAWL, HEADS, Remote, is_partial
 from discogs_crawler.store.single import Change, Committed, Store
 from discogs_crawler.store.submodules import SubmoduleStore
 
@@ -68,6 +69,44 @@ def open_store(
             "move that folder away"
         )
     return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+
+
+def lacks(store: AnyStore, revisions: Collection[str]) -> str:
+    """The first of the commits that no branch of the store leads to; "" if it has all of them.
+
+    "" too if a remote, which may have what is missing here, does not answer.
+    """
+    missing = _missing(store, revisions)
+    if missing:
+        try:
+            store.refresh()
+        except Unavailable:
+            return ""
+        missing = _missing(store, revisions)
+    return missing
+
+
+def _missing(store: AnyStore, revisions: Collection[str]) -> str:
+    # A conversion of the layout leaves the old repository beside the new ones.
+    beside = [Repository(path) for path in store.repository.path.parent.glob("*.git")]
+    for revision in revisions:
+        search = ("for-each-ref", "--count=1", "--contains", revision, HEADS)
+        if not any(place.call(*search).stdout for place in [*beside, *store.repositories()]):
+            return revision
+    return ""
+
+
+def refuse_older_copy(store: AnyStore, revisions: Collection[str]) -> None:
+    """ConfigurationError if the store lacks one of the commits that the ledger knows of.
+
+    What is in it counts as fetched and as stored, and would never be fetched again.
+    """
+    if missing := lacks(store, revisions):
+        raise ConfigurationError(
+            f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
+            "records the ledger counts as stored: put the newer copy back, or go on with this one "
+            "by maintain_store.py --refetch, which wants again what it lacks"
+        )
 
 
 def layout_of(repository: Repository) -> str:
