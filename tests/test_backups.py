@@ -132,6 +132,7 @@ def crawler(
         yield Installation(run, environment, api, redis_client, tmp_path)
 
 
+@pytest.mark.long
 def test_an_older_redis_asks_for_nothing_that_is_done(crawler: Installation) -> None:
     crawler.live()
     crawler.restore("redis")
@@ -149,7 +150,6 @@ def test_an_older_store_is_refused_until_what_it_lacks_is_wanted_again(
     for command in (
         ["seed_queue.py"],
         ["worker.py", "--until-empty"],
-        ["worker.py", "--check"],
         ["maintain_store.py"],
     ):
         said = crawler.run(*command, code=EXIT_CONFIGURATION)
@@ -208,4 +208,27 @@ def test_an_older_store_and_its_remote(crawler: Installation, parts: list[str]) 
         crawler.run("export_changes.py", "--consumer", "x", "--reset", "now")
     crawler.crawl()
     assert len(crawler.asked()) == (len(crawler.lost) if len(parts) == 2 else 0)
+    crawler.assert_whole()
+
+
+@pytest.mark.long
+def test_an_older_store_of_submodules(crawler: Installation) -> None:
+    crawler.environment["STORE_LAYOUT"] = "submodules"
+    crawler.live()
+    crawler.restore("store")
+    crawler.run("worker.py", "--until-empty", code=EXIT_CONFIGURATION)
+    crawler.run("maintain_store.py", "--refetch")
+    crawler.run("export_changes.py", "--consumer", "x", "--reset", "now")
+    crawler.crawl()
+    assert crawler.asked() == crawler.lost
+    crawler.assert_whole()
+
+
+@pytest.mark.long
+def test_a_converted_store_is_no_older_copy(crawler: Installation) -> None:
+    crawler.live()
+    crawler.run("maintain_store.py", "--to-submodules")
+    crawler.environment["STORE_LAYOUT"] = "submodules"
+    crawler.crawl()
+    assert crawler.asked() == []
     crawler.assert_whole()

@@ -16,8 +16,12 @@ __all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_s
 
 AnyStore = Store | SubmoduleStore
 
-# Where `maintain_store.py --to-submodules` builds, in the store's folder.
+# Where `maintain_store.py --to-submodules` builds, and keeps what was, in the store's folder.
 CONVERTING = "converting"
+KEPT = "single.git"
+
+# How `git for-each-ref --contains` ends if there is none.
+NO_SUCH_COMMIT = 129
 
 
 def repository_path(settings: Settings) -> Path:
@@ -87,13 +91,20 @@ def lacks(store: AnyStore, revisions: Collection[str]) -> str:
 
 
 def _missing(store: AnyStore, revisions: Collection[str]) -> str:
-    # A conversion of the layout leaves the old repository beside the new ones.
-    beside = [Repository(path) for path in store.repository.path.parent.glob("*.git")]
+    # A conversion leaves the old repository, which has earlier commits, beside the new ones.
+    kept = store.repository.path.parent.glob(KEPT)
+    places = [*store.repositories(), *map(Repository, kept)]
     for revision in revisions:
-        search = ("for-each-ref", "--count=1", "--contains", revision, HEADS)
-        if not any(place.call(*search).stdout for place in [*beside, *store.repositories()]):
+        if not any(_leads_to(place, revision) for place in places):
             return revision
     return ""
+
+
+def _leads_to(repository: Repository, revision: str) -> bool:
+    done = repository.call("for-each-ref", "--count=1", "--contains", revision, HEADS)
+    if done.returncode not in (0, NO_SUCH_COMMIT):
+        raise repository.failure("for-each-ref", done.returncode, done.stderr)
+    return bool(done.stdout)
 
 
 def refuse_older_copy(store: AnyStore, revisions: Collection[str]) -> None:
