@@ -11,6 +11,7 @@ Examples:
     maintain_store.py -v                 # every night
     maintain_store.py --merge            # only merge the branches
     maintain_store.py --check            # every month: all records, git fsck, ledger against Git
+    maintain_store.py --refetch          # if they differ, e.g. with an older copy of the store
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
     maintain_store.py --to-submodules    # one repository for each kind and million, for good
 
@@ -46,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     for flag, job, meaning in (
         ("--merge", run.merge, "only merge the branches"),
         ("--check", run.check, "only check, but everything"),
+        ("--refetch", run.refetch, "want again what only one of ledger and Git has"),
         ("--reclean", run.reclean, "apply changed cleaning rules"),
         ("--to-submodules", run.to_submodules, "convert the layout"),
     ):

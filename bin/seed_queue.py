@@ -27,6 +27,7 @@ import argparse
 import functools
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -109,13 +110,23 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         dry_run=flags.dry_run,
         stored=stored,
     )
-    seeded = seed_run.run(settings, request, lambda: store().settle())
+    seeded = seed_run.run(
+        settings,
+        request,
+        lambda: store().settle(),
+        functools.partial(_refuse_older_copy, settings),
+    )
     if flags.rebuild_ledger and not flags.dry_run:
         log.warning(
             "the places of consumers were in the lost ledger: export_changes.py gives them all "
             "again, or what came after REV with --from REV"
         )
     return tell(seeded, flags.dry_run)
+
+
+def _refuse_older_copy(settings: Settings, revisions: Collection[str]) -> None:
+    if revisions and (layouts.repository_path(settings) / "HEAD").exists():
+        layouts.refuse_older_copy(layouts.open_store(settings, create=False), revisions)
 
 
 def _check_usage(flags: argparse.Namespace) -> None:

@@ -285,6 +285,38 @@ def test_results_of_a_new_life_of_redis_are_not_taken_for_read(world: World) -> 
     assert exchange.drain(world.book, queue_of(world.client)) == {"unchanged": 1}
 
 
+def test_redis_from_an_older_copy_is_told_from_a_reader_that_was_killed(world: World) -> None:
+    world.upstream = dict.fromkeys(range(1, 9), "x")
+    world.seed(ids=range(1, 7))
+    early = world.claim(1)
+    world.crawl(1)
+    world.seed()
+    copy = {key: world.client.dump(key) for key in world.client.scan_iter()}
+    world.crawl_all()
+    queue = queue_of(world.client)
+    generation, _ = queue.results("0", 10)
+    assert exchange.read_results(world.book, queue, keep=True) == {"changed": 4}
+    world.seed()
+    assert queue.results("0", 10) == (generation, []), "nothing was dropped twice"
+
+    world.client.flushall()
+    for key, value in copy.items():
+        world.client.restore(key, 0, value)
+    world.crawl(1)
+    assert queue.unread() == 1
+    world.pass_time(1)
+    assert world.seed(ids=[8]).counts == {
+        "read_unchanged": 1,
+        "wanted_manual": 1,
+        "queued_manual": 2,
+    }
+    assert queue.renew(early) == set()
+    assert queue.complete([(early[0], world.answer(early[0], int(clock.now())))]) == set()
+    assert world.crawl_all() == [(1, "manual"), (8, "manual")]
+    world.seed()
+    assert world.wanted() == {}
+
+
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [

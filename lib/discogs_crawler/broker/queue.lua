@@ -6,7 +6,8 @@ all keys of one PREFIX lie in one slot of a cluster. SEG is an id divided by 1,0
 of an id in a bitmap is the rest.
 
   :about               hash        layout: version of this table; generation: random, made with it;
-                                   seen: epoch at which lapsed leases were last looked for
+                                   seen: epoch at which lapsed leases were last looked for;
+                               read: the last result that the ledger has and that was dropped
   :known               hash        SEG -> number of ids in our hands, wherever they are
   :known:SEG           bitmap      those ids
   :pending:CLASS       hash        SEG -> number of ids waiting to be claimed
@@ -262,6 +263,28 @@ local function take(class, seg, number)
     return ids
 end
 
+-- Whether one stream id (MILLISECONDS-NUMBER) comes after another.
+local function is_later(one, other)
+    local ms, number = string.match(one, '^(%d+)-(%d+)$')
+    local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+    if ms ~= other_ms then return tonumber(ms) > tonumber(other_ms) end
+    return tonumber(number) > tonumber(other_number)
+end
+
+-- Make a generation. What is left of keys that have lost their `:about` belongs to nobody.
+local function begin()
+    for _, seg in ipairs(call('HKEYS', known)) do call('DEL', known .. ':' .. seg) end
+    for _, class in ipairs(classes) do
+        local hash = pending(class)
+        for _, seg in ipairs(call('HKEYS', hash)) do call('DEL', hash .. ':' .. seg) end
+        call('DEL', hash)
+    end
+    call('DEL', about, known, leased, leases, holders, delayed, attempts, lapses, results)
+    call('DEL', branches, frozen)
+    generation = ARGV[3]
+    call('HSET', about, 'layout', layout, 'generation', generation)
+end
+
 -- Commands --------------------------------------------------------------------------------------
 
 local commands = {}
@@ -388,7 +411,26 @@ function commands.forget(of_generation, up_to)
         call('XDEL', results, entry[1])
         set_bit(known, entry[2][2], 0)
     end
+    if read[1] then call('HSET', about, 'read', read[#read][1]) end
     return #read
+end
+
+-- GENERATION CURSOR: begin anew if these keys are an older copy, 1 or 0: CURSOR is the last result
+-- that the ledger has of this generation, and here it is neither waiting nor dropped. So ids that
+-- the ledger has done wait here once more. Results that came after it are kept.
+function commands.rewind(of_generation, cursor)
+    local read = call('HGET', about, 'read')
+    if of_generation ~= generation or not read or not is_later(cursor, read)
+        or call('XRANGE', results, cursor, cursor)[1] then
+        return 0
+    end
+    local unread = call('XRANGE', results, '(' .. cursor, '+')
+    begin()
+    for _, entry in ipairs(unread) do
+        call('XADD', results, '*', unpack(entry[2]))
+        set_bit(known, entry[2][2], 1)
+    end
+    return 1
 end
 
 -- LEASE_S SUSPICIOUS FATAL BRANCH: let nobody claim in those of its segments in which nothing is
@@ -454,19 +496,6 @@ local function foreign_key()
             end
         end
     end
-end
-
--- Make a generation. What is left of keys that have lost their `:about` belongs to nobody.
-local function begin()
-    for _, seg in ipairs(call('HKEYS', known)) do call('DEL', known .. ':' .. seg) end
-    for _, class in ipairs(classes) do
-        local hash = pending(class)
-        for _, seg in ipairs(call('HKEYS', hash)) do call('DEL', hash .. ':' .. seg) end
-        call('DEL', hash)
-    end
-    call('DEL', known, leased, leases, holders, delayed, attempts, lapses, results, branches, frozen)
-    generation = ARGV[3]
-    call('HSET', about, 'layout', layout, 'generation', generation)
 end
 
 local is_new = call('EXISTS', about) == 0

@@ -208,8 +208,9 @@ def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_he
     if not is_here:
         raise BadData(
             f"{source.name}: there is no revision {revision}, where consumer {name} is;"
-            " history was rewritten or pruned, or this is another repository."
-            f" Begin again with --consumer {name} --reset start (or now, or a revision)"
+            " it is an older copy, history was rewritten or pruned, or it is another repository."
+            " Put the newer copy back, or begin again with"
+            f" --consumer {name} --reset start (or now, or a revision)"
         )
     if not history.is_ancestor(source.folder, revision, tip):
         log.warning(

@@ -209,6 +209,24 @@ class Ledger:
         ).fetchone()
         return None if row is None else DumpRow._make(row)
 
+    def note_revision(self, kind: str, commits: Sequence[str]) -> None:
+        """Remember the last of these commits, within the caller's transaction."""
+        for revision in list(filter(None, commits))[-1:]:
+            self.db.conn.execute(
+                "INSERT INTO store_revisions VALUES (?, ?) "
+                "ON CONFLICT (kind) DO UPDATE SET revision = excluded.revision",
+                (kind, revision),
+            )
+
+    def revisions(self) -> list[str]:
+        """Commits that the store must have, for the ledger knows what is in them."""
+        return [row[0] for row in self.db.execute("SELECT revision FROM store_revisions")]
+
+    def forget_revisions(self) -> None:
+        """The store need not have them: what was in them is wanted again."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM store_revisions")
+
     def rows(self, kind: str, ids: Iterable[int]) -> dict[int, Row]:
         """What is known of these ids; a fresh row for one that is not known."""
         wanted = list(ids)

@@ -76,6 +76,13 @@ CREATE TABLE outcomes (  -- what came of the requests of a day
 ) STRICT, WITHOUT ROWID;
 """
 
+_STORE_REVISIONS = """
+CREATE TABLE store_revisions (  -- what the store must have; if not, it is an older copy
+    kind TEXT PRIMARY KEY,        -- releases, artists, labels or masters
+    revision TEXT NOT NULL        -- commit of the last result that was applied here
+) STRICT, WITHOUT ROWID;
+"""
+
 _KIND = """
 CREATE TABLE {kind} (  -- one row for every id that a dump or the API has shown, or that is wanted
     id INTEGER PRIMARY KEY,       -- as at Discogs
@@ -280,3 +287,8 @@ def know_imported_records(db: sqlite_utils.Database) -> None:
     db.execute("PRAGMA writable_schema = RESET")
     db.execute("DROP VIEW progress")
     db.execute(_PROGRESS)
+
+
+@MIGRATIONS()
+def remember_what_the_store_must_have(db: sqlite_utils.Database) -> None:
+    db.executescript(_STORE_REVISIONS)

@@ -20,7 +20,7 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import fast_import, git, stale_locks
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import CONVERTING, Store, layout_of, repository_path
+from discogs_crawler.store.layouts import CONVERTING, KEPT, Store, layout_of, repository_path
 from discogs_crawler.store.remote import is_partial
 from discogs_crawler.store.submodules import SubmoduleStore
 
@@ -45,7 +45,7 @@ def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
 
 def _convert(settings: Settings, ledger: Ledger | None) -> Path | None:
     source = Repository(repository_path(settings))
-    kept = settings.store / "single.git"
+    kept = settings.store / KEPT
     building = settings.store / CONVERTING
     if not source.path.exists() and (building / "discogs.git").exists():
         _finish(settings.store, building)

@@ -15,7 +15,8 @@ from discogs_crawler.api import exact_json
 from discogs_crawler.cli import progress
 from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.ledger.database import Ledger
-from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.ledger.rows import Row
+from discogs_crawler.records import SEGMENT_SIZE, parse_record_path, record_path
 from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.history import EMPTY_TREE
@@ -30,6 +31,9 @@ IDS = 10_000
 
 # Findings of one sort that are shown; a mail with a million of them says no more.
 SHOWN = 10
+
+# From a request to the commit of its answer, if the remote is down meanwhile.
+UNDER_WAY_S = 3_600
 
 # Files in the root that are not records.
 OTHERS = {"README.md", ".gitmodules"}
@@ -162,28 +166,41 @@ def shortened(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Finding]:
-    """Records that only one of Git and ledger has.
+    """Records that only one of Git and ledger has."""
+    try:
+        for row in one_sided(store, ledger, kind):
+            missing = "missing, the ledger says that it is stored"
+            what = missing if row.stored else "stored, the ledger does not know it"
+            yield Finding(record_path(kind, row.id), what)
+    except CrawlerError as error:
+        yield _failed(store.repository, error)
+
+
+def one_sided(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Row]:
+    """What the ledger knows of the records that only one of Git and ledger has.
 
     Workers commit before the ledger hears of it, so what differs is looked at once more.
     """
-    try:
-        known = (
-            row.id for row in ledger.select(kind, "state IN ('stored', 'imported') ORDER BY id")
-        )
-        only = array.array("I", _differences(store.ids(kind), known))
-    except CrawlerError as error:
-        yield _failed(store.repository, error)
-        return
+    known = (row.id for row in ledger.select(kind, "state IN ('stored', 'imported') ORDER BY id"))
+    only = array.array("I", _differences(store.ids(kind), known))
     for start in range(0, len(only), IDS):
         block = only[start : start + IDS]
         in_git = _present(store, kind, block)
-        rows = ledger.rows(kind, block)
-        for record_id in block:
-            path = record_path(kind, record_id)
-            if rows[record_id].stored and record_id not in in_git:
-                yield Finding(path, "missing, the ledger says that it is stored")
-            elif record_id in in_git and not rows[record_id].stored:
-                yield Finding(path, "stored, the ledger does not know it")
+        rows = ledger.rows(kind, block).values()
+        yield from (row for row in rows if row.stored != (row.id in in_git))
+
+
+def outdated(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[int]:
+    """Ids of what has changed, by the ledger, after the last commit of a store that is older."""
+    for part in store.parts():
+        tip = part.tip()
+        if tip is None or not (part.prefix or kind).startswith(kind):
+            continue
+        epoch = int(part.repository.run("log", "-1", "--format=%ct", tip))
+        segment = int(part.prefix.split("/")[1]) if part.prefix else None
+        condition = "state = 'stored' AND changed > ?1 AND id / ?2 = ifnull(?3, id / ?2)"
+        found = ledger.select(kind, condition, epoch - UNDER_WAY_S, SEGMENT_SIZE, segment)
+        yield from (row.id for row in found)
 
 
 def _present(store: AnyStore, kind: str, ids: Collection[int]) -> set[int]:

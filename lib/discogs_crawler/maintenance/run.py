@@ -3,6 +3,7 @@
 Each returns an exit code. Without a ledger they do what needs none.
 """
 
+import array
 import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet, UsageError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
@@ -69,7 +70,7 @@ def alone(job: Job, upkeep: Upkeep) -> int:
 def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     """Everything that keeps the store small and safe; the records that are new are checked."""
     settings = upkeep.settings
-    store = layouts.open_store(settings, create=False)
+    store = _open_newest(settings, ledger)
     _merge(store, ledger, settings)
     store_readme.update(store, ledger, __version__, settings.store_branch)
     repositories = store.repositories()
@@ -91,8 +92,16 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
     """Merge the branches, and free the segments of those that are gone."""
-    _merge(layouts.open_store(upkeep.settings, create=False), ledger, upkeep.settings)
+    _merge(_open_newest(upkeep.settings, ledger), ledger, upkeep.settings)
     return EXIT_DONE
+
+
+def _open_newest(settings: Settings, ledger: Ledger | None) -> AnyStore:
+    """The store; ConfigurationError if it is an older copy than the ledger knows of."""
+    store = layouts.open_store(settings, create=False)
+    if ledger is not None:
+        layouts.refuse_older_copy(store, ledger.revisions())
+    return store
 
 
 def _merge(store: AnyStore, ledger: Ledger | None, settings: Settings) -> None:
@@ -171,11 +180,34 @@ def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
         )
     else:
         log.warning(
-            "%s: ledger and Git agree again on what is fetched again: seed_queue.py --kind %s "
-            "--ids FILE; if very much differs, move %s away and run seed_queue.py "
+            "%s: ledger and Git agree again on what is fetched again: maintain_store.py "
+            "--refetch; if very much differs, move %s away and run seed_queue.py "
             "--rebuild-ledger -n HASHES",
-            *(kind, kind, settings.database),
+            *(kind, settings.database),
         )
+
+
+def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
+    """Want again what Git lacks or has as it was, and what it has though it was removed."""
+    settings = upkeep.settings
+    if ledger is None:
+        raise UsageError(f"--refetch: {settings.database}: there is no ledger to compare with")
+    store = layouts.open_store(settings, create=False)
+    is_older = layouts.lacks(store, ledger.revisions())
+    store.settle()
+    for kind, queue in zip(KINDS, _queues(settings), strict=True):
+        exchange.drain(ledger, queue, wait=True)
+        again = {reason: array.array("I") for reason in ("manual", "confirm")}
+        for row in integrity.one_sided(store, ledger, kind):
+            again["confirm" if row.misses else "manual"].append(row.id)
+        if is_older:
+            again["manual"].extend(integrity.outdated(store, ledger, kind))
+        for reason, ids in again.items():
+            on_demand.want_ids(ledger, kind, ids, reason)
+        if number := len(set().union(*again.values())):
+            upkeep.tell(f"{kind}: {number:,} wanted again; seed_queue.py --kind {kind} queues them")
+    ledger.forget_revisions()
+    return EXIT_DONE
 
 
 def _report(findings: Iterable[Finding], upkeep: Upkeep) -> bool:
@@ -190,7 +222,7 @@ def _report(findings: Iterable[Finding], upkeep: Upkeep) -> bool:
 def reclean(upkeep: Upkeep, ledger: Ledger | None) -> int:
     """Apply changed cleaning rules to what is stored, and tell what they cannot bring back."""
     settings = upkeep.settings
-    store = layouts.open_store(settings, create=False)
+    store = _open_newest(settings, ledger)
     rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
     number = recleaning.reclean(store, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)

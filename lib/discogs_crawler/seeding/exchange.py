@@ -56,6 +56,8 @@ def read_results(
     if not force:
         wrong_clock.refuse(ledger, queue.time())
     wrong_clock.correct(ledger)
+    if not keep:
+        _leave_older_copy(ledger, queue)
     counts: Counter[str] = Counter()
     after = "0"
     while True:
@@ -69,6 +71,24 @@ def read_results(
             queue.forget(generation, after)
 
 
+def _leave_older_copy(ledger: Ledger, queue: Queue) -> None:
+    """Empty a queue that was put back from a backup, in which ids wait that are done."""
+    cursor = _cursor(ledger, queue.kind)
+    if cursor and queue.rewind(*cursor):
+        log.warning(
+            "%s: Redis was put back from an older copy, in which what is done waits again: the "
+            "queue was emptied, and seed_queue.py fills it with what is still wanted",
+            queue.kind,
+        )
+
+
+def _cursor(ledger: Ledger, kind: str) -> tuple[str, str] | None:
+    """Generation and stream id of the last result that was read."""
+    query = "SELECT generation, stream_id FROM results_cursor WHERE kind = ?"
+    row: tuple[str, str] | None = ledger.db.conn.execute(query, (kind,)).fetchone()
+    return row
+
+
 def _apply(
     ledger: Ledger, kind: str, generation: str, entries: list[tuple[str, Result]]
 ) -> Counter[str]:
@@ -76,9 +96,7 @@ def _apply(
     now = int(clock.now())
     outcomes: Counter[tuple[int, str, str]] = Counter()
     with ledger.transaction() as connection:
-        cursor = connection.execute(
-            "SELECT generation, stream_id FROM results_cursor WHERE kind = ?", (kind,)
-        ).fetchone()
+        cursor = _cursor(ledger, kind)
         last = _order(cursor[1]) if cursor and cursor[0] == generation else (0, 0)
         results = [result for stream_id, result in entries if _order(stream_id) > last]
         if not results:
@@ -100,6 +118,7 @@ def _apply(
             "SET generation = excluded.generation, stream_id = excluded.stream_id",
             (kind, generation, entries[-1][0]),
         )
+        ledger.note_revision(kind, [result.commit for result in results])
     counts: Counter[str] = Counter()
     for (_, _, outcome), number in outcomes.items():
         counts[outcome] += number

@@ -22,12 +22,12 @@ RANGE = 1_000_000
 _IDS = re.compile(r"[0-9,-]*[0-9][0-9,-]*", re.ASCII)
 
 
-def want_ids(ledger: Ledger, kind: str, ids: Iterable[int]) -> int:
+def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manual") -> int:
     """Want these ids at once, whatever else is known of them; the number of ids."""
     now = int(clock.now())
 
     def want_first(row: Row) -> Row:
-        return row if row.reason == "manual" else want(row, "manual", now, now)
+        return row if row.reason == reason else want(row, reason, now, now)
 
     number = 0
     for batch in batches(ids):

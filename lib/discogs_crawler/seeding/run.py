@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,10 +61,16 @@ class _Files(NamedTuple):
     old_dump: DumpRow | None
 
 
-def run(settings: Settings, request: Request, tip_of_store: Callable[[], str | None]) -> Seeded:
+def run(
+    settings: Settings,
+    request: Request,
+    tip_of_store: Callable[[], str | None],
+    refuse_older_copy: Callable[[Collection[str]], None],
+) -> Seeded:
     """Open ledger and queue, one run at a time, and do what is asked.
 
     `tip_of_store` opens the store, which seeding is not to know; None if no record is in it.
+    `refuse_older_copy` raises if the store lacks one of the commits that the ledger knows of.
     """
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
@@ -72,8 +78,10 @@ def run(settings: Settings, request: Request, tip_of_store: Callable[[], str | N
         locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S),
         database.open(settings.database) as ledger,
     ):
-        if request.stored is None and not ledger.knows_something():
-            _refuse_to_forget(settings, tip_of_store)
+        if request.stored is None:
+            if not ledger.knows_something():
+                _refuse_to_forget(settings, tip_of_store)
+            refuse_older_copy(ledger.revisions())
         client = private_server.connect(settings)
 
         def queue_of(kind: str) -> Queue:

@@ -1,15 +1,15 @@
 """Open the store that the settings name, in either layout."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import git
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.remote import CRAWL, Remote, is_partial
+from discogs_crawler.store.remote import CRAWL, HEADS, Remote, is_partial
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Change, Committed, Store
 from discogs_crawler.store.submodules import SubmoduleStore
 
@@ -17,8 +17,12 @@ __all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_s
 
 AnyStore = Store | SubmoduleStore
 
-# Where `maintain_store.py --to-submodules` builds, in the store's folder.
+# Where `maintain_store.py --to-submodules` builds, and keeps what was, in the store's folder.
 CONVERTING = "converting"
+KEPT = "single.git"
+
+# How `git for-each-ref --contains` ends if there is none.
+NO_SUCH_COMMIT = 129
 
 
 def repository_path(settings: Settings) -> Path:
@@ -70,6 +74,51 @@ def open_store(
             "move that folder away"
         )
     return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+
+
+def lacks(store: AnyStore, revisions: Collection[str]) -> str:
+    """The first of the commits that no branch of the store leads to; "" if it has all of them.
+
+    "" too if a remote, which may have what is missing here, does not answer.
+    """
+    missing = _missing(store, revisions)
+    if missing:
+        try:
+            store.refresh()
+        except Unavailable:
+            return ""
+        missing = _missing(store, revisions)
+    return missing
+
+
+def _missing(store: AnyStore, revisions: Collection[str]) -> str:
+    # A conversion leaves the old repository, which has earlier commits, beside the new ones.
+    kept = store.repository.path.parent.glob(KEPT)
+    places = [*store.repositories(), *map(Repository, kept)]
+    for revision in revisions:
+        if not any(_leads_to(place, revision) for place in places):
+            return revision
+    return ""
+
+
+def _leads_to(repository: Repository, revision: str) -> bool:
+    done = repository.call("for-each-ref", "--count=1", "--contains", revision, HEADS)
+    if done.returncode not in (0, NO_SUCH_COMMIT):
+        raise repository.failure("for-each-ref", done.returncode, done.stderr)
+    return bool(done.stdout)
+
+
+def refuse_older_copy(store: AnyStore, revisions: Collection[str]) -> None:
+    """ConfigurationError if the store lacks one of the commits that the ledger knows of.
+
+    What is in it counts as fetched and as stored, and would never be fetched again.
+    """
+    if missing := lacks(store, revisions):
+        raise ConfigurationError(
+            f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
+            "records the ledger counts as stored: put the newer copy back, or go on with this one "
+            "by maintain_store.py --refetch, which wants again what it lacks"
+        )
 
 
 def layout_of(repository: Repository) -> str:

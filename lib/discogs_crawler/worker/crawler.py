@@ -181,6 +181,7 @@ class _Crawler:
                 f"{number} records are stored: set STORE and STORE_REMOTE to where they are; if "
                 "they are lost, move the ledger away and seed anew"
             )
+        local_ledger.refuse_older_copy(database, store)
 
     def wind_down(self) -> None:
         """Finish the requests under way, commit what is fetched, give back the rest."""

@@ -12,6 +12,8 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.store import layouts
+from discogs_crawler.store.layouts import AnyStore
 
 
 @contextlib.contextmanager
@@ -42,3 +44,9 @@ def refuse_to_begin_anew(settings: Settings) -> None:
             "are in it: mount its disk, set STORE, or put its copy back; to begin anew, move "
             f"{settings.database} away, too"
         )
+
+
+def refuse_older_copy(path: Path, store: AnyStore) -> None:
+    """ConfigurationError if the store lacks commits that the ledger at `path` knows of."""
+    with opened(path) as ledger:
+        layouts.refuse_older_copy(store, ledger.revisions() if ledger else [])

@@ -1,5 +1,6 @@
 """`worker.py --check`: what is configured, reachable, missing; one line each, and no secrets."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
+from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import git
@@ -83,12 +84,15 @@ def _store(settings: Settings, kind: str) -> str:
     version = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False)
     git.check_version()
     try:
-        tip = open_store(settings, create=False).tip()
+        store = open_store(settings, create=False)
     except ConfigurationError:
         if settings.store.exists() and any(settings.store.iterdir()):
             raise
         local_ledger.refuse_to_begin_anew(settings)
         return f"{settings.store}, will be made; {version.stdout.strip()}"
+    with contextlib.suppress(BadData):  # of the ledger, which was told above
+        local_ledger.refuse_older_copy(settings.database, store)
+    tip = store.tip()
     return f"{settings.store}, {tip[:10] if tip else 'empty'}; {version.stdout.strip()}"
 
 
