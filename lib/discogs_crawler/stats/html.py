@@ -150,10 +150,10 @@ def _dead(kind: Kind) -> Any:
 def _consumers(snapshot: Snapshot) -> Any:
     rows = [
         (row.name, row.kind, (row.revision or "start")[:10], minute(row.exported),
-         count(row.behind))
+         count(row.behind), count(row.sequence or None), row.folder or "–")
         for row in snapshot.consumers
     ]  # fmt: skip
-    heads = ("name", "gets", "revision", "exported", "behind")
+    heads = ("name", "gets", "revision", "exported", "behind", "file", "into")
     if not rows:
         return _card("Consumers", "Nobody has exported anything yet.", None)
     return _card(

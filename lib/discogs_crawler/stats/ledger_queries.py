@@ -205,6 +205,7 @@ def consumers(
 ) -> list[Consumer]:
     """All consumers by name; `behind` tells how many commits a repository has after a revision."""
     rows = connection.execute(
-        "SELECT name, repository, kind, revision, exported, records FROM consumers ORDER BY name"
+        "SELECT name, repository, kind, revision, exported, records, sequence, folder"
+        " FROM consumers ORDER BY name"
     )
     return [Consumer._make((*row, behind(row[1], row[3]))) for row in rows]

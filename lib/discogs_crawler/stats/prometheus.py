@@ -155,6 +155,12 @@ def _others(snapshot: Snapshot) -> Iterator[Family]:
         "When the consumer last got something.",
         [(labels, row.exported) for labels, row in consumers],
     )
+    into = [({"folder": row.folder, **labels}, row) for labels, row in consumers if row.folder]
+    yield Family(
+        "consumer_file_sequence",
+        "Number of the last file of export_changes.py --into.",
+        [(labels, row.sequence) for labels, row in into],
+    )
     yield Family(
         "run_exit_code",
         "How the last run of a script ended.",

@@ -156,6 +156,9 @@ def _consumers(snapshot: Snapshot) -> Iterator[str]:
             for consumer in snapshot.consumers
         ]
         yield _table(["name", "kind", "revision", "exported", "commits behind"], rows) + "\n"
+        for consumer in snapshot.consumers:
+            if consumer.folder:
+                yield f"{consumer.name}: file {count(consumer.sequence)} in {consumer.folder}\n"
 
 
 def _runs(snapshot: Snapshot) -> Iterator[str]:
