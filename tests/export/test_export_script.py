@@ -544,6 +544,24 @@ def test_of_a_url_the_records_before_are_fetched_too(
     assert got == {n: json.loads(record(n)) for n in numbers}
 
 
+def test_what_is_here_is_not_fetched_again(tmp_path: Path, export: Run) -> None:
+    upstream = SingleStore(tmp_path / "upstream" / "discogs.git")
+    numbers = range(1, 6)
+    upstream.commit({("releases", n): record(n) for n in numbers})
+    where = ("--repository", f"file://{upstream.folder}", "--format", "jsonl", "--previous")
+    assert export(*where).returncode == 0
+    upstream.commit({("releases", n): record(n, "new") for n in numbers})
+    assert export(*where).returncode == 0
+    (copy,) = (tmp_path / "state" / "mirrors").glob("*.git")
+    objects = [
+        line
+        for pack in (copy / "objects" / "pack").glob("*.idx")
+        for line in git(copy, "verify-pack", "-v", str(pack)).splitlines()
+        if " blob " in line
+    ]
+    assert len(objects) == 2 * len(numbers)
+
+
 @pytest.mark.parametrize("output_format", ["names", "status", "ids"])
 def test_only_jsonl_has_the_record_before(
     store: SingleStore, export: Run, output_format: str
