@@ -14,6 +14,9 @@ Formats, one line a change, in the order of paths:
   jsonl    {"kind":"releases","id":13999999,"status":"M","revision":"...","data":{...}};
            data is the record, or null if it was deleted
 
+--previous adds "previous" to each line of jsonl: the record before the change, or null if it was
+added. So a reader can tell what changed.
+
 --exec gives all that to the standard input of a shell command, which is not started if there is
 nothing. The place moves when it has read all of it and ended with 0; what it has no use for it
 gives to `cat > /dev/null`. (What it has read and thrown away, as `head -1` does with the rest of a
@@ -61,6 +64,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -94,6 +98,9 @@ def arguments() -> argparse.ArgumentParser:
     task.add_argument("--consumer", metavar="NAME", help="export to this consumer")
     task.add_argument("--list", action="store_true", help="show all consumers and their places")
     parser.add_argument("--format", choices=FORMATS, help="default: names; with --into jsonl")
+    parser.add_argument(
+        "--previous", action="store_true", help="with jsonl: the record before the change, too"
+    )
     parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
     parser.add_argument("--kind", choices=(*KINDS, export_run.ALL), help="default: releases")
     parser.add_argument(
@@ -175,9 +182,13 @@ def check_usage(flags: argparse.Namespace) -> None:
         consumers.check_name(flags.consumer)
     if flags.keep and not flags.into:
         raise UsageError("--keep goes with --into")
+    if flags.into and re.search(r"-[0-9]{9,}$", flags.consumer or ""):
+        raise UsageError(f"--into: {flags.consumer} looks like the name of a file of another's")
     if flags.into and (flags.nul or flags.format not in (None, "jsonl")):
         raise UsageError("--into writes jsonl with line feeds")
     flags.format = flags.format or ("jsonl" if flags.into else "names")
+    if flags.previous and flags.format != "jsonl":
+        raise UsageError("--previous goes with --format jsonl, or --into")
     if flags.format == "ids" and flags.kind == export_run.ALL:
         raise UsageError("--format ids: kinds share their numbers; name one with --kind")
 
@@ -237,7 +248,7 @@ def export_changes(
 ) -> Callable[[], None] | None:
     """Write out what is new; what moves the consumer's place, if that is still to be done."""
     consumer = enrol(db, source, flags, keep=not flags.dry_run)
-    form = Form(flags.format, flags.nul, flags.skip_technical)
+    form = Form(flags.format, flags.nul, flags.skip_technical, flags.previous)
     if flags.into and not flags.dry_run:
         target = Target(consumer.name, flags.into)
         numbered_files.export(

@@ -112,9 +112,13 @@ def _invent_history(opened: database.Ledger, rows: int, now: int, kind: str) -> 
             "VALUES (?, ?, ?, ?, ?, ?)",
             (script, of, now - age, now - age + took, code, json.dumps(counts)),
         )
-    for name, age in (("search-index", 900), ("weekly-report", 5 * DAY_S)):
+    for name, age, into in (
+        ("search-index", 900, (0, None)),
+        ("weekly-report", 5 * DAY_S, (1_234, "/srv/www/discogs")),
+    ):
         opened.db.execute(
-            "INSERT INTO consumers (name, repository, kind, revision, exported, records)"
-            " VALUES (?, '/srv/discogs/store/discogs.git', ?, ?, ?, ?)",
-            (name, kind, f"{age:040x}", now - age, rows // 2),
+            "INSERT INTO consumers"
+            " (name, repository, kind, revision, exported, records, sequence, folder)"
+            " VALUES (?, '/srv/discogs/store/discogs.git', ?, ?, ?, ?, ?, ?)",
+            (name, kind, f"{age:040x}", now - age, rows // 2, *into),
         )

@@ -6,7 +6,6 @@ What its fences mean:
                 tests/export/test_export_readme.py where a comment above it says what it runs
     ```console  `$ command` runs there too, and prints what is below it. A line of `...` stands for
                 any number of lines, `...` at the end of a line for the rest of it.
-    ```python   is a file, named by the comment above it
     ```text     is shown, and no more
 """
 
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-FENCES = {"sh", "console", "python", "text", "json"}
+FENCES = {"sh", "console", "text", "json"}
 
 
 class Block(NamedTuple):

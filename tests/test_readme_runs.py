@@ -125,7 +125,6 @@ def test_every_block_is_of_a_known_kind_and_every_command_is_run_by_some_test() 
     assert {block.language for block in readme.blocks()} == readme.FENCES
     runnable = [block for block in readme.blocks("sh") if not block.marker]
     assert runnable == [block_with(URL), block_with("bin/test ")]
-    assert all(block.marker.startswith("file: ") for block in readme.blocks("python"))
     assert len(readme.shown()) == len(readme.README.split("\n$ ")) - 1
 
 

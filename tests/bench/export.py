@@ -4,7 +4,8 @@
 
 A repository of twice N records, N of which change in one commit (neighbours, or any). `names` is
 compared with `git diff --name-only`, the start of the interpreter taken off; `jsonl` with
-`git cat-file --batch` over the same objects in the same order. Best of several runs.
+`git cat-file --batch` over the same objects in the same order, and with itself with `--previous`,
+which reads twice as many. Best of several runs.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def peak_mb(command: Sequence[str], environment: Mapping[str, str]) -> float:
 
 
 def compare(folder: Path, old: str, environment: Mapping[str, str], changes: int) -> list[object]:
-    """One row: our time and Git's for names, our rate and Git's for jsonl, and memory."""
+    """One row: time of ours and of Git for names, rates and memory for jsonl and --previous."""
     script = [sys.executable, str(ROOT / "bin" / "export_changes.py"), "--dry-run"]
     ours = [*script, "--consumer", "bench", "--from", old]
     blobs = folder.parent / "blobs"
@@ -98,8 +99,9 @@ def compare(folder: Path, old: str, environment: Mapping[str, str], changes: int
     bare = [sys.executable, "-c", "pass"]
     nothing = [*script, "--consumer", "none", "--from", "main"]
     names, lines = [*ours, "-z"], [*ours, "--format", "jsonl"]
-    commands = [bare, nothing, [*diff, "--", "releases/"], names, read, lines]
-    start_s, idle_s, diff_s, names_s, read_s, json_s = best_s(commands, environment, blobs)
+    both = [*lines, "--previous"]
+    commands = [bare, nothing, [*diff, "--", "releases/"], names, read, lines, both]
+    start_s, idle_s, diff_s, names_s, read_s, json_s, both_s = best_s(commands, environment, blobs)
     return [
         f"{diff_s * 1e3:,.0f} ms",
         f"{names_s * 1e3:,.0f} ms",
@@ -109,6 +111,9 @@ def compare(folder: Path, old: str, environment: Mapping[str, str], changes: int
         f"{changes / (json_s - start_s):,.0f}/s",
         f"{read_s / (json_s - start_s):.2f}",
         f"{peak_mb(lines, environment):.0f} MB",
+        f"{changes / (both_s - start_s):,.0f}/s",
+        f"{(json_s - start_s) / (both_s - start_s):.2f}",
+        f"{peak_mb(both, environment):.0f} MB",
     ]
 
 
@@ -134,6 +139,7 @@ def main() -> int:
             rows.append([f"{changes:,} {order}", *compare(folder, old, environment, changes)])
     head = ["records changed", "`git diff`", "names", "ratio", "ratio, nothing-to-do taken off"]
     head += ["`cat-file`", "jsonl", "ratio", "memory"]
+    head += ["with --previous", "ratio to without", "memory"]
     print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
     return 0
 

@@ -1,14 +1,18 @@
-"""A consumer of exports, and when it has been given what an export printed."""
+"""Consumers of exports: one of what an export prints, when it counts; one of its files."""
 
 import contextlib
+import gzip
+import hashlib
 import json
 import signal
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from discogs_crawler.records import record_path
 
 EXPORT = ("export_changes.py", "--consumer", "demo", "--format", "jsonl")
+EXPORT_FILES = ("export_changes.py", "--consumer", "files", "--keep", "40", "--previous", "--into")
 
 
 class Consumer:
@@ -47,3 +51,38 @@ class Consumer:
                 return None
             found = rows.fetchone()
         return found and found[0]
+
+
+class Follower:
+    """A reader of the files of EXPORT_FILES that obeys the state file.
+
+    `wrong` counts what no reader may ever see: a file that is missing or not as announced, a number
+    with another content than before, a change that does not follow from what was before it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[str, Any] = {}
+        self.wrong = 0
+        self._sequence: int | None = None
+
+    def read(self) -> None:
+        path = self.folder / "files.state.json"
+        if not path.exists():
+            return
+        state = json.loads(path.read_bytes())
+        if self._sequence is None or self._sequence + 1 < state["first"]:
+            self.records.clear()
+            self._take(state["baseline"])
+            self._sequence = state["baseline"]["sequence"]
+        for number in range(self._sequence + 1, state["sequence"] + 1):
+            self._take(json.loads((self.folder / f"files-{number:09}.state.json").read_bytes()))
+            self._sequence = number
+
+    def _take(self, about: dict[str, Any]) -> None:
+        packed = (self.folder / about["file"]).read_bytes()
+        self.wrong += hashlib.sha256(packed).hexdigest() != about["sha256"]
+        for change in map(json.loads, gzip.decompress(packed).splitlines()):
+            path = record_path(change["kind"], change["id"])
+            self.wrong += self.records.get(path) != change["previous"]
+            self.records[path] = change["data"]

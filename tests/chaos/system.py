@@ -28,7 +28,7 @@ from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path
 from discogs_crawler.store import layouts
 from tests.chaos import scripts
-from tests.chaos.consumer import EXPORT, Consumer
+from tests.chaos.consumer import EXPORT, EXPORT_FILES, Consumer, Follower
 from tests.conftest import ROOT, bare_environment
 from tests.discogs.dump import write
 from tests.discogs.world import invented
@@ -72,6 +72,7 @@ class System:
         self.dump: Path | None = None
         self.table: collections.Counter[str] = collections.Counter()
         self.consumer = Consumer(folder / "s" / "crawler.db")
+        self.follower = Follower(folder / "files")
         self.remote = folder / "remote.git" if remote else None
         self.upstream, self.url = self._start_upstream()
         self.environment = bare_environment(folder, folder / "s") | {
@@ -150,7 +151,7 @@ class System:
         if self.dump and self.chance.random() < 0.7:
             # Often in vain, since the ledger has not accepted the dump yet.
             commands.append(("import_dump.py", "-d", self.dump))
-        commands.append(EXPORT)
+        commands += [EXPORT, (*EXPORT_FILES, self.follower.folder)]
         if self.chance.random() < 0.3:
             commands.append(("maintain_store.py",))
         self.chance.shuffle(commands)
@@ -159,17 +160,18 @@ class System:
             self.table["remote away"] += 1
         children = {}
         for number, command in enumerate(commands):
-            children[self.start(number, *command)] = (number, command[0])
+            children[self.start(number, *command)] = (number, command)
         self.hurt(list(children))
         if self.remote and not self.remote.exists():
             self.remote.with_suffix(".away").rename(self.remote)
-        for pid, (number, script) in children.items():
-            self.reap(pid, number, script)
+        for pid, (number, command) in children.items():
+            self.reap(pid, number, command)
+        self.follower.read()
 
     def start(self, number: int, script: str, *arguments: Any) -> int:
         full = script == EXPORT[0] and self.chance.random() < 0.2
         self.table["full disks"] += full
-        if script == EXPORT[0]:
+        if (script, *arguments) == EXPORT:
             self.consumer.begin()
         return scripts.start(
             script,
@@ -234,7 +236,7 @@ class System:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
-    def reap(self, pid: int, number: int, script: str) -> int:
+    def reap(self, pid: int, number: int, command: tuple[Any, ...]) -> int:
         """Wait for a child, tell it to stop if it goes on, and consume what it printed."""
         self._signal(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
@@ -245,18 +247,18 @@ class System:
                 time.sleep(0.5)
                 self._signal(pid, signal.SIGKILL)
                 self.table["did not stop"] += 1
-                self._keep(f"stuck{self.table['did not stop']}", number, f"{script}\n{state}")
+                self._keep(f"stuck{self.table['did not stop']}", number, f"{command}\n{state}")
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(ended[1])
-        self.note(code, number, script)
+        self.note(code, number, command)
         return code
 
-    def note(self, code: int, number: int, script: str) -> None:
+    def note(self, code: int, number: int, command: tuple[Any, ...]) -> None:
         errors = self.output(number).with_name(f"output{number}.err").read_text()
         if "Traceback" in errors or code == 70:
             self.table["bugs"] += 1
-            self._keep(f"bug{self.table['bugs']}", number, f"{script} {code}")
-        if script == EXPORT[0]:
+            self._keep(f"bug{self.table['bugs']}", number, f"{command} {code}")
+        if command == EXPORT:
             self.consumer.take(self.output(number), code)
 
     def _keep(self, name: str, number: int, what: str) -> None:
@@ -274,7 +276,7 @@ class System:
                     script, *arguments, environment=self.environment, output=self.output(99)
                 )
             )
-            self.note(code, 99, script)
+            self.note(code, 99, (script, *arguments))
             if code == 0:
                 return
         errors = self.output(99).with_name("output99.err").read_text()
@@ -294,6 +296,8 @@ class System:
             self.until_done("worker.py", "--until-empty")
         self.until_done("maintain_store.py")
         self.until_done(*EXPORT)
+        self.until_done(*EXPORT_FILES, self.follower.folder)
+        self.follower.read()
 
     def judge(self) -> None:
         """Compare the store with upstream and the consumer with the store; count what differs."""
@@ -316,6 +320,8 @@ class System:
             places.get(place) != truth.get(place)  # type: ignore[arg-type]
             for place in {*places, *truth}
         )
+        followed = {parse_record_path(p): data for p, data in self.follower.records.items() if data}
+        self.table["follower differs"] = self.follower.wrong + (followed != truth)
         requests = [json.loads(line) for line in self.ask_upstream("/-/journal").splitlines()]
         self.table["requests"] = len(requests)
         self.table["429"] = sum(request["status"] == 429 for request in requests)

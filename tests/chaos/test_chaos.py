@@ -6,7 +6,8 @@ import pytest
 
 from tests.chaos.system import System
 
-WRONG = ("lost", "not removed", "stale", "consumer differs", "bugs", "fsck errors", "did not stop")
+WRONG = ("lost", "not removed", "stale", "consumer differs", "follower differs")
+WRONG += ("bugs", "fsck errors", "did not stop")
 
 
 @pytest.mark.parametrize(("seed", "remote"), [(1, False), (2, True)])

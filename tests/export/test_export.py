@@ -54,11 +54,15 @@ def exported(
     return b"".join(blocks), plan.new
 
 
+JSON_BOTH = Form("jsonl", previous=True)
+
+
 def apply(lines: bytes, records: dict[Record, object]) -> None:
     """What a consumer does with `jsonl`."""
     for line in lines.splitlines():
         change = json.loads(line)
         key = (change["kind"], change["id"])
+        assert change.get("previous", records.get(key)) == records.get(key)
         if change["data"] is None:
             assert change["status"] == "D"
             del records[key]
@@ -192,13 +196,15 @@ def contents(changes: dict[Record, str | None]) -> dict[Record, bytes | None]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
-@given(steps=STEPS, limit=st.none() | st.integers(1, 3))
+@given(steps=STEPS, limit=st.none() | st.integers(1, 3), previous=st.booleans())
 def test_exports_over_any_split_of_any_history_give_the_tip(
     layout: str,
     tmp_path_factory: pytest.TempPathFactory,
     steps: list[tuple[dict[Record, str | None], str, bool]],
     limit: int | None,
+    previous: bool,
 ) -> None:
+    form = Form("jsonl", previous=previous)
     store = LAYOUTS[layout](tmp_path_factory.mktemp("history") / "discogs.git")
     store.commit({KEYS[0]: record(1, "first")})
     records: dict[Record, object] = {}
@@ -213,15 +219,41 @@ def test_exports_over_any_split_of_any_history_give_the_tip(
         else:
             store.commit(contents(changed), technical=how == "technical")
         if export_now:
-            lines, revision = exported(store, Form("jsonl"), revision, kind="all", limit=limit)
+            lines, revision = exported(store, form, revision, kind="all", limit=limit)
             apply(lines, records)
     while revision != store.tip():
-        lines, revision = exported(store, Form("jsonl"), revision, kind="all", limit=limit)
+        lines, revision = exported(store, form, revision, kind="all", limit=limit)
         apply(lines, records)
     assert records == parsed(store.records())
     whole: dict[Record, object] = {}
-    apply(exported(store, Form("jsonl"), kind="all")[0], whole)
+    apply(exported(store, form, kind="all")[0], whole)
     assert whole == records
+
+
+def test_each_line_has_the_record_before(store: Store) -> None:
+    first = some_history(store)
+    lines = [json.loads(line) for line in exported(store, JSON_BOTH, first)[0].splitlines()]
+    found = [(line["status"], line["id"], line["previous"], line["data"]) for line in lines]
+    assert found == [
+        ("M", 10, json.loads(record(10)), json.loads(record(10, "new"))),
+        ("D", 2, json.loads(record(2)), None),
+        ("A", 15_000_000, None, json.loads(record(15_000_000))),
+    ]
+    plain = [json.loads(line) for line in exported(store, Form("jsonl"), first)[0].splitlines()]
+    for line in lines:
+        del line["previous"]
+    assert lines == plain
+
+
+def test_more_records_before_than_a_pipe_holds(store: Store) -> None:
+    records: dict[Record, object] = {}
+    revision = None
+    for text in ("a", "x" * 2_000_000, "b"):
+        store.commit({("releases", 1): record(1, text)})
+        store.commit({("releases", n): record(n, text[:300]) for n in range(2, 3_000)})
+        lines, revision = exported(store, JSON_BOTH, revision)
+        apply(lines, records)
+    assert records == parsed(store.records())
 
 
 def test_limit_counts_commits_along_first_parents(tmp_path: Path) -> None:

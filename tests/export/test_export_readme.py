@@ -1,4 +1,4 @@
-"""The consumers that the README shows work as they stand there."""
+"""The consumers that the README shows and names work as they stand there."""
 
 import json
 import subprocess
@@ -33,10 +33,11 @@ def store(environment: dict[str, str]) -> SingleStore:
 
 @pytest.fixture
 def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path]:
-    """Run a consumer of the README in a folder with its file; returns the folder."""
+    """Run a consumer of the README as in a checkout; returns the folder, with what it writes."""
     folder = tmp_path / "consumer"
     programs = tmp_path / "programs"
     folder.mkdir()
+    (folder / "lib").symlink_to(ROOT / "lib")
     program(programs, "sendmail", f'echo "$@" >> {folder}/mail; cat >> {folder}/mail')
     (programs / "python3").symlink_to(sys.executable)
     # A link to an interpreter of a virtual environment is not one itself.
@@ -44,8 +45,6 @@ def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path
     path = f"{programs}:{ROOT / 'bin'}:{environment['PATH']}"
 
     def run(name: str) -> Path:
-        if name.endswith(".py"):
-            (folder / name).write_text(block(f"file: {name}"))
         subprocess.run(
             ["sh", "-ec", block(f"run: {name}")],
             cwd=folder,
@@ -93,6 +92,34 @@ def test_a_mail_about_the_new_releases_of_a_label(
     assert "PE 65: Carl Craig - Title 2\n    https://www.discogs.com/release/2\n" in text
     assert "Title 3" not in text
     assert "Title 4" not in text, "only our copy of it is new"
+
+
+def test_a_mail_about_a_tracklist_that_changed(
+    store: SingleStore, consume: Callable[[str], Path]
+) -> None:
+    ours, other = [{"id": 23, "catno": "PE 65"}], [{"id": 24, "catno": "X"}]
+    old = [{"position": "A", "title": "One", "duration": "3:20"}, {"position": "B", "title": "Two"}]
+    new = [old[0], {"position": "B", "title": "Two", "duration": "4:00"}]
+    store.commit(
+        {("releases", n): release(n, labels=ours, tracklist=old) for n in (1, 2, 5)}
+        | {("releases", 3): release(3, labels=other, tracklist=old)}
+    )
+    mail = consume("mail_tracklist.py") / "mail"
+    store.commit({("releases", 1): release(1, labels=ours, tracklist=old, notes="other")})
+    consume("mail_tracklist.py")
+    assert not mail.exists()
+    store.commit(
+        {
+            ("releases", 2): release(2, labels=ours, tracklist=new),
+            ("releases", 3): release(3, labels=other, tracklist=new),
+            ("releases", 4): release(4, labels=ours, tracklist=new),
+            ("releases", 5): None,
+        }
+    )
+    consume("mail_tracklist.py")
+    head, _, text = mail.read_text().partition("\n\n")
+    assert head.startswith("-t\nTo: me@example.org\nSubject: Changed tracklists on label 23\n")
+    assert text == ("Title 2: https://www.discogs.com/release/2\n  - B Two -\n  + B Two 4:00\n")
 
 
 @pytest.mark.skipif(which("jq") is None, reason="there is no jq here")

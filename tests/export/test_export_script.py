@@ -539,6 +539,49 @@ def test_a_url_is_enough(
     assert len(missing) >= 2, "records that nobody asked for were fetched"
 
 
+@pytest.mark.parametrize("make", [SingleStore, SubmoduleStore])
+def test_of_a_url_the_records_before_are_fetched_too(
+    tmp_path: Path, export: Run, make: Callable[[Path], SingleStore | SubmoduleStore]
+) -> None:
+    upstream = make(tmp_path / "upstream" / "discogs.git")
+    numbers = (1, 2, 1_000_001)
+    upstream.commit({("releases", n): record(n) for n in numbers})
+    where = ("--repository", f"file://{upstream.folder}", "--format")
+    assert export(*where, "ids").stdout == "1\n2\n1000001\n"
+    upstream.commit({("releases", n): record(n, "new") for n in numbers})
+    done = export(*where, "jsonl", "--previous")
+    assert done.stderr == ""
+    got = {line["id"]: line["previous"] for line in map(json.loads, done.stdout.splitlines())}
+    assert got == {n: json.loads(record(n)) for n in numbers}
+
+
+def test_what_is_here_is_not_fetched_again(tmp_path: Path, export: Run) -> None:
+    upstream = SingleStore(tmp_path / "upstream" / "discogs.git")
+    numbers = range(1, 6)
+    upstream.commit({("releases", n): record(n) for n in numbers})
+    where = ("--repository", f"file://{upstream.folder}", "--format", "jsonl", "--previous")
+    assert export(*where).returncode == 0
+    upstream.commit({("releases", n): record(n, "new") for n in numbers})
+    assert export(*where).returncode == 0
+    (copy,) = (tmp_path / "state" / "mirrors").glob("*.git")
+    objects = [
+        line
+        for pack in (copy / "objects" / "pack").glob("*.idx")
+        for line in git(copy, "verify-pack", "-v", str(pack)).splitlines()
+        if " blob " in line
+    ]
+    assert len(objects) == 2 * len(numbers)
+
+
+@pytest.mark.parametrize("output_format", ["names", "status", "ids"])
+def test_only_jsonl_has_the_record_before(
+    store: SingleStore, export: Run, output_format: str
+) -> None:
+    done = export("--previous", "--format", output_format)
+    assert done.returncode == 64
+    assert "--previous goes with --format jsonl" in done.stderr
+
+
 def test_a_remote_that_is_down_changes_nothing(tmp_path: Path, export: Run) -> None:
     upstream = SingleStore(tmp_path / "upstream.git")
     upstream.commit({("releases", 1): record(1)})

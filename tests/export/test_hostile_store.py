@@ -68,11 +68,13 @@ every_setting = pytest.mark.parametrize(
 )
 
 
-def exported(source: Source, form: str = "jsonl") -> str:
-    plan = export_run.plan(Consumer("test", source.name, export_run.ALL, None), source, None)
+def exported(
+    source: Source, form: str = "jsonl", begin: str | None = None, *, previous: bool = False
+) -> str:
+    plan = export_run.plan(Consumer("test", source.name, export_run.ALL, begin), source, None)
     blocks: list[bytes] = []
     if plan is not None:
-        export_run.write(plan, Form(form), blocks.append)
+        export_run.write(plan, Form(form, previous=previous), blocks.append)
     return b"".join(blocks).decode()
 
 
@@ -175,13 +177,37 @@ def test_what_is_no_record_is_one_warning(
     assert [(line["id"], line["status"], line["data"]["id"]) for line in lines] == [(3, "A", 3)]
     (warning,) = caplog.messages
     assert "1 of what lies there are no records and not exported; the first: releases/" in warning
-    consumer = Consumer("test", "", "releases", first)
-    plan = export_run.plan(consumer, source, None)
-    assert plan is not None
-    blocks: list[bytes] = []
-    export_run.write(plan, Form("jsonl"), blocks.append)
-    (gone,) = [json.loads(line) for line in b"".join(blocks).splitlines()]
+    (gone,) = [json.loads(line) for line in exported(source, "jsonl", first).splitlines()]
     assert (gone["id"], gone["status"], gone["data"]) == (1, "D", None), "a consumer has it"
+    (gone,) = map(json.loads, exported(source, "jsonl", first, previous=True).splitlines())
+    assert (gone["status"], gone["previous"]["id"], gone["data"]) == ("D", 1, None)
+
+
+@pytest.mark.parametrize("old", [b"", b"no JSON", record(7), b"x" * (1 << 24)])
+def test_what_was_no_record_before_is_none(
+    tmp_path: Path, hostile: Hostile, old: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not passed on as the record before, and what takes its place is added."""
+    node: Node = {}
+    text = json.dumps({"id": 3, "x": "\x9b31m"}, ensure_ascii=False).encode()
+    add(node, "releases/00/00/00/1.json", old)
+    add(node, "releases/00/00/00/2.json", old)
+    add(node, "releases/00/00/00/3.json", text)
+    hostile.commit(node)
+    first = git(mirror.of_folder(hostile.folder, tmp_path / "views").folder, "rev-parse", "HEAD")
+    node = {}
+    add(node, "releases/00/00/00/1.json", record(1))
+    add(node, "releases/00/00/00/3.json", record(3))
+    hostile.commit(node, first.encode())
+    source = mirror.of_folder(hostile.folder, tmp_path / "views")
+    printed = exported(source, "jsonl", first, previous=True)
+    found = [
+        (line["id"], line["status"], line["previous"])
+        for line in map(json.loads, printed.splitlines())
+    ]
+    assert found == [(1, "A", None), (3, "M", json.loads(text))]
+    assert "\x9b" not in printed
+    assert caplog.messages == []
 
 
 def test_what_a_terminal_obeys_is_escaped(tmp_path: Path, run: Run, hostile: Hostile) -> None:

@@ -1,17 +1,18 @@
 """export_changes.py --into: who follows the state file gets each change once, whatever happens."""
 
+import dataclasses
+import fcntl
 import gzip
 import hashlib
-import http.server
 import json
 import os
 import random
+import re
 import shutil
 import signal
-import socketserver
 import subprocess
 import sys
-import threading
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ import pytest
 import sqlite_utils
 
 from discogs_crawler.ledger import consumers
+from discogs_crawler.records import KINDS
 from tests.conftest import ROOT
-from tests.plain_git import Record, SingleStore, SubmoduleStore, record
+from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
 
 SCRIPT = ROOT / "bin" / "export_changes.py"
 FOLLOW = ROOT / "lib" / "discogs_crawler" / "data" / "examples" / "follow.py"
 DAY_S = 86_400
+
+# Root may write anywhere, unless these are taken from it.
+NOT_ANYWHERE = "--bounding-set=-dac_override,-dac_read_search"
+UNPRIVILEGED = ["setpriv", NOT_ANYWHERE] if os.getuid() == 0 and shutil.which("setpriv") else []
 
 # Fails or kills at the n-th call that changes a file or the database, before or after it.
 FAULTS = """
@@ -77,19 +83,19 @@ def folder(tmp_path: Path) -> Path:
 class Exporter:
     """The script, for the consumer `web`."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self._environment = environment
-        self._always = ("--consumer", "web", "--into", str(folder))
+    def __init__(self, environment: dict[str, str], folder: Path, name: str = "web") -> None:
+        self.environment = environment
+        self._always = ("--consumer", name, "--into", str(folder))
 
     def __call__(
         self, *arguments: object, fault: tuple[int, str] | None = None, day: int = 0
     ) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(SCRIPT)]
+        command = [*UNPRIVILEGED, sys.executable, str(SCRIPT)]
         if fault is not None:
             command = [sys.executable, "-c", FAULTS, str(SCRIPT), *map(str, fault)]
         return subprocess.run(
             [*command, *self._always, *map(str, arguments)],
-            env=self._environment | {"CLOCK_OFFSET_S": str(day * DAY_S)},
+            env=self.environment | {"CLOCK_OFFSET_S": str(day * DAY_S)},
             capture_output=True,
             text=True,
             timeout=60,
@@ -140,7 +146,7 @@ class Reader:
         assert len(lines) == about["changes"]
         for change in map(json.loads, lines):
             key = change["kind"], change["id"]
-            assert change["revision"] == about["to"]
+            assert change.get("previous", self.records.get(key)) == self.records.get(key)
             if change["status"] == "D":
                 del self.records[key]
             else:
@@ -172,8 +178,10 @@ def test_files_are_numbered_and_described(
     }
     about = {"format": 1, "consumer": "web", "kind": "releases", "first": 1}
     assert state == {**about, **described, "baseline": described}
+    lines = map(json.loads, gzip.decompress(packed).splitlines())
+    assert [line["revision"] for line in lines] == [first, first]
     assert export().returncode == 0
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "web-000000001.jsonl.gz",
         "web-000000001.state.json",
         "web.state.json",
@@ -201,7 +209,7 @@ def test_who_comes_late_begins_with_a_baseline(
 ) -> None:
     store.commit({("releases", 1): record(1)})
     assert export("--from", "now").returncode == 0
-    assert list(folder.iterdir()) == []
+    assert list(folder.glob("web*")) == []
     early, late = Reader(folder), Reader(folder)
     for number in range(2, 6):
         store.commit({("releases", number): record(number), ("releases", number - 1): None})
@@ -271,7 +279,7 @@ def test_an_export_elsewhere_would_be_missed_and_is_refused(
     done = other()
     assert done.returncode == 78
     assert "is the disk mounted?" in done.stderr
-    (tmp_path / "elsewhere").rmdir()
+    assert not (tmp_path / "elsewhere").exists()
     folder.rename(tmp_path / "elsewhere")
     store.commit({("releases", 2): record(2)})
     assert other().returncode == 0
@@ -327,16 +335,212 @@ def test_a_ledger_from_a_backup_goes_on_where_the_files_are(
         assert each.sequence == 6
 
 
+@pytest.fixture
+def elsewhere(environment: dict[str, str], store: SingleStore, folder: Path) -> Exporter:
+    """An exporter with a ledger of its own, into the same folder."""
+    other = environment | {"STATE_DIR": environment["STATE_DIR"] + "2"}
+    other["STORE"] = str(store.folder.parent)
+    return Exporter(other, folder)
+
+
+def test_two_ledgers_do_not_write_the_same_files(
+    store: SingleStore, export: Exporter, elsewhere: Exporter, folder: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    assert export().returncode == 0
+    for _ in range(2):
+        done = elsewhere()
+        assert done.returncode == 78
+        assert "it belongs to another export" in done.stderr
+    with (folder / ".web.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store.commit({("releases", 2): record(2)})
+        done = export()
+        assert done.returncode == 75
+        assert "an export to web is already running" in done.stderr
+    assert export().returncode == 0
+    reader = Reader(folder)
+    reader.read()
+    assert agrees(reader, store)
+
+
+def test_two_ledgers_that_have_both_got_somewhere_are_told_apart(
+    store: SingleStore, export: Exporter, elsewhere: Exporter, folder: Path, tmp_path: Path
+) -> None:
+    for number in range(1, 4):
+        store.commit({("releases", number): record(number)})
+        assert export().returncode == 0
+    files = tmp_path / "files"
+    folder.rename(files)
+    assert elsewhere().returncode == 0
+    shutil.rmtree(folder)
+    files.rename(folder)
+    store.commit({("releases", 4): record(4)})
+    assert elsewhere().returncode == 78
+    assert export().returncode == 0
+
+
+def test_forgotten_and_begun_again_is_a_gap_that_readers_see(
+    store: SingleStore, export: Exporter, folder: Path, environment: dict[str, str]
+) -> None:
+    reader = Reader(folder)
+    for number in range(1, 4):
+        store.commit({("releases", number): record(number)})
+        assert export().returncode == 0
+    reader.read()
+    forget = [sys.executable, str(SCRIPT), "--consumer", "web", "--forget"]
+    for change in ({("releases", 1): None}, {("releases", 2): None}):
+        subprocess.run(forget, env=environment, check=True)
+        store.commit(change)
+        before = reader.sequence
+        assert before is not None
+        assert export().returncode == 0
+        reader.read()
+        assert agrees(reader, store)
+        assert reader.sequence == before + 2
+
+
+def test_after_the_ledger_is_lost_the_numbers_go_on(
+    store: SingleStore, export: Exporter, folder: Path, environment: dict[str, str]
+) -> None:
+    reader = Reader(folder)
+    for number in range(1, 4):
+        store.commit({("releases", number): record(number)})
+        assert export().returncode == 0
+    reader.read()
+    for path in Path(environment["STATE_DIR"]).glob("crawler.db*"):
+        path.unlink()
+    store.commit({("releases", 1): None})
+    done = export()
+    assert done.returncode == 78
+    assert "remove this file" in done.stderr
+    (folder / "web.state.json").unlink()
+    assert export().returncode == 0
+    reader.read()
+    assert agrees(reader, store)
+    assert reader.sequence == 5
+
+
+@pytest.mark.parametrize("jump", [400, -400])
+def test_a_clock_that_jumps_breaks_nothing_and_lets_old_files_go(
+    store: SingleStore, export: Exporter, folder: Path, jump: int
+) -> None:
+    reader = Reader(folder)
+    for number, day in enumerate((0, 2, jump, 4, 6, 12, 13)):
+        store.commit({("releases", number): record(number), ("releases", number - 2): None})
+        assert export("--kind", "all", "--keep", 3, day=day).returncode == 0
+        for each in (reader, Reader(folder)):
+            each.read()
+            assert agrees(each, store)
+    assert len(list(folder.glob("web-*.jsonl.gz"))) <= 4
+
+
+def test_files_of_other_consumers_are_left_alone(
+    store: SingleStore, export: Exporter, folder: Path, environment: dict[str, str]
+) -> None:
+    folder.mkdir()
+    theirs = {".web-all-000000001.jsonl.gz.abc.tmp", ".web.x.state.json.abc.tmp", "web-1.jsonl.gz"}
+    ours = {".web-000000001.jsonl.gz.abc.tmp", ".web.state.json.abc.tmp"}
+    for name in theirs | ours:
+        (folder / name).touch()
+    store.commit({("releases", 1): record(1)})
+    assert export().returncode == 0
+    assert Exporter(environment, folder, "web-all")().returncode == 0
+    names = {path.name for path in folder.iterdir()}
+    assert theirs - names == {".web-all-000000001.jsonl.gz.abc.tmp"}
+    assert ours & names == set()
+    done = Exporter(environment, folder, "web-000000001")()
+    assert done.returncode == 64
+
+
+def test_with_what_was_lost_nobody_is_told_to_begin(
+    store: SingleStore, export: Exporter, folder: Path
+) -> None:
+    for number in range(1, 5):
+        store.commit({("releases", number): record(number)})
+        assert export().returncode == 0
+    (folder / "web-000000002.jsonl.gz").unlink()
+    assert export().returncode == 0
+    state = json.loads((folder / "web.state.json").read_bytes())
+    assert (state["first"], state["baseline"]) == (3, None)
+    store.commit({("releases", 5): record(5)})
+    assert export().returncode == 0
+    reader = Reader(folder)
+    reader.read()
+    assert agrees(reader, store)
+
+
+@pytest.mark.skipif(not UNPRIVILEGED and os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_one_line(
+    store: SingleStore, export: Exporter, folder: Path
+) -> None:
+    store.commit({("releases", 1): record(1)})
+    folder.mkdir(mode=0o500)
+    done = export()
+    assert done.returncode == 69
+    assert "Permission denied" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    folder.chmod(0o700)
+    assert export().returncode == 0
+    store.commit({("releases", 2): record(2)})
+    folder.chmod(0o500)
+    assert export().returncode == 69
+    folder.chmod(0o700)
+    assert export().returncode == 0
+    reader = Reader(folder)
+    reader.read()
+    assert agrees(reader, store)
+
+
+def test_a_folder_that_vanished_is_not_made_anew(
+    store: SingleStore, export: Exporter, folder: Path, tmp_path: Path
+) -> None:
+    """It may be on a disk that is not mounted now."""
+    store.commit({("releases", 1): record(1)})
+    folder.symlink_to(tmp_path / "disk")
+    done = export()
+    assert (done.returncode, len(done.stderr.splitlines())) == (69, 1)
+    (tmp_path / "disk").mkdir()
+    assert export().returncode == 0
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    store.commit({("releases", 2): record(2)})
+    for _ in range(2):
+        done = export()
+        assert done.returncode == 78
+        assert "is the disk mounted?" in done.stderr
+        assert not (tmp_path / "disk").exists()
+    (tmp_path / "unmounted").rename(tmp_path / "disk")
+    assert export().returncode == 0
+    reader = Reader(folder)
+    reader.read()
+    assert agrees(reader, store)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
+def test_a_folder_may_be_on_another_file_system(
+    store: SingleStore, environment: dict[str, str]
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        reader = Reader(Path(folder))
+        for number in range(1, 4):
+            store.commit({("releases", number): record(number)})
+            assert Exporter(environment, Path(folder))().returncode == 0
+            reader.read()
+            assert agrees(reader, store)
+
+
 def story(chance: random.Random, store: SingleStore | SubmoduleStore) -> None:
     """A commit of random changes."""
     if not any(store.folder.glob("refs/heads/*")):
         store.commit({("releases", 99): record(99)})
-    there = [number for _, number in (store.records() if chance.random() < 0.7 else ())]
-    changes: dict[Record, bytes | None] = {
-        ("releases", chance.randrange(1, 40)): record(chance.randrange(1000)) for _ in range(3)
-    }
-    if there:
-        changes[("releases", chance.choice(there))] = None
+    there = [key for key in store.records() if key[1] < 1_000]
+    changes: dict[Record, bytes | None] = {}
+    for _ in range(3):
+        number = chance.randrange(1, 40)
+        kind = chance.choice(("releases", "releases", "artists"))
+        changes[kind, number] = record(number, str(chance.random()))
+    if chance.random() < 0.7:
+        changes[chance.choice(there)] = None
     store.commit(changes)
 
 
@@ -349,11 +553,11 @@ def check_all_faults(
     while done is None or "all calls done" not in done.stderr:
         story(chance, store)
         day += 1
-        done = export("--keep", 3, fault=(nth, mode), day=day)
+        done = export("--kind", "all", "--keep", 3, fault=(nth, mode), day=day)
         assert done.returncode in (0, 69, -signal.SIGKILL), done.stderr
         assert "Traceback" not in done.stderr
         reader.read()
-        assert export("--keep", 3, day=day).returncode == 0
+        assert export("--kind", "all", "--keep", 3, day=day).returncode == 0
         for each in (reader, Reader(folder)):
             each.read()
             assert agrees(each, store)
@@ -376,41 +580,117 @@ def test_every_call_fails_and_nothing_is_missing(
     check_all_faults(store, export, folder, mode, random.Random(f"{mode} {round_}"), 1)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("layout", ["single", "submodules"])
-def test_killed_at_random_hundreds_of_times(
-    environment: dict[str, str], export: Exporter, folder: Path, layout: str
-) -> None:
+# Calls of a run that FAULTS counts: about as many as it makes.
+CALLS = 90
+
+
+@dataclasses.dataclass
+class Life:
+    """A store in one of its ways, an exporter of it, and a reader that goes on through all."""
+
+    store: SingleStore | SubmoduleStore
+    export: Exporter
+    reader: Reader
+    arguments: tuple[str, ...]
+    upstream: Path | None = None
+
+    def agrees(self, reader: Reader) -> bool:
+        kinds = KINDS if "all" in self.arguments else ("releases",)
+        records = {key: json.loads(data) for key, data in self.store.records().items()}
+        expected = {key: value for key, value in records.items() if key[0] in kinds}
+        if "--skip-technical" not in self.arguments:
+            return reader.records == expected
+        # What technical commits add: a baseline has it.
+        known = {key: value for key, value in expected.items() if key[1] < 1_000}
+        return known == {k: v for k, v in reader.records.items() if k[1] < 1_000}
+
+    def go_on(self, chance: random.Random, day: int) -> None:
+        """A commit, an export that may fail or be killed; then look."""
+        story(chance, self.store)
+        if chance.random() < 0.2:
+            self.store.commit({("releases", 1_000 + day): record(1_000 + day)}, technical=True)
+        self.push()
+        limit = ("--limit", chance.randrange(1, 4)) if chance.random() < 0.3 else ()
+        mode = chance.choice(("error", "before", "after"))
+        fault = (chance.randrange(1, CALLS), mode) if chance.random() < 0.8 else None
+        done = self.export("--keep", 5, *self.arguments, *limit, fault=fault, day=day)
+        assert done.returncode in (0, 69, -signal.SIGKILL), done.stderr
+        assert "Traceback" not in done.stderr
+        self.reader.read()
+        if chance.random() < 0.3:
+            assert self.export("--keep", 5, *self.arguments, day=day).returncode == 0
+            for each in (self.reader, Reader(self.reader.folder)):
+                each.read()
+                assert self.agrees(each)
+
+    def push(self) -> None:
+        if self.upstream is not None:
+            git(self.store.folder, "push", "--quiet", str(self.upstream), "main:main")
+
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "single": ("--kind", "all", "--previous"),
+    "submodules": ("--kind", "all"),
+    "repository": (),
+    "technical": ("--skip-technical",),
+    "remote": ("--previous",),
+}
+
+
+@pytest.fixture
+def life(environment: dict[str, str], folder: Path, tmp_path: Path, way: str) -> Life:
     root = Path(environment["STATE_DIR"]) / "store"
-    store = (
-        SingleStore(root / "discogs.git")
-        if layout == "single"
-        else SubmoduleStore(root / "discogs.git")
-    )
-    where = ("--repository", str(store.folder))
-    chance, reader = random.Random(layout), Reader(folder)
+    arguments, upstream = WAYS[way], None
+    store: SingleStore | SubmoduleStore
+    if way == "submodules":
+        environment = environment | {"STORE_LAYOUT": "submodules"}
+        store = SubmoduleStore(root / "discogs.git")
+    elif way == "repository":
+        store = SubmoduleStore(tmp_path / "theirs" / "discogs.git")
+        arguments = (*arguments, "--repository", f"file://{store.folder}")
+    else:
+        store = SingleStore(root / "discogs.git")
+    if way == "remote":
+        upstream = tmp_path / "upstream.git"
+        git(tmp_path, "init", "--quiet", "--bare", str(upstream))
+        environment = environment | {"STORE_REMOTE": f"file://{upstream}"}
+    return Life(store, Exporter(environment, folder), Reader(folder), arguments, upstream)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_random_histories_and_faults(life: Life, way: str) -> None:
+    chance = random.Random(way)
+    for day in range(3):
+        life.go_on(chance, day)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+def test_hundreds_of_random_histories_and_faults(life: Life, way: str) -> None:
+    chance = random.Random(f"long {way}")
+    for day in range(100):
+        life.go_on(chance, day)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["single", "submodules"])
+def test_killed_at_random_hundreds_of_times(life: Life, folder: Path, way: str) -> None:
+    """At any moment, not only at calls."""
+    chance = random.Random(way)
     for _ in range(200):
-        story(chance, store)
-        limit = ("--limit", str(chance.randrange(1, 4))) if chance.random() < 0.3 else ()
-        command = [
-            sys.executable,
-            str(SCRIPT),
-            "--consumer",
-            "web",
-            "--into",
-            str(folder),
-            *where,
-            *limit,
-        ]
-        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        story(chance, life.store)
+        command = [sys.executable, str(SCRIPT), "--consumer", "web", "--into", str(folder)]
+        with subprocess.Popen(
+            [*command, *life.arguments], env=life.export.environment, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 process.wait(chance.uniform(0.05, 0.5))
             except subprocess.TimeoutExpired:
                 process.kill()
-        reader.read()
-    assert export(*where).returncode == 0
-    reader.read()
-    assert agrees(reader, store)
+        life.reader.read()
+    assert life.export(*life.arguments).returncode == 0
+    life.reader.read()
+    assert life.agrees(life.reader)
 
 
 @pytest.mark.parametrize("layout", ["single", "submodules"])
@@ -422,7 +702,11 @@ def test_all_kinds_in_both_layouts(
     where = ("--repository", str(store.folder), "--kind", "all")
     reader = Reader(folder)
     store.commit(
-        {("releases", 1): record(1), ("artists", 1): record(1), ("labels", 2_000_001): record(2)}
+        {
+            ("releases", 1): record(1),
+            ("artists", 1): record(1),
+            ("labels", 2_000_001): record(2_000_001),
+        }
     )
     assert export(*where).returncode == 0
     store.commit({("releases", 1): None, ("masters", 5): record(5)})
@@ -434,18 +718,19 @@ def test_all_kinds_in_both_layouts(
 @pytest.fixture
 def published(folder: Path) -> Iterator[str]:
     """The folder on a plain web server: the URL of the state."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/web.state.json"
-        server.shutdown()
+    folder.mkdir()
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--directory", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        match = re.search(r"http://[0-9.]+:[0-9]+/", server.stdout.readline())
+        assert match is not None
+        yield match[0] + "web.state.json"
+        server.kill()
 
 
 def follow(url: str, database: Path, *, kill_after: float | None = None) -> tuple[int, str]:
@@ -470,19 +755,18 @@ def test_the_follower_of_the_readme_gets_everything_once(
 ) -> None:
     database = tmp_path / "music.db"
     chance = random.Random(5)
-    folder.mkdir()
     code, said = follow(published, database)
     assert code == 1
     assert "HTTP 404" in said
     for number in range(4):
         story(chance, store)
-        assert export().returncode == 0
+        assert export("--kind", "all").returncode == 0
         if number == 2:
             follow(published, database, kill_after=0.35)
         assert follow(published, database) == (0, "")
         assert followed(database) == {k: json.loads(v) for k, v in store.records().items()}
     story(chance, store)
-    assert export().returncode == 0
+    assert export("--kind", "all").returncode == 0
     last = folder / "web-000000005.jsonl.gz"
     whole = last.read_bytes()
     last.write_bytes(whole[:-1])
@@ -492,7 +776,7 @@ def test_the_follower_of_the_readme_gets_everything_once(
     last.write_bytes(whole)
     export("--reset", "start")
     story(chance, store)
-    export()
+    export("--kind", "all")
     code, said = follow(published, database)
     assert code == 1
     assert "begin again with the baseline" in said

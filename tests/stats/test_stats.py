@@ -261,6 +261,9 @@ def test_prometheus_reads_the_metrics(crawler: Settings, queue: Queue, run: Run)
     causes = {sample.labels["failure"] for sample in families["discogs_crawler_dead_letters"]}
     assert 'a "\\ b ' in causes
     assert families["discogs_crawler_redis_up"][0].value == 1
+    [files] = families["discogs_crawler_consumer_file_sequence"]
+    assert (files.labels["consumer"], files.value) == ("weekly-report", 1_234)
+    assert files.labels["folder"] == "/srv/www/discogs"
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_78(crawler: Settings, run: Run) -> None:
@@ -318,6 +321,18 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
     assert "seed_queue of releases ended with exit code 65" in problems
     assert any("seed_queue of labels withheld 2,000 confirmations" in line for line in problems)
     assert not any("masters" in line for line in problems)
+
+
+def test_who_gets_files_is_shown_with_their_number_and_folder(
+    crawler: Settings, queue: Queue, run: Run
+) -> None:
+    assert "\nweekly-report: file 1,234 in /srv/www/discogs\n" in run("stats.py").stdout
+    found = {row["name"]: row for row in json.loads(run("stats.py", "--json").stdout)["consumers"]}
+    assert (found["weekly-report"]["sequence"], found["search-index"]["sequence"]) == (1_234, 0)
+    assert found["weekly-report"]["folder"] == "/srv/www/discogs"
+    page = crawler.state_dir / "stats.html"
+    run("stats.py", "--html", page)
+    assert "<td>/srv/www/discogs</td>" in page.read_text()
 
 
 def test_a_consumer_is_behind_by_the_commits_since_its_revision(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from discogs_crawler.store.history import LeftOut, Segment
 
 FORMATS = ("names", "status", "ids", "jsonl")
 
+BEFORE = ""
+
 # Bytes in a block of output: few writes, little memory.
 BLOCK = 1 << 18
 
@@ -42,7 +44,7 @@ _REQUEST = 74
 # The largest record known has 2 MB; what a stranger's store has beyond this is not read.
 LARGEST_B = 1 << 24
 
-_CHANGE = re.compile(rb":(\d+) (\d+) [0-9a-f]+ ([0-9a-f]+) [A-Z]\t([^\n]*)\n")
+_CHANGE = re.compile(rb":(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) [A-Z]\t([^\n]*)\n")
 _RECORD = re.compile(rb"([0-9]+)\.json\n")
 
 # Those that JSON allows in a string: a terminal obeys some. C1 stands in real texts, too.
@@ -53,7 +55,10 @@ _FILE, _ABSENT = history.FILE.encode(), history.ABSENT.encode()
 
 
 class Change(NamedTuple):
-    """One record that differs: added (A), modified (M) or deleted (D), and its new blob."""
+    """One record that differs: added (A), modified (M) or deleted (D), and its new blob.
+
+    Or what it was before (BEFORE) and its old blob: this comes first, if it is asked for.
+    """
 
     kind: str
     id: int
@@ -73,13 +78,15 @@ def blocks(
     *,
     end: bytes,
     foreign: bool = False,
+    previous: bool = False,
 ) -> Blocks:
     """The changes of a segment in one of FORMATS, each ended by `end` (a line feed or NUL).
 
-    Of a `foreign` store nothing is passed on unseen.
+    Of a `foreign` store nothing is passed on unseen. `previous`: jsonl with the record before, too.
     """
     if output_format == "jsonl":
-        return _joined(_json_lines(segment, revision, left_out, end, foreign=foreign))
+        lines = _json_lines(segment, revision, left_out, end, foreign=foreign, previous=previous)
+        return _joined(lines)
     if foreign:
         return _joined(_seen_lines(output_format, segment, left_out, end))
     writers: dict[str, Callable[[Segment, bytes], Blocks]] = {
@@ -148,34 +155,44 @@ def _seen_lines(
 
 
 def _json_lines(
-    segment: Segment, revision: str, left_out: LeftOut, end: bytes, *, foreign: bool
+    segment: Segment,
+    revision: str,
+    left_out: LeftOut,
+    end: bytes,
+    *,
+    foreign: bool,
+    previous: bool,
 ) -> Iterator[bytes]:
     fetch = _fetcher(segment)
-    line = b'{"kind":"%%b","id":%%d,"status":"%%b","revision":"%b","data":%%b}%b'
+    line = b'{"kind":"%%b","id":%%d,"status":"%%b","revision":"%b","data":%%b%%b}%b'
     line %= (revision.encode(), end)
+    before, more = None, b""
     with history.running(segment.folder, *_diff(segment, "--raw", "--no-abbrev")) as pipes:
-        changes = fetch(_changes(pipes.stdout, segment.prefix, left_out))
+        changes = fetch(_changes(pipes.stdout, segment.prefix, left_out, previous=previous))
         found = read_records(segment, changes, foreign=foreign)
-        for change, data in _only_records(found, left_out) if foreign else found:
-            value = b"null" if data is None else one_line(data)
-            yield line % (change.kind.encode(), change.id, change.status.encode(), value)
+        for change, data in found:
+            if data is None:
+                value = None
+            else:
+                value = _checked(change, data, left_out) if foreign else one_line(data)
+            if change.status == BEFORE:
+                before, more = value, b',"previous":%b' % (value or b"null")
+                continue
+            was_there = bool(before) if previous else change.status != "A"
+            # In a foreign store something may have become a record, or be none any more.
+            if value or was_there:
+                status = b"D" if not value else b"M" if was_there else b"A"
+                yield line % (change.kind.encode(), change.id, status, value or b"null", more)
 
 
-def _only_records(
-    found: Iterable[tuple[Change, bytes | None]], left_out: LeftOut
-) -> Iterator[tuple[Change, bytes | None]]:
-    """Leave out what is no record. One that has become something else is deleted."""
-    for change, data in found:
-        if data is None:
-            yield change, None
-            continue
-        line = one_line(data)
-        if _is_record(line, change.id):
-            yield change, _CONTROL.sub(_escaped, line)
-            continue
+def _checked(change: Change, data: bytes, left_out: LeftOut) -> bytes | None:
+    """The record on one line; None if it is no record."""
+    line = one_line(data)
+    if _is_record(line, change.id):
+        return _CONTROL.sub(_escaped, line)
+    if change.status != BEFORE:
         left_out.add(record_path(change.kind, change.id))
-        if change.status != "A":
-            yield change._replace(status="D"), None
+    return None
 
 
 def _is_record(line: bytes, record_id: int) -> bool:
@@ -213,16 +230,20 @@ def _joined(lines: Iterator[bytes]) -> Blocks:
         yield b"".join(waiting), len(waiting)
 
 
-def _changes(stream: IO[bytes], prefix: str, left_out: LeftOut) -> Iterator[Change]:
+def _changes(
+    stream: IO[bytes], prefix: str, left_out: LeftOut, *, previous: bool = False
+) -> Iterator[Change]:
     """The records among the lines of `git diff-tree --raw`: regular files in their place."""
     for block in _whole_lines(stream, b"\n"):
-        for old_mode, new_mode, blob, name in _CHANGE.findall(block):
+        for old_mode, new_mode, old, blob, name in _CHANGE.findall(block):
             path = prefix + name.decode(errors="replace")
             record = parse_record_path(path)
             if new_mode != _ABSENT and (record is None or new_mode != _FILE):
                 left_out.add(path)
             if record is None or _FILE not in (old_mode, new_mode):
                 continue
+            if previous:
+                yield Change(*record, BEFORE, old if old_mode == _FILE else b"")
             if new_mode != _FILE:
                 yield Change(*record, "D", b"")
             else:
@@ -232,7 +253,7 @@ def _changes(stream: IO[bytes], prefix: str, left_out: LeftOut) -> Iterator[Chan
 def read_records(
     segment: Segment, changes: Iterable[Change], *, foreign: bool = False
 ) -> Iterator[tuple[Change, bytes | None]]:
-    """Each change with what the record now says and a line feed (None: deleted).
+    """Each change with what its blob says and a line feed (None: there is no record).
 
     `git cat-file` puts the line feed there. READERS of them unpack groups of records in turn.
     Requests run ahead of the answers by two groups for each, which its pipe has room for: so no

@@ -49,6 +49,10 @@ _SIBLING = re.compile(r"\.\./(\w[\w.+-]*(/\w[\w.+-]*)*/?)", re.ASCII)
 _PARENT = re.compile(r"(.+[^/:]/|[^/:]+:/?)[^/]+/*")
 
 _NO_NEGOTIATION = ("-c", "fetch.negotiationAlgorithm=noop")
+_THOSE_HERE = (
+    *("rev-list", "--objects", "--no-walk", "--no-object-names"),
+    *("--ignore-missing", "--missing=allow-any", "--stdin"),
+)
 _ONLY_OBJECTS = ("--no-tags", "--no-write-fetch-head", "--recurse-submodules=no", "--quiet")
 
 
@@ -219,7 +223,15 @@ def resolved(url: str, relative: str) -> str | None:
 
 
 def fetch_objects(folder: Path, remote: str, names: bytes) -> None:
-    """Fetch these objects (hexadecimal, one a line), as far as they are not here, in one go."""
+    """Fetch these objects (hexadecimal, one a line), as far as they are not here, in one go.
+
+    Asked for all of them, Git would fetch those again that are here, if only one is not.
+    """
+    here = history.output(folder, *_THOSE_HERE, given=names).split()
+    missing = set(names.decode().split()).difference(here)
+    if not missing:
+        return
+    names = "".join(f"{name}\n" for name in sorted(missing)).encode()
     arguments = [*_ONLY_OBJECTS, "--filter=blob:none", "--stdin", remote]
     try:
         history.output(folder, *_NO_NEGOTIATION, "fetch", *arguments, given=names)

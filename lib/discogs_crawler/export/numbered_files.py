@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from isal import igzip
 
-from discogs_crawler import clock
+from discogs_crawler import clock, locks
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.export import run
@@ -60,10 +60,14 @@ class Target(NamedTuple):
         return self.folder / f"{self.name}{number}.state.json"
 
     def number_of(self, path: Path) -> int:
-        """The number in the name of one of those files; 0 if it is none of them."""
+        """The number in the name of one of those files; 0 if it has none or is none of them."""
         pattern = rf"{re.escape(self.name)}-([0-9]{{9,}})\.((full\.)?jsonl\.gz|state\.json)"
-        match = re.fullmatch(pattern, path.name, re.ASCII)
+        match = re.fullmatch(pattern, path.name)
         return int(match[1]) if match else 0
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a file of that name is one of those."""
+        return name == self.state().name or self.number_of(Path(name)) > 0
 
 
 class Chain(NamedTuple):
@@ -91,8 +95,23 @@ def export(
     Files older than `keep_days` are removed, once there is a baseline that is younger. OSError if
     the disk is full or the folder is gone; whatever happens, the next run goes on.
     """
+    _check_is_here(db, consumer, target)
     target.folder.mkdir(parents=True, exist_ok=True)
-    consumer = _claim(db, consumer, target)
+    # Another ledger may have a consumer of the same name.
+    with locks.exclusive(target.folder / f".{target.name}.lock", f"an export to {target.name}"):
+        consumer = _claim(db, consumer, target)
+        return _export(db, consumer, source, target, form, limit, keep_days)
+
+
+def _export(
+    db: sqlite3.Connection,
+    consumer: Consumer,
+    source: Source,
+    target: Target,
+    form: Form,
+    limit: int | None,
+    keep_days: int | None,
+) -> int:
     _announce(consumer, target, _chain(db, consumer, target))
     _remove_leftovers(consumer, target)
     plan = run.plan(consumer, source, limit)
@@ -120,27 +139,33 @@ def export(
     return changes.records
 
 
-def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consumer:
-    """The consumer, with its place and folder as far as the folder knows them better.
-
-    ConfigurationError if the folder is not the one with its files.
-    """
-    announced = _read_state(target)
+def _check_is_here(db: sqlite3.Connection, consumer: Consumer, target: Target) -> None:
+    """ConfigurationError if the consumer has files, and they are elsewhere."""
     last = max(consumers.files_of(db, consumer.name), default=0)
-    if last and not announced and not target.changes(last).exists():
+    if last and not target.state().exists() and not target.changes(last).exists():
         raise ConfigurationError(
             f"{target.folder}: the files of {target.name} are not here, the last is number {last}:"
             " is the disk mounted? If they are lost, begin anew with"
             f" --consumer {target.name} --reset start"
         )
-    if announced and not consumer.sequence:
-        raise ConfigurationError(
-            f"{target.state()}: it belongs to another export; take another name or folder,"
-            " or remove it with its files"
-        )
+
+
+def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consumer:
+    """The consumer, with its place and folder as far as the folder knows them better.
+
+    ConfigurationError if the files there are not its own.
+    """
+    announced = _read_state(target)
+    last = max(consumers.files_of(db, consumer.name), default=0)
+    _check_is_ours(db, target, announced, last)
     moved = consumer._replace(folder=str(target.folder.resolve()))
     unknown: list[ExportedFile] = []
-    if announced.get("sequence", 0) > consumer.sequence:
+    used = max(
+        announced.get("sequence", 0),
+        consumers.last_number(db, consumer.name),
+        *(target.number_of(path) for path in target.folder.glob("*.state.json")),
+    )
+    if last and consumer.sequence < used == announced.get("sequence"):
         log.warning(
             "%s: the files are ahead of what is known here (a backup?): going on after number %d",
             *(consumer.name, announced["sequence"]),
@@ -149,9 +174,29 @@ def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consum
         states = [_read_state(target, number) for number in numbers]
         unknown = [_file_of(state) for state in states if state]
         moved = moved._replace(sequence=announced["sequence"], revision=announced["to"])
+    elif used >= max(1, consumer.sequence + bool(last)):
+        # Somebody of that name was here before: the gap tells the readers to begin again.
+        moved = moved._replace(sequence=used + 1)
     if moved != consumer:
         consumers.relocate(db, consumer, moved, unknown)
     return moved
+
+
+def _check_is_ours(
+    db: sqlite3.Connection, target: Target, announced: Mapping[str, Any], last: int
+) -> None:
+    """ConfigurationError if the state was announced by somebody else.
+
+    It may be unknown if the ledger is from a backup; then the last file that it knows is there.
+    """
+    known = announced
+    if announced and 0 < last < announced["sequence"]:
+        known = _read_state(target, last)
+    if known and not consumers.has_published(db, target.name, _file_of(known)):
+        raise ConfigurationError(
+            f"{target.state()}: it belongs to another export; take another name or folder."
+            " If that one has ended, remove this file, and the numbers go on after the last"
+        )
 
 
 def _read_state(target: Target, sequence: int | None = None) -> dict[str, Any]:
@@ -195,9 +240,10 @@ def _described(file: ExportedFile, path: Path) -> dict[str, Any]:
 
 def _remove_leftovers(consumer: Consumer, target: Target) -> None:
     """What a killed run has left: temporary files, and numbers that were never announced."""
-    temporary = re.compile(rf"\.{re.escape(target.name)}[-.].*\.tmp")
     for path in target.folder.iterdir():
-        if temporary.fullmatch(path.name) or target.number_of(path) > consumer.sequence:
+        whole = re.fullmatch(r"\.(.+)\.[^.]+\.tmp", path.name)
+        is_temporary = whole is not None and target.is_ours(whole[1])
+        if is_temporary or target.number_of(path) > consumer.sequence:
             path.unlink(missing_ok=True)
 
 
@@ -244,13 +290,17 @@ def _chain(db: sqlite3.Connection, consumer: Consumer, target: Target, since: in
         if file.time < since and first - 1 <= needed and first <= consumer.sequence:
             break
         first -= 1
+    if baseline and baseline.sequence < first - 1:  # files after it were lost
+        baseline = path = None
     return Chain(first, files.get(consumer.sequence), baseline, path)
 
 
 def _needs_baseline(chain: Chain, since: int) -> bool:
-    """Whether nobody could begin with the files, once those before `since` are removed."""
-    baseline = chain.baseline
-    return baseline is None or baseline.sequence < chain.first - 1 or baseline.time < since
+    """Whether nobody could begin with the files, once those before `since` are removed.
+
+    A time that is still to come is not believed: the clock was wrong.
+    """
+    return chain.baseline is None or not since <= chain.baseline.time <= clock.now()
 
 
 def _announce(consumer: Consumer, target: Target, chain: Chain) -> None:

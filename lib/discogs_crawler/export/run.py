@@ -35,11 +35,13 @@ DEFAULT_KIND = "releases"
 
 
 class Form(NamedTuple):
-    """How an export is to look: one of `changes.FORMATS`, lines ended by NUL, what is left out."""
+    """How an export is to look: one of `formats.FORMATS`, lines ended by NUL, what is left out."""
 
     format: str = "names"
     nul: bool = False
     skip_technical: bool = False
+    previous: bool = False
+    """with the record before each change"""
 
 
 class Plan(NamedTuple):
@@ -231,7 +233,13 @@ def write(plan: Plan, form: Form, write: Write) -> int:
         for stretch in stretches:
             for segment in history.segments(source.folder, stretch, kinds, left_out):
                 for block, count in formats.blocks(
-                    form.format, segment, stretch.new, left_out, end=end, foreign=source.foreign
+                    form.format,
+                    segment,
+                    stretch.new,
+                    left_out,
+                    end=end,
+                    foreign=source.foreign,
+                    previous=form.previous,
                 ):
                     write(block)
                     advance(count)

@@ -304,6 +304,23 @@ def baseline_of(connection: sqlite3.Connection, name: str) -> tuple[ExportedFile
     return found[-1], changes == found[-1]
 
 
+def last_number(connection: sqlite3.Connection, name: str) -> int:
+    """The highest number of a file that a consumer of that name ever got; 0: none."""
+    (number,) = connection.execute(
+        "SELECT ifnull(max(sequence), 0) FROM consumers_history WHERE consumer = ?", (name,)
+    ).fetchone()
+    return int(number)
+
+
+def has_published(connection: sqlite3.Connection, name: str, file: ExportedFile) -> bool:
+    """Whether a consumer of that name once got this file."""
+    found = connection.execute(
+        "SELECT 1 FROM consumers_history WHERE consumer = ? AND sequence = ? AND sha256 = ?",
+        (name, file.sequence, file.sha256),
+    )
+    return found.fetchone() is not None
+
+
 def _files(connection: sqlite3.Connection, name: str, condition: str) -> list[ExportedFile]:
     rows = connection.execute(
         f"SELECT {', '.join(ExportedFile._fields)} FROM consumers_history"

@@ -149,7 +149,7 @@ def _dead(kind: KindStats) -> Any:
 def _consumers(snapshot: Snapshot) -> Any:
     text = "Commits that each consumer of the store has yet to get."
     none = "Nobody has exported anything yet."
-    return card(tables.consumers(snapshot), text if snapshot.consumers else none)
+    return card(tables.consumers(snapshot, folders=True), text if snapshot.consumers else none)
 
 
 def _runs(snapshot: Snapshot) -> Any:

@@ -206,6 +206,7 @@ def consumers(
 ) -> list[ConsumerStats]:
     """All consumers by name; `behind` tells how many commits a repository has after a revision."""
     rows = connection.execute(
-        "SELECT name, repository, kind, revision, exported, records FROM consumers ORDER BY name"
+        "SELECT name, repository, kind, revision, exported, records, sequence, folder"
+        " FROM consumers ORDER BY name"
     )
     return [ConsumerStats._make((*row, behind(row[1], row[3]))) for row in rows]

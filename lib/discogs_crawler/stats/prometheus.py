@@ -111,6 +111,9 @@ def _others(snapshot: Snapshot) -> Iterator[Sample]:
         yield Sample("consumer_commits_behind", behind, row.behind, of)
         exported = "When the consumer last got something."
         yield Sample("consumer_exported_timestamp_seconds", exported, row.exported, of)
+        if row.folder:
+            number = "Number of the last file of export_changes.py --into."
+            yield Sample("consumer_file_sequence", number, row.sequence, of)
     for run in snapshot.runs:
         of = {"script": run.script, "kind": run.kind}
         ended = "How the last run of a script ended."

@@ -233,6 +233,10 @@ class ConsumerStats(NamedTuple):
     """when it got there"""
     records: int
     """changes that it has got so far"""
+    sequence: int
+    """number of its last file (--into); 0: it gets none"""
+    folder: str | None
+    """where its files are (--into)"""
     behind: int | None
     """commits that it has not got yet; None when the repository is not on this machine"""
 

@@ -63,8 +63,8 @@ def segments(chosen: Iterable[SegmentStats], head: str) -> Table:
     return Table("Map of the id space", heads, rows)
 
 
-def consumers(snapshot: Snapshot) -> Table:
-    """Who has got how far."""
+def consumers(snapshot: Snapshot, *, folders: bool = False) -> Table:
+    """Who has got how far; `folders`: and where its files are."""
     rows = [
         (
             row.name,
@@ -72,10 +72,16 @@ def consumers(snapshot: Snapshot) -> Table:
             (row.revision or "start")[:10],
             minute(row.exported),
             count(row.behind),
+            count(row.sequence or None),
+            *([row.folder or "–"] if folders else []),
         )
         for row in snapshot.consumers
     ]
-    return Table("Consumers", ("name", "kind", "revision", "exported", "commits behind"), rows)
+    return Table(
+        "Consumers",
+        ("name", "kind", "revision", "exported", "commits behind", "file", "into"),
+        rows,
+    )
 
 
 def runs(snapshot: Snapshot) -> Table:

@@ -47,7 +47,7 @@ last = json.load(get(state_url))
 if not place.count:
     apply(last["baseline"] or sys.exit(f"{state_url}: it has no baseline to begin with"))
 mine = place.get(1)["sequence"]
-if mine + 1 < last["first"]:
+if not last["first"] - 1 <= mine <= last["sequence"]:
     sys.exit(f"number {mine + 1} is gone: delete {sys.argv[2]} to begin again with the baseline")
 for sequence in range(mine + 1, last["sequence"] + 1):
     apply(json.load(get(state_url.replace(".state.json", f"-{sequence:09}.state.json"))))
