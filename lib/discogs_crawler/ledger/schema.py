@@ -7,7 +7,7 @@ from an older version gets the migrations that it lacks; one from a newer versio
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from discogs_crawler.ledger import consumers
+from discogs_crawler.ledger import consumers, drift
 from discogs_crawler.records import KINDS, SEGMENT_SIZE
 
 MIGRATIONS = Migrations("crawler_for_discogs")
@@ -217,3 +217,8 @@ def create_consumers(db: sqlite_utils.Database) -> None:
 @MIGRATIONS()
 def number_exported_files(db: sqlite_utils.Database) -> None:
     consumers.create_tables(db)
+
+
+@MIGRATIONS()
+def notice_drift_and_churn(db: sqlite_utils.Database) -> None:
+    drift.create_tables(db)
