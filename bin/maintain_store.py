@@ -38,7 +38,7 @@ from discogs_crawler.cli import command, progress
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
     convert_layout,
@@ -216,6 +216,9 @@ def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings
     rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)
+    if number and book is not None:
+        with book.transaction() as connection:
+            drift.forget_churn(connection)
     for kind, fields in reclean.lost(opened, rules, settings.commit_seconds).items():
         tell_what_is_lost(kind, fields, book)
     return EXIT_DONE

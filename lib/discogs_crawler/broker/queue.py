@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import redis
 
 from discogs_crawler import clock
+from discogs_crawler.broker.observations import Observations
 from discogs_crawler.broker.redis_errors import explained
 from discogs_crawler.errors import BadData
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
@@ -117,6 +118,7 @@ class Queue:
         self.kind = kind
         self._client = client
         self._base = f"{{{prefix}}}:{kind}"
+        self.observations = Observations(client, self._base)
         self._lease_s = lease_s
         self._script = client.register_script(_LUA)
         self._segment = ""  # where we claimed last

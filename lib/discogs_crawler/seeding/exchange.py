@@ -13,7 +13,7 @@ from discogs_crawler.broker.queue import CLASSES, Queue, Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.ledger.database import Ledger, Row
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.seeding import wrong_clock
+from discogs_crawler.seeding import noticed, wrong_clock
 from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,10 @@ def drain(
     If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
     """
     with ledger.handover(wait=wait) as ours:
-        return read_results(ledger, queue, force=force) if ours else {}
+        if not ours:
+            return {}
+        noticed.read(ledger, queue)
+        return read_results(ledger, queue, force=force)
 
 
 def read_results(
