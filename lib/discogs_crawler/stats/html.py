@@ -20,7 +20,7 @@ from discogs_crawler.cli.formatting import (
     within,
 )
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.stats import figures
+from discogs_crawler.stats import drifting, figures
 from discogs_crawler.stats.figures import table
 from discogs_crawler.stats.snapshot import Kind, Quota, Snapshot
 from discogs_crawler.stats.svg_charts import record
@@ -77,6 +77,7 @@ def _main(snapshot: Snapshot) -> Iterator[Any]:
                 figures.queue(kind),
                 figures.changes(kind),
                 _dead(kind),
+                *_drift(kind),
             ),
         )
     yield E.section(
@@ -145,6 +146,15 @@ def _dead(kind: Kind) -> Any:
         "Ids that failed in every attempt. seed_queue.py --dead lists them, --retry-dead tries now."
     )
     return _card("Dead letters", text, body)
+
+
+def _drift(kind: Kind) -> Iterator[Any]:
+    text = "Fields and elements that the schema does not know, or misses; counts are approximate."
+    if rows := drifting.drift_rows(kind):
+        yield _card("New or missing at Discogs", text, table(drifting.DRIFT_HEADS, rows))
+    text = "Fields that differed in records fetched again although the dump had no change."
+    if rows := drifting.churn_rows(kind):
+        yield _card("What changes at every fetch", text, table(drifting.CHURN_HEADS, rows))
 
 
 def _consumers(snapshot: Snapshot) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from discogs_crawler.ledger.drift import Drift
 from discogs_crawler.stats.snapshot import Coverage, Kind, Snapshot
 
 _PREFIX = "discogs_crawler_"
@@ -48,6 +49,7 @@ def _families(snapshot: Snapshot) -> Iterator[Family]:
     yield from _coverage(snapshot.kinds)
     yield from _queue(snapshot.kinds)
     yield from _history(snapshot.kinds)
+    yield from _drift(snapshot.kinds)
     yield from _others(snapshot)
 
 
@@ -140,6 +142,28 @@ def _history(kinds: list[Kind]) -> Iterator[Family]:
         "dump_whole",
         "Whether the newest dump is whole.",
         [(labels, int(dump.verdict == "whole")) for labels, dump in newest],
+    )
+
+
+def _drift(kinds: list[Kind]) -> Iterator[Family]:
+    yield Family(
+        "drift_records",
+        "Records that differ from the schema, about, by place.",
+        [
+            ({"kind": kind.kind, **dict(zip(Drift._fields[:3], row[:3], strict=True))}, row.records)
+            for kind in kinds
+            for row in kind.drift
+        ],
+    )
+    yield Family(
+        "churn_share",
+        "Share of the records fetched again in which a field differed without need.",
+        [
+            ({"kind": kind.kind, "field": row.field}, row.changed / row.refetched)
+            for kind in kinds
+            for row in kind.churn
+            if row.refetched
+        ],
     )
 
 

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from discogs_crawler.cli.formatting import count, date, duration, minute, share, size, within
 from discogs_crawler.records import SEGMENT_SIZE
+from discogs_crawler.stats import drifting
 from discogs_crawler.stats.snapshot import Class, Kind, Quota, Snapshot
 
 WIDTH = 80
@@ -71,6 +72,7 @@ def _kind(kind: Kind) -> Iterator[str]:
     yield from _outcomes(kind)
     yield from _dead(kind)
     yield from _gaps(kind)
+    yield from _drift(kind)
 
 
 def _dump(kind: Kind) -> str:
@@ -122,6 +124,17 @@ def _dead(kind: Kind) -> Iterator[str]:
         ]
         yield _table(["dead because", "ids", "such as", "again"], rows)
         yield _rest(len(kind.dead) - CAUSES, "causes")
+
+
+def _drift(kind: Kind) -> Iterator[str]:
+    for heads, rows in (
+        (drifting.DRIFT_HEADS, drifting.drift_rows(kind)),
+        (drifting.CHURN_HEADS, drifting.churn_rows(kind)),
+    ):
+        if rows:
+            # What and where fit a line, and since when; --json has the rest.
+            yield _table(heads[:6], [(row[0][:30], *row[1:6]) for row in rows[:CAUSES]])
+            yield _rest(len(rows) - CAUSES, "places")
 
 
 def _gaps(kind: Kind) -> Iterator[str]:
