@@ -23,6 +23,7 @@ BENCHES: dict[str, tuple[list[str], list[str]]] = {
     "export": (["--changes", "100000"], ["--changes", "20000"]),
     "stats": (["--rows", "20000000"], ["--rows", "1000000"]),
     "policy": (["--scale", "200"], ["--scale", "500"]),
+    "notice": (["--records", "5000"], ["--records", "1000"]),
 }
 
 

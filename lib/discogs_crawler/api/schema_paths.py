@@ -24,6 +24,9 @@ class _Look(NamedTuple):
     """`unknown` or `missing`, and the field"""
 
 
+_NOTHING = _Look((), ())
+
+
 class Shape:
     """What the schema says of an object."""
 
@@ -39,7 +42,7 @@ class Shape:
             inner = [(key, shape) for key in keys if (shape := self.known.get(key))]
             odd = [("unknown", key) for key in keys if key not in self.known]
             odd += [("missing", key) for key in sorted(self.always.difference(keys))]
-            found = _Look(tuple(inner), tuple(odd))
+            found = _Look(tuple(inner), tuple(odd)) if inner or odd else _NOTHING
             if len(self._seen) < MOST_SEEN:
                 self._seen[keys] = found
         return found
@@ -84,7 +87,9 @@ def _compare(value: Any, shape: Shape, path: str, found: set[tuple[str, str]]) -
     if isinstance(value, list):
         path += "[]"
         for element in value:
-            _compare(element, shape, path, found)
+            # Most are as they should be, with nothing below: found out here, without a call.
+            if type(element) is not dict or shape.look(tuple(element)) is not _NOTHING:
+                _compare(element, shape, path, found)
     elif isinstance(value, dict):
         inner, odd = shape.look(tuple(value))
         start = f"{path}." if path else ""

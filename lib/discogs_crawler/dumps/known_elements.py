@@ -11,7 +11,7 @@ from discogs_crawler.dumps import canonical
 from discogs_crawler.observed import Observation, Tally
 
 # The first records of a dump are all looked at, later ones one in so many: 1 % of a split.
-THOROUGH = 300
+THOROUGH = 100
 STRIDE = 100
 
 # By name: an attribute (`@id`) or an element without any content but text is None.
