@@ -10,7 +10,8 @@ which the next month takes a twentieth of the time.
 The dump is verified in the same pass. If it is cut off, damaged, or not a dump at all, one line
 says what and where, and no RESULT is written. Damaged records in an otherwise whole dump are
 reported, and get the hash of their bytes; more than 100 of them are too many. What is known of the
-dump goes into the ledger, where seed_queue.py finds its kind and date.
+dump goes into the ledger, where seed_queue.py finds its kind and date. Elements and attributes that
+no dump had before change nothing: the summary names them, and stats.py.
 
 Examples:
     discogs_xml_split.py -d discogs_20261101_releases.xml.gz -r releases.sha1
@@ -43,6 +44,7 @@ from discogs_crawler.dumps import split as verdict
 from discogs_crawler.dumps.split import SplitJob, SplitReport
 from discogs_crawler.errors import EXIT_DONE, BadData, UsageError
 from discogs_crawler.ledger import database as ledger
+from discogs_crawler.ledger import drift
 from discogs_crawler.ledger.database import Ledger
 
 log = logging.getLogger("discogs_crawler.split")
@@ -119,6 +121,8 @@ def split(job: SplitJob, opened: Ledger) -> SplitReport:
         log.info("%s was split before: dump %d in the ledger", facts.file, before.id)
     if facts.kind:
         opened.record_dump(facts.as_row())
+        with opened.transaction() as connection:
+            drift.record(connection, facts.kind, "dump", report.drift)
     if facts.hash_cache_sha256:
         hash_cache.forget_other_hash_caches(job.state_dir, facts.kind, facts.hash_cache_sha256)
     return report

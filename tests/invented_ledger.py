@@ -97,6 +97,16 @@ def _invent_history(opened: database.Ledger, rows: int, now: int, kind: str) -> 
                 "retired": 0 if month == 5 else rows // 3000 + chance.randrange(rows // 4000 + 1),
             }
         )
+    long_ago, day = now - 100 * DAY_S, now // DAY_S
+    for source, what, path, records in (
+        ("api", "missing", "tracklist[].extraartists[].role", 12),
+        ("api", "unknown", "labels[].country", rows // 3),
+        ("dump", "unknown", "tracklist/track/isrc", 212),
+    ):
+        place = (kind, source, what, path, long_ago, now - 3_600, records, 249504)
+        opened.db.execute("INSERT INTO drift VALUES (?, ?, ?, ?, ?, ?, ?, ?)", place)
+    for field, records in (("", 4_000), ("community", 3), ("notes", 41)):
+        opened.db.execute("INSERT INTO churn VALUES (?, ?, ?, ?)", (kind, day, field, records))
     runs = (
         ("maintain_store", "all", 4 * 3_600, 70, 0, {}),
         ("seed_queue", kind, 3 * 3_600, 25, 0, {"changed": rows // 300, "new": rows // 60}),

@@ -25,6 +25,7 @@ BENCHES: dict[str, tuple[list[str], list[str]]] = {
     "window": (["--runs", "20"], ["--runs", "20"]),
     "stats": (["--rows", "20000000"], ["--rows", "1000000"]),
     "policy": (["--scale", "200"], ["--scale", "500"]),
+    "notice": (["--records", "5000"], ["--records", "1000"]),
 }
 
 

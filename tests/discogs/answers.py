@@ -177,10 +177,15 @@ def _others(kind: str, others: list[tuple[int, str]], chance: random.Random) -> 
     return _or_absent(found)
 
 
+def _members(others: list[tuple[int, str]], chance: random.Random) -> Any:
+    found = _others("artists", others, chance)
+    if found is _ABSENT:
+        return found
+    return [other | {"active": other["id"] % 4 > 0} for other in found]
+
+
 def _artist(facts: Facts, chance: random.Random) -> dict[str, Any]:
-    members = _others("artists", facts["members"], chance)
-    if members is not _ABSENT:
-        members = [member | {"active": member["id"] % 4 > 0} for member in members]
+    members, groups = (_members(facts[name], chance) for name in ("members", "groups"))
     return {
         "name": facts["name"],
         "id": facts["id"],
@@ -193,7 +198,7 @@ def _artist(facts: Facts, chance: random.Random) -> dict[str, Any]:
         "namevariations": _or_absent(facts["namevariations"]),
         "aliases": _others("artists", facts["aliases"], chance),
         "members": members,
-        "groups": _others("artists", facts["groups"], chance),
+        "groups": groups,
         "data_quality": facts["data_quality"],
     }
 

@@ -15,7 +15,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -90,6 +90,8 @@ class Api:
         self.stopping = threading.Event()
         self.moments = count(time.time_ns() // 1_000_000)
         self.chance = Random(1)
+        self.grown: Callable[[int], dict[str, Any]] = lambda moment: {}
+        """fields that Discogs adds to every record at that moment"""
         handler = type("Handler", (_Handler,), {"api": self})
         self._server = _Server((host, port), handler)
         if certificate:
@@ -227,10 +229,11 @@ class _Handler(BaseHTTPRequestHandler):
             capture = self.api.captures / kind / f"{record_id}.json"
             if capture.is_file():
                 return 200, capture.read_bytes(), {"Content-Type": "application/json"}
-        document = self.api.world.document(kind, record_id, next(self.api.moments))
+        moment = next(self.api.moments)
+        document = self.api.world.document(kind, record_id, moment)
         if document is None:
             return _json(404, {"message": GONE[kind]})
-        return _json(200, document)
+        return _json(200, document | self.api.grown(moment))
 
     def _say_nothing(self, request: Request, fault: str) -> None:
         self.api.journal.note(request)

@@ -11,6 +11,7 @@ from discogs_crawler.dumps.block_reader import DumpFile, Window
 from discogs_crawler.dumps.hash_cache import HashCache, HashCacheWriter
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
+from discogs_crawler.dumps.known_elements import ElementWatch
 from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.records import ELEMENTS, KINDS, parse_id
@@ -43,7 +44,9 @@ def our_split(
                     known = HashCache(io.BytesIO(cache))
                     counts = Counts()
                     writer = ResultWriter(result, HashCacheWriter(new_cache), folder, counts)
-                    for _ in Splitter(window, kind, known, hasher, writer).steps():
+                    watch = ElementWatch(kind)
+                    splitter = Splitter(window, kind, known, hasher, writer, watch)
+                    for _ in splitter.steps():
                         pass
             result.seek(0)
             return result.read(), new_cache.getvalue(), counts

@@ -10,8 +10,10 @@ from shutil import which
 import pytest
 import sqlite_utils
 
+from discogs_crawler.api.schema_paths import SCHEMAS
 from tests import readme
 from tests.conftest import ROOT, program
+from tests.discogs import answers, invent
 from tests.plain_git import SingleStore
 
 
@@ -144,3 +146,18 @@ def test_a_rule_that_every_changed_release_must_obey(
     store.commit({("releases", 1): release(1, year=1998, released="1999-03-00")}, technical=True)
     consume("jq")
     assert wrong.read_text() == expected
+
+
+def test_is_a_record_what_you_expect(
+    store: SingleStore, consume: Callable[[str], Path], tmp_path: Path
+) -> None:
+    schema = SCHEMAS / "releases.schema.json"
+    (tmp_path / "consumer" / schema.name).write_bytes(schema.read_bytes())
+    good, odd = (
+        answers.answer("releases", invent.facts("releases", number), number) for number in (1, 2)
+    )
+    odd |= {"year": "1999", "new": 1}
+    records = {("releases", one["id"]): json.dumps(one).encode() for one in (good, odd)}
+    store.commit(records)
+    wrong = consume("validate.py") / "odd.txt"
+    assert wrong.read_text() == "releases 2 $.year '1999' is not of type 'integer'\n"

@@ -24,6 +24,7 @@ from discogs_crawler.broker.messages import (
     Lease,
     Result,
 )
+from discogs_crawler.broker.observations import Observations
 from discogs_crawler.broker.redis_errors import explained
 from discogs_crawler.errors import BadData
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
@@ -55,6 +56,7 @@ class Queue:
         self.kind = kind
         self._client = client
         self._base = f"{{{prefix}}}:{kind}"
+        self.observations = Observations(client, self._base)
         self._lease_s = lease_s
         self._script = client.register_script(_LUA)
         self._segment = ""  # where we claimed last

@@ -14,6 +14,7 @@ from discogs_crawler.dumps.block_reader import Window
 from discogs_crawler.dumps.hash_cache import HashCache, pack_key
 from discogs_crawler.dumps.hash_workers import Hasher, HashOrFault
 from discogs_crawler.dumps.hashfile_writer import Hashed, ResultWriter
+from discogs_crawler.dumps.known_elements import ElementWatch
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.dumps.scanner import ExactScanner, Span, grammar_of, usual_spans
 
@@ -37,6 +38,7 @@ class Splitter:
         cache: HashCache,
         hasher: Hasher | None,
         result: ResultWriter,
+        watch: ElementWatch,
     ) -> None:
         """Without a `hasher` nothing is parsed: the raw hashes are the result."""
         self._window = window
@@ -45,6 +47,7 @@ class Splitter:
         self._cache = cache
         self._hasher = hasher
         self._result = result
+        self._watch = watch
         self._batch = Hashed()
         self._unknown: list[bytes] = []
         self._waiting: deque[tuple[Hashed, Callable[[], list[HashOrFault]]]] = deque()
@@ -117,6 +120,8 @@ class Splitter:
             self._result.write(batch)
             return
         self._waiting.append((batch, self._hasher.submit(unknown)))
+        ids = [i for i, content in zip(batch.ids, batch.contents, strict=True) if not content]
+        self._watch.look_at_some(ids, unknown)
         while len(self._waiting) > self._hasher.capacity:
             self._finish_one()
 

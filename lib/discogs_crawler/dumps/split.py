@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -21,10 +21,15 @@ from discogs_crawler.dumps.canonical import CANONICAL_VERSION
 from discogs_crawler.dumps.hash_cache import new_hash_cache, open_hash_cache
 from discogs_crawler.dumps.hash_workers import Hasher
 from discogs_crawler.dumps.hashfile_writer import Counts, ResultWriter
+from discogs_crawler.dumps.known_elements import ElementWatch
 from discogs_crawler.dumps.metadata import WHOLE, Damage, DumpFacts
 from discogs_crawler.dumps.pipeline import Splitter
 from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable, UsageError
+from discogs_crawler.observed import Observation
+
+# Elements and attributes that the summary names.
+NAMED = 10
 
 
 class SplitJob(NamedTuple):
@@ -49,6 +54,7 @@ class SplitReport(NamedTuple):
     counts: Counts
     xml_size: int
     seconds: float
+    drift: Sequence[Observation] = ()
 
     def line(self) -> str:
         """The summary: one line."""
@@ -59,12 +65,20 @@ class SplitReport(NamedTuple):
             extras.append(f"{facts.damaged} damaged")
         if self.counts.out_of_order:
             extras.append(f"{self.counts.out_of_order:,} out of order")
+        extras += [
+            f"{what}: {named}" for what in ("unknown", "missing") if (named := self._odd(what))
+        ]
         return (
             f"{facts.file}: {facts.verdict}: {facts.records:,} {facts.kind}, ids {facts.first_id} "
             f"to {facts.last_id} ({unused:,} unused between), {', '.join(extras)}; "
             f"{facts.size / 1e6:,.1f} MB, {self.xml_size / 1e6:,.1f} MB of XML "
             f"in {self.seconds:.1f} s, {self.xml_size / 1e6 / max(self.seconds, 0.001):,.0f} MB/s"
         )
+
+    def _odd(self, what: str) -> str:
+        """The elements and attributes of which that was noticed, as many as a line takes."""
+        paths = sorted(seen.path for seen in self.drift if seen.what == what)
+        return " ".join(paths[:NAMED]) + " ..." * (len(paths) > NAMED)
 
 
 class _Digests(NamedTuple):
@@ -82,12 +96,14 @@ def examine(job: SplitJob) -> SplitReport:
     """
     started = time.monotonic()
     counts, verdict, digests = Counts(), WHOLE, _Digests(None, None)
+    watch = None
     kind = (job.path and metadata.parse_name(job.path.name).kind) or ""
     with DumpFile(job.path) as source:
         try:
             with Window(source) as window:
                 kind = read_prolog(window, kind or None)
-                digests = _split(job, kind, source, window, counts)
+                watch = ElementWatch(kind)
+                digests = _split(job, kind, source, window, counts, watch)
         except Damage as damage:
             source.drain()
             verdict = f"damaged: {damage}"
@@ -96,10 +112,18 @@ def examine(job: SplitJob) -> SplitReport:
         except OSError as error:
             raise _not_written(error) from error
     facts = _facts(job, kind, source, counts, digests, verdict)
-    return SplitReport(facts, counts, window.offset, time.monotonic() - started)
+    drift = watch.observations(facts.not_before) if watch else ()
+    return SplitReport(facts, counts, window.offset, time.monotonic() - started, drift)
 
 
-def _split(job: SplitJob, kind: str, source: DumpFile, window: Window, counts: Counts) -> _Digests:
+def _split(
+    job: SplitJob,
+    kind: str,
+    source: DumpFile,
+    window: Window,
+    counts: Counts,
+    watch: ElementWatch,
+) -> _Digests:
     """Write RESULT and hash cache; nothing of them is there after Damage or another error."""
     with contextlib.ExitStack() as stack:
         if job.result is not None:
@@ -114,7 +138,7 @@ def _split(job: SplitJob, kind: str, source: DumpFile, window: Window, counts: C
         hasher = None if job.raw else stack.enter_context(Hasher(kind))
         result = ResultWriter(file, new_cache, job.state_dir, counts)
         advance, shown = stack.enter_context(_bar(job.path)), 0
-        for _ in Splitter(window, kind, old_cache, hasher, result).steps():
+        for _ in Splitter(window, kind, old_cache, hasher, result, watch).steps():
             size = source.size
             advance(size - shown)
             shown = size

@@ -7,7 +7,7 @@ from an older version gets the migrations that it lacks; one from a newer versio
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from discogs_crawler.ledger import consumers
+from discogs_crawler.ledger import consumers, drift
 from discogs_crawler.records import KINDS, SEGMENT_SIZE
 
 MIGRATIONS = Migrations("crawler_for_discogs")
@@ -292,3 +292,8 @@ def know_imported_records(db: sqlite_utils.Database) -> None:
 @MIGRATIONS()
 def remember_what_the_store_must_have(db: sqlite_utils.Database) -> None:
     db.executescript(_STORE_REVISIONS)
+
+
+@MIGRATIONS()
+def notice_drift_and_churn(db: sqlite_utils.Database) -> None:
+    drift.create_tables(db)

@@ -15,7 +15,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet, UsageError
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
     convert_layout,
@@ -226,6 +226,9 @@ def reclean(upkeep: Upkeep, ledger: Ledger | None) -> int:
     rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
     number = recleaning.reclean(store, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)
+    if number and ledger is not None:
+        with ledger.transaction() as connection:
+            drift.forget_churn(connection)
     for kind, fields in recleaning.lost(store, rules, settings.commit_seconds).items():
         _tell_what_is_lost(kind, fields, ledger)
     return EXIT_DONE

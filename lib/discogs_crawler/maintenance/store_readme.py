@@ -28,7 +28,9 @@ The path is made of the number: millions, ten-thousands, hundreds (two digits ea
 
 Release 13999999 is `releases/13/99/99/13999999.json`, release 1 is `releases/00/00/00/1.json`.
 {mounted}
-A file is UTF-8 JSON with sorted keys, an indent of two spaces, and a line feed at the end.
+A file is UTF-8 JSON with sorted keys, an indent of two spaces, and a line feed at the end. What is
+in it is described, as JSON Schema, in `KIND.schema.json` at
+https://github.com/armijnhemel/crawler_for_discogs/tree/HEAD/lib/discogs_crawler/data/schema
 
 A record that begins with `"_dump": "YYYYMMDD"` was made from the monthly dump of that day: it has
 the fields that dumps have, in the same shape. All others are as the API gave them. Which are from a

@@ -17,7 +17,7 @@ from discogs_crawler.errors import TryLater
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.seeding import wrong_clock
+from discogs_crawler.seeding import noticed, wrong_clock
 from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def drain(
     If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
     """
     with contextlib.suppress(TryLater), ledger.handover(wait=wait):
+        noticed.read(ledger, queue)
         return read_results(ledger, queue, force=force)
     return {}
 

@@ -26,10 +26,10 @@ from discogs_crawler.errors import (
     CrawlerError,
     NothingYet,
 )
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.wrong_times import latest_to_come
-from discogs_crawler.stats import ledger_queries
+from discogs_crawler.stats import drifting, ledger_queries
 from discogs_crawler.stats.snapshot import (
     AnswerRate,
     ClassStats,
@@ -191,6 +191,8 @@ def _kind(
         dead=ledger_queries.dead(connection, kind),
         dumps=ledger_queries.dumps(connection, kind),
         segments=ledger_queries.segments(connection, kind),
+        drift=drift.drifts(connection, kind),
+        churn=drift.churns(connection, kind, now),
     )
 
 
@@ -293,6 +295,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
         yield f"nothing is sent for {snapshot.quota.pause_s:.0f} s: the API told us to go away"
     for kind in snapshot.kinds:
         yield from _problems_of(kind, snapshot.taken)
+        yield from drifting.problems(kind, snapshot.taken)
     for run in snapshot.runs:
         if run.exit_code not in (None, 0, EXIT_PARTLY, EXIT_TRY_LATER):
             yield f"{run.script} of {run.kind} ended with exit code {run.exit_code}"

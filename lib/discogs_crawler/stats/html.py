@@ -20,7 +20,7 @@ from discogs_crawler.cli.formatting import (
     within,
 )
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.stats import figures, tables
+from discogs_crawler.stats import drifting, figures, tables
 from discogs_crawler.stats.figures import card
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.svg_charts import record
@@ -77,6 +77,7 @@ def _main(snapshot: Snapshot) -> Iterator[Any]:
                 figures.queue(kind),
                 figures.changes(kind),
                 _dead(kind),
+                *_drift(kind),
             ),
         )
     yield E.section(
@@ -144,6 +145,15 @@ def _dead(kind: KindStats) -> Any:
         "Ids that failed in every attempt. seed_queue.py --dead lists them, --retry-dead tries now."
     )
     return card(tables.dead(kind), text if kind.dead else "No id failed in every attempt.")
+
+
+def _drift(kind: KindStats) -> Iterator[Any]:
+    text = "Fields and elements that the schema does not know, or misses; counts are approximate."
+    if (found := drifting.differences(kind)).rows:
+        yield card(found, text)
+    text = "Fields that differed in records fetched again although the dump had no change."
+    if (found := drifting.churn(kind)).rows:
+        yield card(found, text)
 
 
 def _consumers(snapshot: Snapshot) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from discogs_crawler.ledger.drift import Drift
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 
 _PREFIX = "discogs_crawler_"
@@ -49,6 +50,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield from _coverage(kind)
         yield from _queue(kind)
         yield from _history(kind)
+        yield from _drift(kind)
     yield from _others(snapshot)
 
 
@@ -102,6 +104,18 @@ def _history(kind: KindStats) -> Iterator[Sample]:
         yield Sample("dump_timestamp_seconds", "When the newest dump was taken.", newest.taken, of)
         whole = int(newest.verdict == "whole")
         yield Sample("dump_whole", "Whether the newest dump is whole.", whole, of)
+
+
+def _drift(kind: KindStats) -> Iterator[Sample]:
+    for place in kind.drift:
+        of = {"kind": kind.kind, **dict(zip(Drift._fields[:3], place[:3], strict=True))}
+        differ = "Records that differ from the schema, about, by place."
+        yield Sample("drift_records", differ, place.records, of)
+    for row in kind.churn:
+        if row.refetched:
+            of = {"kind": kind.kind, "field": row.field}
+            churn = "Share of the records fetched again in which a field differed without need."
+            yield Sample("churn_share", churn, row.changed / row.refetched, of)
 
 
 def _others(snapshot: Snapshot) -> Iterator[Sample]:

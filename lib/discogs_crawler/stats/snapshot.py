@@ -6,6 +6,7 @@ Times are UTC epoch seconds, durations seconds, shares numbers from 0 to 1; None
 from typing import Any, NamedTuple
 
 from discogs_crawler.cli import formatting
+from discogs_crawler.ledger.drift import Churn, Drift
 
 
 class Coverage(NamedTuple):
@@ -190,6 +191,10 @@ class KindStats(NamedTuple):
     """newest first"""
     segments: list[SegmentStats]
     """coverage by segment, ascending"""
+    drift: list[Drift]
+    """where answers or dumps differ from the schema, the newest first; see `ledger/drift.py`"""
+    churn: list[Churn]
+    """fields that differed in records fetched again; see `ledger/drift.py`"""
 
 
 class QuotaStats(NamedTuple):

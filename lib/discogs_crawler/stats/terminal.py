@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tabulate import tabulate
 
 from discogs_crawler.cli.formatting import count, duration, minute, share, size, within
-from discogs_crawler.stats import tables
+from discogs_crawler.stats import drifting, tables
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.tables import Table
 
@@ -79,6 +79,7 @@ def _kind(kind: KindStats) -> Iterator[str]:
     yield from [*_shown(tables.answers(kind.outcomes), DAYS), ""]
     yield from [*_shown(tables.dead(kind), CAUSES, "causes"), ""]
     yield from _shown(_gaps(kind), SEGMENTS, "segments with gaps")
+    yield from _drift(kind)
 
 
 def _dump(kind: KindStats) -> str:
@@ -105,6 +106,14 @@ def _rate(kind: KindStats, assumed: str) -> str:
     if kind.rate.assumed:
         return f"no answers since {minute(kind.rate.since)}{assumed}"
     return f"{count(kind.rate.per_day)} answers a day since {minute(kind.rate.since)}"
+
+
+def _drift(kind: KindStats) -> Iterator[str]:
+    """What and where fit a line, and since when; --json has the rest."""
+    for title, heads, rows in (drifting.differences(kind), drifting.churn(kind)):
+        if rows:
+            short = Table(title, heads[:6], [row[:6] for row in rows])
+            yield from ["", *_shown(short, CAUSES, "places", widest=30)]
 
 
 def _gaps(kind: KindStats) -> Table:

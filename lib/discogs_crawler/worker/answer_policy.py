@@ -16,6 +16,7 @@ from discogs_crawler.worker.batch import Batch, Item
 from discogs_crawler.worker.circuit_breaker import FAILURES, CircuitBreaker
 from discogs_crawler.worker.fetchers import Fetched
 from discogs_crawler.worker.lease_keeper import Leases
+from discogs_crawler.worker.noticing import Noticing
 from discogs_crawler.worker.witnesses import Witnesses
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,12 @@ class Settler:
         batch: Batch,
         breaker: CircuitBreaker,
         witnesses: Witnesses,
+        noticing: Noticing,
     ) -> None:
         self._kind, self._rules, self._retry_delays = kind, rules, retry_delays
         self._leases, self._limiter, self._batch = leases, limiter, batch
         self._breaker, self._witnesses = breaker, witnesses
+        self._noticing = noticing
         self.counts: Counter[str] = Counter()
         """by outcome; also fetched and failed"""
 
@@ -137,6 +140,7 @@ class Settler:
             failed = answer._replace(outcome="transient", document=None, reason=reason)
             return fetched._replace(answer=failed), None
         self._witnesses.saw_record(fetched.lease.id)
+        self._noticing.look_at(fetched.lease.id, answer.document)
         return fetched, data
 
     def _add(self, fetched: Fetched, data: bytes | None) -> None:

@@ -12,6 +12,7 @@ from discogs_crawler.store.layouts import AnyStore, Change, Committed
 from discogs_crawler.worker import local_ledger
 from discogs_crawler.worker.batch import Batch, Done
 from discogs_crawler.worker.lease_keeper import Leases
+from discogs_crawler.worker.noticing import Noticing
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,11 @@ class Committer:
         queue: Queue,
         leases: Leases,
         database: Path,
+        noticing: Noticing,
     ) -> None:
         """`database`: the ledger; where it is on another machine the results wait in Redis."""
         self._kind, self._store, self._queue = kind, store, queue
-        self._leases, self._database = leases, database
+        self._leases, self._database, self._noticing = leases, database, noticing
         self._signature = {"Cleaner": cleaner, "Worker": owner}
         self._unread = False
 
@@ -52,6 +54,8 @@ class Committer:
 
         done = batch.commit(store, self._leases.complete)
         self._leases.forget(done.lost)
+        self._noticing.compare(self._store, done)
+        self._noticing.report()
         return done
 
     def tell(self, done: Done, per_minute: float) -> None:

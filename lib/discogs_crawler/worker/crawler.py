@@ -33,6 +33,7 @@ from discogs_crawler.worker.claimer import Claimer
 from discogs_crawler.worker.committer import Committer
 from discogs_crawler.worker.fetchers import Fetchers
 from discogs_crawler.worker.lease_keeper import Leases
+from discogs_crawler.worker.noticing import Noticing
 from discogs_crawler.worker.patience import retry
 from discogs_crawler.worker.statusline import RequestRate, StatusLine
 from discogs_crawler.worker.witnesses import Witnesses
@@ -125,6 +126,7 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
     fetchers = Fetchers(client, limiter, kind, settings.worker_threads)
     rate = RequestRate(settings.rate_window_s)
     batch, breaker = Batch(), CircuitBreaker()
+    noticing = Noticing(kind, queue.observations)
 
     def some_stored() -> list[int]:
         """Return ids at random: a few of the records may have been deleted since."""
@@ -143,8 +145,8 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
         Claimer(leases, fetchers, rate, settings.worker_threads, task.limit),
         batch,
         breaker,
-        Settler(kind, rules, delays, leases, limiter, batch, breaker, witnesses),
-        Committer(kind, rules.name, owner, store, queue, leases, settings.database),
+        Settler(kind, rules, delays, leases, limiter, batch, breaker, witnesses, noticing),
+        Committer(kind, rules.name, owner, store, queue, leases, settings.database, noticing),
         rate,
     )
 
