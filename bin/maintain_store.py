@@ -47,11 +47,11 @@ from discogs_crawler.maintenance import (
     reclean,
     store_readme,
 )
-from discogs_crawler.maintenance.integrity import Finding
+from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import exchange, on_demand
 from discogs_crawler.store import layouts
-from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store.layouts import Store
 
 log = logging.getLogger("discogs_crawler.maintain_store")
 
@@ -95,7 +95,7 @@ def maintain(flags: argparse.Namespace, settings: Settings, book: Ledger | None)
     return nightly(opened, book, settings, all_of_it=bool(flags.verbose))
 
 
-def merge(opened: AnyStore, book: Ledger | None, settings: Settings) -> None:
+def merge(opened: Store, book: Ledger | None, settings: Settings) -> None:
     """Merge the branches, and free the segments of those that are gone."""
     parts = opened.parts()
     for part in parts:
@@ -131,7 +131,7 @@ def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
     return [Queue(client, kind, **options) for kind in KINDS]
 
 
-def nightly(opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of_it: bool) -> int:
+def nightly(opened: Store, book: Ledger | None, settings: Settings, *, all_of_it: bool) -> int:
     """Everything that keeps the store small and safe; the records that are new are checked."""
     store_readme.update(opened, book, __version__, settings.store_branch)
     repositories = opened.repositories()
@@ -152,7 +152,7 @@ def nightly(opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of
 
 
 def check_everything(
-    opened: AnyStore, book: Ledger | None, settings: Settings, *, all_of_it: bool
+    opened: Store, book: Ledger | None, settings: Settings, *, all_of_it: bool
 ) -> int:
     """Read every record, and compare Git with the ledger both ways."""
     tip = opened.settle()
@@ -195,11 +195,11 @@ def tell_how_to_agree(kind: str, book: Ledger, settings: Settings) -> None:
         )
 
 
-def _report(findings: Iterator[Finding], all_of_it: bool) -> int:
+def _report(findings: Iterator[Fault], all_of_it: bool) -> int:
     """Print the findings, or some of each sort; how many there were."""
     number = 0
 
-    def counted() -> Iterator[Finding]:
+    def counted() -> Iterator[Fault]:
         nonlocal number
         for finding in findings:
             number += 1
@@ -210,7 +210,7 @@ def _report(findings: Iterator[Finding], all_of_it: bool) -> int:
     return number
 
 
-def reclean_everything(opened: AnyStore, book: Ledger | None, settings: Settings) -> int:
+def reclean_everything(opened: Store, book: Ledger | None, settings: Settings) -> int:
     rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}
     number = reclean.reclean(opened, rules, settings.state_dir / "reclean.json")
     log.info("records rewritten: %d", number)

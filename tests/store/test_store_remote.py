@@ -16,9 +16,9 @@ import pytest
 from discogs_crawler import config
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.store import layouts, remote, single, stale_locks
-from discogs_crawler.store.git import Repository
-from discogs_crawler.store.layouts import Store
+from discogs_crawler.store import git_process, layouts, remote, single, stale_locks
+from discogs_crawler.store.fast_import import Pushed, Reply
+from discogs_crawler.store.layouts import SingleStore
 from tests.conftest import ROOT, program
 from tests.store.test_store import changes, everything, put, record
 
@@ -34,9 +34,9 @@ def machine(tmp_path: Path, name: str, url: str, *, ledger: bool = False) -> Set
     )
 
 
-def opened(settings: Settings, branch: str | None = None) -> Store:
+def opened(settings: Settings, branch: str | None = None) -> SingleStore:
     found = layouts.open_store(settings, branch=branch)
-    assert isinstance(found, Store)
+    assert isinstance(found, SingleStore)
     return found
 
 
@@ -156,8 +156,8 @@ def test_a_push_that_never_arrives_completes_nothing(
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])
 
-    def push(*_: object) -> None:
-        raise Unavailable("the connection broke")
+    def push(*_: object) -> Pushed:
+        return Pushed(Reply.UNKNOWN, "the connection broke")
 
     machine_a.patience_s = 0
     with monkeypatch.context() as broken:
@@ -174,18 +174,18 @@ def test_a_push_that_was_killed_without_a_word_completes_nothing(
     """As the kernel does when memory is short."""
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])
-    talk = Repository.talk
+    talk = git_process.talk
 
     def killed(
-        self: Repository, command: str, *arguments: str, **options: Any
+        folder: Path, command: str, *arguments: str, **options: Any
     ) -> "subprocess.CompletedProcess[bytes] | None":
         if command == "push":
             return subprocess.CompletedProcess([command], -signal.SIGKILL, b"", b"")
-        return talk(self, command, *arguments, **options)
+        return talk(folder, command, *arguments, **options)
 
     machine_a.patience_s = 0
     with monkeypatch.context() as broken:
-        broken.setattr(Repository, "talk", killed)
+        broken.setattr(git_process, "talk", killed)
         with pytest.raises(Unavailable, match="git push was killed by signal 9"):
             put(machine_a, [2])
     assert put(machine_a, [2]).added == 1
@@ -220,11 +220,12 @@ def test_an_answer_that_was_lost_counts_once(
     push = remote.Remote.push
     broken = []
 
-    def push_and_break(self: remote.Remote, commit: str, branch: str) -> None:
-        push(self, commit, branch)
-        if not broken:
-            broken.append(1)
-            raise Unavailable("cut")
+    def push_and_break(self: remote.Remote, commit: str, branch: str) -> Pushed:
+        pushed = push(self, commit, branch)
+        if broken:
+            return pushed
+        broken.append(1)
+        return Pushed(Reply.UNKNOWN, "cut")
 
     monkeypatch.setattr(remote.Remote, "push", push_and_break)
     done = put(machine_a, [2])

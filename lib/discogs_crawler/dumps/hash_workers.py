@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from discogs_crawler import pipes
+from discogs_crawler import files
 from discogs_crawler.dumps import canonical
 from discogs_crawler.errors import Unavailable
 
@@ -120,7 +120,7 @@ class Worker:
         self.pid = self._process.pid
         self._requests, self._answers = self._process.stdin, self._process.stdout
         # So that it finds the next batch when it has done with the last.
-        pipes.widen(self._requests)
+        files.widen(self._requests)
         self._promises: queue.SimpleQueue[Future[list[Outcome]] | None] = queue.SimpleQueue()
         self._asked = self._answered = 0
         self._thread = threading.Thread(target=self._listen, name="hashes", daemon=True)

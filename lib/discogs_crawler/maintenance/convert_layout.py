@@ -14,22 +14,17 @@ from pathlib import Path
 from discogs_crawler import clock, files, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, UsageError
-from discogs_crawler.export.run import EXPORTS, MOVED
+from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS, is_segment_name
-from discogs_crawler.store import fast_import, git, stale_locks
+from discogs_crawler.store import fast_import, git, objects, stale_locks
+from discogs_crawler.store.conversion import CONVERTING, EXPORTS, MOVED
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import CONVERTING, Store, layout_of, repository_path
+from discogs_crawler.store.layouts import SingleStore, layout_of, repository_path
 from discogs_crawler.store.remote import is_partial
 from discogs_crawler.store.submodules import SubmoduleStore
 
 log = logging.getLogger(__name__)
-
-_NOTE_MOVE = (
-    "INSERT INTO consumers_history (consumer, event, began, revision, time, records) "
-    "SELECT name, 'move', revision, ?, ?, 0 FROM consumers WHERE revision = ?"
-)
-_MOVE = "UPDATE consumers SET revision = ? WHERE revision = ?"
 
 
 def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
@@ -86,7 +81,7 @@ def _check_whole(source: Repository, settings: Settings) -> None:
     unmerged = [
         name
         for name, tip in main.branches().items()
-        if not fast_import.contains(source, main.tip(), tip)
+        if not objects.contains(source.path, main.tip(), tip)
     ]
     if unmerged:
         raise ConfigurationError(
@@ -95,9 +90,9 @@ def _check_whole(source: Repository, settings: Settings) -> None:
         )
 
 
-def _main_of(source: Repository, settings: Settings) -> Store:
+def _main_of(source: Repository, settings: Settings) -> SingleStore:
     author = Author(settings.git_author_name, settings.git_author_email)
-    return Store(source, settings.store_branch, settings.store_branch, author)
+    return SingleStore(source, settings.store_branch, settings.store_branch, author)
 
 
 def _places(ledger: Ledger | None) -> list[str]:
@@ -199,8 +194,5 @@ def _move_consumers(ledger: Ledger | None, moved_file: Path) -> None:
         return
     moved: dict[str, str] = json.loads(moved_file.read_bytes())
     if ledger is not None:
-        with ledger.transaction() as connection:
-            for old, new in moved.items():
-                connection.execute(_NOTE_MOVE, (new, int(clock.now()), old))
-                connection.execute(_MOVE, (new, old))
+        consumers.move_all(ledger.db.conn, moved)
     moved_file.unlink()

@@ -4,8 +4,8 @@ from discogs_crawler import clock
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import fast_import
-from discogs_crawler.store.fast_import import Entry
-from discogs_crawler.store.layouts import AnyStore, Store
+from discogs_crawler.store.fast_import import Entry, Pushed
+from discogs_crawler.store.layouts import Store
 
 _TEXT = """\
 # Discogs database: one JSON file a record
@@ -82,10 +82,10 @@ One million numbers as files (here the releases 13000000 to 13999999):
 """
 
 
-def update(store: AnyStore, ledger: Ledger | None, version: str, branch: str) -> bool:
+def update(store: Store, ledger: Ledger | None, version: str, branch: str) -> bool:
     """Commit the README if records have changed since it was written; whether that was so."""
 
-    def attempt() -> str | None:
+    def attempt() -> str | Pushed | None:
         base = store.refresh()
         if base is None or _is_ours(store, base):
             return None
@@ -98,16 +98,16 @@ def update(store: AnyStore, ledger: Ledger | None, version: str, branch: str) ->
     return store.retried(attempt) is not None
 
 
-def _is_ours(store: AnyStore, commit: str) -> bool:
+def _is_ours(store: Store, commit: str) -> bool:
     """Whether the newest commit is the one that wrote the README."""
     subject = store.repository.run("log", "-1", "--format=%s", commit)
     return subject.startswith(b"README:")
 
 
-def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branch: str) -> str:
+def render(store: Store, tip: str, ledger: Ledger | None, version: str, branch: str) -> str:
     """The README of the store as it is at `tip`."""
     epoch = int(store.repository.run("log", "-1", "--format=%ct", tip).strip() or 0)
-    single = isinstance(store, Store)
+    single = store.layout == "single"
     recipes = _SINGLE_RECIPES if single else _MODULE_RECIPES
     return _TEXT.format(
         version=version,
@@ -119,7 +119,7 @@ def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branc
     )
 
 
-def _row(store: AnyStore, ledger: Ledger | None, kind: str) -> str:
+def _row(store: Store, ledger: Ledger | None, kind: str) -> str:
     dump = None
     if ledger is None or not ledger.knows_something():
         number = sum(1 for _ in store.ids(kind))

@@ -1,22 +1,64 @@
-"""Open the store that the settings name, in either layout."""
+"""The store, whose layout is one of two, and how it is opened."""
 
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
-from discogs_crawler.store import git
+from discogs_crawler.store import conversion, git, git_process
+from discogs_crawler.store.fast_import import Entry, Pushed
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.remote import CRAWL, Remote, is_partial
-from discogs_crawler.store.single import Change, Committed, Store
+from discogs_crawler.store.single import Committed, Edit, SingleStore, Span
 from discogs_crawler.store.submodules import SubmoduleStore
 
-__all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_store"]
+__all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_store"]
 
-AnyStore = Store | SubmoduleStore
 
-# Where `maintain_store.py --to-submodules` builds, in the store's folder.
-CONVERTING = "converting"
+class Store(Protocol):
+    """What both layouts can; `SingleStore` says of each method what it promises."""
+
+    @property
+    def layout(self) -> str: ...
+
+    @property
+    def repository(self) -> Repository: ...
+
+    def tip(self) -> str | None: ...
+
+    def refresh(self) -> str | None: ...
+
+    def settle(self) -> str | None: ...
+
+    def settled_tip(self, part: SingleStore) -> str | Pushed: ...
+
+    def pin(
+        self, tips: Mapping[str, str | None], trailers: Mapping[str, str] | None = None
+    ) -> str | None: ...
+
+    def parts(self) -> list[SingleStore]: ...
+
+    def repositories(self) -> list[Repository]: ...
+
+    def spans(self, old: str | None, new: str) -> Iterator[Span]: ...
+
+    def commit(
+        self,
+        kind: str,
+        changes: Sequence[Edit],
+        still_ours: Callable[[], Collection[int]],
+        trailers: Mapping[str, str],
+    ) -> Committed: ...
+
+    def publish(self, base: str | None, entries: Iterable[Entry], message: str) -> str | Pushed: ...
+
+    def retried(self, attempt: Callable[[], str | Pushed | None]) -> str | None: ...
+
+    def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]: ...
+
+    def ids(self, kind: str) -> Iterator[int]: ...
 
 
 def repository_path(settings: Settings) -> Path:
@@ -30,7 +72,7 @@ def open_store(
     create: bool = True,
     branch: str | None = None,
     stop: Stop | None = None,
-) -> AnyStore:
+) -> Store:
     """The store of these settings; with `branch` commits go to `crawl/BRANCH`.
 
     A remote that does not answer is waited for until `stop`, and a little longer.
@@ -38,11 +80,9 @@ def open_store(
     ConfigurationError if it is of the other layout, or not there and `create` is False.
     """
     path = repository_path(settings)
-    git.check_version()
-    if (settings.store / CONVERTING / path.name).exists() and not path.exists():
-        raise ConfigurationError(
-            f"{path}: its conversion was interrupted: run maintain_store.py --to-submodules again"
-        )
+    git_process.check_version()
+    if (settings.store / conversion.CONVERTING / path.name).exists() and not path.exists():
+        raise conversion.interrupted(path)
     if create:
         repository = git.create(path, settings.store_branch, settings.store_layout)
     elif (path / "HEAD").exists():
@@ -67,7 +107,7 @@ def open_store(
             f"{path}: it has only what a worker needs of its remote: set STORE_REMOTE={url}, or "
             "move that folder away"
         )
-    return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+    return SingleStore(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 
 def layout_of(repository: Repository) -> str:

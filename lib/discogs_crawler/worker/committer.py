@@ -8,7 +8,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import CrawlerError
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.seeding import exchange
-from discogs_crawler.store.layouts import AnyStore, Change, Committed
+from discogs_crawler.store.layouts import Committed, Edit, Store
 from discogs_crawler.worker.batch import Batch, Done
 from discogs_crawler.worker.lease_keeper import Leases
 
@@ -23,7 +23,7 @@ class Committer:
         kind: str,
         cleaner: str,
         owner: str,
-        store: AnyStore,
+        store: Store,
         queue: Queue,
         leases: Leases,
         ledger: Ledger | None,
@@ -39,7 +39,7 @@ class Committer:
         leases = batch.leases()
         trailers = {"Reason": batch.reasons(), "Dump": self._dump(), **self._signature}
 
-        def store(changes: list[Change]) -> Committed:
+        def store(changes: list[Edit]) -> Committed:
             return self._store.commit(
                 self._kind, changes, lambda: self._leases.renew(leases), trailers
             )

@@ -25,7 +25,7 @@ from discogs_crawler.errors import ConfigurationError, CrawlerError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import segment_of
-from discogs_crawler.store.layouts import AnyStore, open_store
+from discogs_crawler.store.layouts import Store, open_store
 from discogs_crawler.worker import statusline
 from discogs_crawler.worker.answer_policy import Settler
 from discogs_crawler.worker.batch import Batch
@@ -91,7 +91,7 @@ def crawl(settings: Settings, task: CrawlTask, stop: Stop) -> CrawlOutcome:
 class _Parts(NamedTuple):
     """What a worker is made of."""
 
-    store: AnyStore
+    store: Store
     queue: Queue
     limiter: Limiter
     leases: Leases

@@ -13,7 +13,7 @@ from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
-from discogs_crawler.store import git
+from discogs_crawler.store import git_process
 from discogs_crawler.store.layouts import open_store
 
 
@@ -60,7 +60,7 @@ def _ledger(settings: Settings, kind: str) -> str:
 
 def _store(settings: Settings, kind: str) -> str:
     version = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False)
-    git.check_version()
+    git_process.check_version()
     try:
         tip = open_store(settings, create=False).tip()
     except ConfigurationError:
