@@ -429,7 +429,7 @@ def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatc
 def test_a_git_that_is_killed_is_no_fault_of_the_configuration(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = f'case "$*" in {command}*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"'
+    script = f'case " $* " in *" {command} "*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"'
     monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
     git_process.check_version.cache_clear()
     with pytest.raises(Unavailable):

@@ -23,6 +23,7 @@ from discogs_crawler.export.revisions import StoreSource, submodule_folder
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import git_process, objects
 from discogs_crawler.store.git_process import gist, without_login
+from discogs_crawler.store.objects import GITLINK
 
 # Where the tip of the remote's default branch is kept.
 TIP = "refs/heads/main"
@@ -150,7 +151,7 @@ def of_url(url: str, folder: Path) -> StoreSource:
     target = _place(folder, name)
     with locks.exclusive(target.with_suffix(".lock"), f"the copy of {name}", wait=True):
         _update(target, url)
-        pins = _submodules(target)
+        pins = objects.segments(target, TIP, GITLINK)
         urls = _submodule_urls(target, url) if pins else {}
         for path, pinned in pins.items():
             if path not in urls:
@@ -175,16 +176,6 @@ def _fetch(folder: Path, *arguments: str, name: str, names: bytes = b"") -> None
     done = git_process.call(folder, *command, *arguments, stdin=names, network=True)
     if done.returncode:
         raise Unavailable(f"{name}: {gist(done.stderr.decode(errors='replace'))}")
-
-
-def _submodules(folder: Path) -> dict[str, str]:
-    """The paths of the submodules that are segments, and the commits that the tip pins."""
-    kinds = [f"{kind}/" for kind in KINDS]
-    listing = git_process.run(folder, "ls-tree", "--full-tree", TIP, *kinds)
-    pins = re.findall(
-        r"^160000 commit ([0-9a-f]+)\t(\w+/(\w+))$", listing.decode(errors="replace"), re.MULTILINE
-    )
-    return {path: pinned for pinned, path, name in pins if is_segment_name(name)}
 
 
 def _submodule_urls(folder: Path, url: str) -> dict[str, str]:

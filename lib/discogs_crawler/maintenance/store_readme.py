@@ -85,17 +85,19 @@ One million numbers as files (here the releases 13000000 to 13999999):
 def update(store: Store, ledger: Ledger | None, version: str, branch: str) -> bool:
     """Commit the README if records have changed since it was written; whether that was so."""
 
+    top = store.top
+
     def attempt() -> str | Pushed | None:
-        base = store.refresh()
+        base = top.refresh()
         if base is None or _is_ours(store, base):
             return None
         text = render(store, base, ledger, version, branch).encode()
         before = fast_import.stored(store.repository, base, ["README.md"])
         if before.get("README.md") == fast_import.blob_id(text):
             return None
-        return store.publish(base, [Entry("README.md", text)], "README: counts and dates\n")
+        return top.publish(base, [Entry("README.md", text)], "README: counts and dates\n")
 
-    return store.retried(attempt) is not None
+    return top.retried(attempt) is not None
 
 
 def _is_ours(store: Store, commit: str) -> bool:

@@ -9,7 +9,6 @@ import errno
 import os
 import secrets
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from git import Repo, SymbolicReference
 from git.exc import GitError
 
 from discogs_crawler import locks
-from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.store import git_process
 from discogs_crawler.store.git_process import Finished
 
@@ -117,11 +116,9 @@ class Repository:
             )
         self.run("symbolic-ref", "HEAD", f"refs/heads/{branch}")
 
-    def run(
-        self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str] | None = None
-    ) -> bytes:
+    def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """See `git_process.run`."""
-        return git_process.run(self.path, *arguments, stdin=stdin, extra=extra)
+        return git_process.run(self.path, *arguments, stdin=stdin)
 
     def call(self, *arguments: str, stdin: bytes = b"", pass_fds: Sequence[int] = ()) -> Finished:
         """See `git_process.call`."""
@@ -156,25 +153,15 @@ def create(path: Path, branch: str, layout: str) -> Repository:
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        command = ["git", "init", "--quiet", "--bare", "--template="]
-        command += [f"--initial-branch={branch}", str(made)]
-        subprocess.run(
-            command, env=git_process.environment(), capture_output=True, text=True, check=True
-        )
+        options = ("--quiet", "--bare", "--template=", f"--initial-branch={branch}")
+        git_process.run(made, "init", *options)
         Repository(made).configure(CONFIGURATION | {"crawler.layout": layout})
         made.rename(path)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, CrawlerError) as error:
         shutil.rmtree(made, ignore_errors=True)
         # Somebody else may have made it at the same time.
         if not (path / "HEAD").exists():
-            reason = git_process.gist(getattr(error, "stderr", "") or _text(error))
-            raised = Unavailable if _is_passing(error) else ConfigurationError
-            raise raised(f"{path}: cannot be made: {reason}") from error
+            is_passing = isinstance(error, Unavailable) or getattr(error, "errno", 0) in _PASSING
+            raised = Unavailable if is_passing else ConfigurationError
+            raise raised(f"{path}: cannot be made: {_text(error)}") from error
     return Repository(path)
-
-
-def _is_passing(error: OSError | subprocess.CalledProcessError) -> bool:
-    """Whether the machine is only short of something now: then processes are killed, too."""
-    if isinstance(error, OSError):
-        return error.errno in _PASSING
-    return error.returncode < 0

@@ -92,7 +92,6 @@ def call(
     folder: Path,
     *arguments: str,
     stdin: bytes = b"",
-    extra: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     network: bool = False,
 ) -> Finished:
@@ -102,7 +101,7 @@ def call(
             _command(folder, arguments),
             input=stdin,
             capture_output=True,
-            env=environment(network=network) | dict(extra or {}),
+            env=environment(network=network),
             pass_fds=pass_fds,
             check=False,
         )
@@ -112,12 +111,11 @@ def run(
     folder: Path,
     *arguments: str,
     stdin: bytes = b"",
-    extra: Mapping[str, str] | None = None,
     codes: Collection[int] = (0,),
     network: bool = False,
 ) -> bytes:
     """What `git ARGUMENTS` prints. Raises what `failure` makes of an exit status not in `codes`."""
-    done = call(folder, *arguments, stdin=stdin, extra=extra, network=network)
+    done = call(folder, *arguments, stdin=stdin, network=network)
     if done.returncode not in codes:
         raise failure(folder, arguments, done.returncode, done.stderr)
     return done.stdout

@@ -8,7 +8,7 @@ from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.store import conversion, git, git_process
-from discogs_crawler.store.fast_import import Entry, Pushed
+from discogs_crawler.store.fast_import import Pushed
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.remote import CRAWL, Remote, is_partial
 from discogs_crawler.store.single import Committed, Edit, SingleStore, Span
@@ -20,30 +20,20 @@ __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_
 class Store(Protocol):
     """What both layouts can; `SingleStore` says of each method what it promises."""
 
-    @property
-    def layout(self) -> str: ...
+    layout: str
+    repository: Repository
 
     @property
-    def repository(self) -> Repository: ...
-
+    def top(self) -> SingleStore: ...
     def tip(self) -> str | None: ...
-
-    def refresh(self) -> str | None: ...
-
     def settle(self) -> str | None: ...
-
     def settled_tip(self, part: SingleStore) -> str | Pushed: ...
-
     def pin(
         self, tips: Mapping[str, str | None], trailers: Mapping[str, str] | None = None
     ) -> str | None: ...
-
     def parts(self) -> list[SingleStore]: ...
-
     def repositories(self) -> list[Repository]: ...
-
     def spans(self, old: str | None, new: str) -> Iterator[Span]: ...
-
     def commit(
         self,
         kind: str,
@@ -51,13 +41,7 @@ class Store(Protocol):
         still_ours: Callable[[], Collection[int]],
         trailers: Mapping[str, str],
     ) -> Committed: ...
-
-    def publish(self, base: str | None, entries: Iterable[Entry], message: str) -> str | Pushed: ...
-
-    def retried(self, attempt: Callable[[], str | Pushed | None]) -> str | None: ...
-
     def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]: ...
-
     def ids(self, kind: str) -> Iterator[int]: ...
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import git_process
 
 # The name that every Git knows for a tree without entries: what there was before the first commit.
@@ -51,6 +52,14 @@ def differences(
                 yield Difference._make([*fields[:4], prefix + fields[4]])
                 end = match.end()
             rest = rest[end:]
+
+
+def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
+    """The paths (`releases/13`) of the segments that have this mode, and their objects."""
+    command = ("ls-tree", "--full-tree", revision, *(f"{kind}/" for kind in KINDS))
+    listing = git_process.run(folder, *command).decode(errors="replace")
+    found = re.findall(rf"^{mode} \w+ ([0-9a-f]+)\t(\w+/(\w+))$", listing, re.MULTILINE)
+    return {path: oid for oid, path, name in found if is_segment_name(name)}
 
 
 def contents(folder: Path, names: Sequence[str]) -> Iterator[bytes | None]:

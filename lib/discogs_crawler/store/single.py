@@ -132,6 +132,11 @@ class SingleStore:
         """The revision up to which consumers may read now; None if the store is empty."""
         return self.refresh()
 
+    @property
+    def top(self) -> "SingleStore":
+        """The one whose revisions consumers read."""
+        return self
+
     def parts(self) -> list["SingleStore"]:
         """The stores of single repositories that this one consists of."""
         return [self]
@@ -206,23 +211,21 @@ class SingleStore:
                 result = Pushed(Reply.UNKNOWN, str(error))
             if not isinstance(result, Pushed):
                 return result
-            down = Unavailable(result.why)
+            why = result.why
             if result.reply is Reply.UNKNOWN:
                 while_down()
                 if self._remote is None or self._stop:
-                    raise down
-                log.warning("%s; trying again", down)
+                    raise Unavailable(why)
+                log.warning("%s; trying again", why)
                 sleep, wait_s = self._stop.wait, min(DOWN_S, 2 ** min(number, 10))
             else:
-                log.info("%s: again on the new tip: %s", self.repository.path, result.why)
-                if result.reply is Reply.LOCKED:
-                    stale_locks.remove_locks(self.repository)
-                down = Unavailable(
-                    f"{self.repository.path}: others always commit first: {result.why}"
-                )
+                log.info("%s: again on the new tip: %s", self.repository.path, why)
                 sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
+                why = f"{self.repository.path}: others always commit first: {why}"
+            if result.reply is Reply.LOCKED:
+                stale_locks.remove_locks(self.repository)
             if time.monotonic() + wait_s > deadline:
-                raise down
+                raise Unavailable(why)
             sleep(random.uniform(0.5, 1) * wait_s)
         raise AssertionError("unreachable")
 

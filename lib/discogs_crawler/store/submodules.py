@@ -5,18 +5,15 @@ same. Workers commit to those repositories; the superproject `STORE/discogs.git`
 each, and is what consumers clone and read. It is advanced by whoever reads, under a lock.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from discogs_crawler import locks
 from discogs_crawler.records import KINDS, segment_of
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, git, objects
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.objects import EMPTY_TREE
+from discogs_crawler.store.objects import EMPTY_TREE, GITLINK
 from discogs_crawler.store.single import Committed, Edit, SingleStore, Span
-
-_PIN = re.compile(r"160000 commit ([0-9a-f]{40})\t(.+)")
 
 
 class SubmoduleStore:
@@ -27,19 +24,14 @@ class SubmoduleStore:
     def __init__(self, superproject: Repository, branch: str, main: str, author: Author) -> None:
         self.repository = superproject
         self.author = author
-        self.prefix = ""
         self._folder = superproject.path.parent
         self._branch = branch
         self._main = main
-        self._top = SingleStore(superproject, main, main, author)
+        self.top = SingleStore(superproject, main, main, author)
 
     def tip(self) -> str | None:
         """The newest commit of the superproject, None if nothing was pinned yet."""
-        return self._top.tip()
-
-    def refresh(self) -> str | None:
-        """The same as `tip`: this layout has no remote."""
-        return self.tip()
+        return self.top.tip()
 
     def settle(self) -> str | None:
         """Pin what is committed by now; the commit of the superproject that has it."""
@@ -50,7 +42,7 @@ class SubmoduleStore:
     ) -> str | None:
         """Let the superproject have these commits, by prefix (`releases/13/`); its new tip."""
         with locks.exclusive(self._folder / "pins.lock", "pinning", wait=True):
-            return self._top.retried(lambda: self._pin(tips, trailers or {}))
+            return self.top.retried(lambda: self._pin(tips, trailers or {}))
 
     def _pin(
         self, tips: Mapping[str, str | None], trailers: Mapping[str, str]
@@ -61,17 +53,14 @@ class SubmoduleStore:
         moved = {path: tip for path, tip in sorted(wanted.items()) if before.get(path) != tip}
         if not moved:
             return base
-        entries = [Entry(path, None, tip, "160000") for path, tip in moved.items()]
+        entries = [Entry(path, None, tip, GITLINK) for path, tip in moved.items()]
         entries.append(Entry(".gitmodules", _gitmodules({*before, *wanted})))
         subject = f"pins: {', '.join(list(moved)[:5])}" + (", ..." if len(moved) > 5 else "")
-        return self._top.publish(base, entries, fast_import.describe(subject, trailers))
+        return self.top.publish(base, entries, fast_import.describe(subject, trailers))
 
     def pins(self, revision: str | None) -> dict[str, str]:
         """The commits that a commit of the superproject pins, by path (`releases/13`)."""
-        if revision is None:
-            return {}
-        listing = self.repository.run("ls-tree", "-r", revision).decode()
-        return {match[2]: match[1] for match in map(_PIN.fullmatch, listing.splitlines()) if match}
+        return objects.segments(self.repository.path, revision, GITLINK) if revision else {}
 
     def parts(self) -> list[SingleStore]:
         """The stores of the segments, in the order of kinds and numbers."""
@@ -138,14 +127,6 @@ class SubmoduleStore:
                 {**done.segments, segment: more.revision},
             )
         return done
-
-    def publish(self, base: str | None, entries: Iterable[Entry], message: str) -> str | Pushed:
-        """Put files that are not records into the superproject; see `SingleStore.publish`."""
-        return self._top.publish(base, entries, message)
-
-    def retried(self, attempt: Callable[[], str | Pushed | None]) -> str | None:
-        """See `SingleStore.retried`."""
-        return self._top.retried(attempt)
 
     def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
         """Those of the records that are stored."""

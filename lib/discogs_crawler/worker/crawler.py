@@ -175,7 +175,7 @@ class _Crawler:
     def _check_store(self) -> None:
         """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
         store, ledger = self._parts.store, self._parts.ledger
-        store.refresh()
+        store.top.refresh()
         if ledger is None or any(part.tip() for part in store.parts()):
             return
         query = "SELECT ifnull(sum(records), 0) FROM counts WHERE state = 'stored'"
