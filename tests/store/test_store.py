@@ -15,9 +15,9 @@ from discogs_crawler import config
 from discogs_crawler.api import exact_json
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
-from discogs_crawler.records import record_path
-from discogs_crawler.store import git, git_process, layouts, stale_locks
-from discogs_crawler.store.fast_import import Pushed, Reply
+from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.store import git, git_process, layouts, objects, stale_locks
+from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, Store
 from tests.conftest import ROOT, program
 
@@ -134,6 +134,35 @@ class TestBothLayouts:
         assert done.ids == frozenset()
         assert opened.read("releases", [1]) == {1: record(1, "newer")}
         assert len(asked) == 2
+
+    def test_between_two_revisions_are_the_records_that_differ(self, opened: Store) -> None:
+        put(opened, [1, 2_000_000])
+        old = opened.settle()
+        put(opened, [1], "new")
+        put(opened, [1_000_001])
+        new = opened.settle()
+        assert new
+        found = [
+            difference.path
+            for span in opened.spans(old, new)
+            for difference in objects.differences(
+                span.repository.path, span.old, span.new, prefix=span.prefix
+            )
+        ]
+        records = {path for path in found if parse_record_path(path)}
+        assert records == {record_path("releases", 1), record_path("releases", 1_000_001)}
+
+    def test_a_part_is_committed_to_where_readers_are(self, opened: Store) -> None:
+        put(opened, [1, 1_000_001])
+        for part, number in zip(opened.parts(), (1, 1_000_001), strict=False):
+            base = opened.settled_tip(part)
+            assert base == part.tip()
+            path = record_path("releases", number).removeprefix(part.prefix)
+            made = part.publish(base, [Entry(path, record(number, "new"))], "by hand\n")
+            assert isinstance(made, str)
+            pinned = opened.pin({part.prefix: made})
+            assert pinned == opened.tip() == opened.settle() == opened.top.tip()
+            assert opened.read("releases", [number]) == {number: record(number, "new")}
 
     def test_the_message_says_what_and_why(self, opened: Store) -> None:
         put(opened, [1, 2])

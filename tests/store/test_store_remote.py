@@ -232,6 +232,26 @@ def test_an_answer_that_was_lost_counts_once(
     assert (done.changed, done.revision) == ({2}, tip_of(bare))
 
 
+def test_of_two_pushes_without_an_answer_the_first_may_arrive(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "DOWN_S", 0.05)
+    machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    put(machine_a, [1])
+    push = remote.Remote.push
+    sent: list[str] = []
+
+    def late(self: remote.Remote, commit: str, branch: str) -> Pushed:
+        if sent:
+            push(self, sent[0], branch)
+        sent.append(commit)
+        return Pushed(Reply.UNKNOWN, "cut")
+
+    monkeypatch.setattr(remote.Remote, "push", late)
+    done = put(machine_a, [2])
+    assert (done.changed, done.revision, len(sent)) == ({2}, tip_of(bare), 2)
+
+
 def test_branches_reach_the_remote_too(tmp_path: Path, bare: Path) -> None:
     put(opened(machine(tmp_path, "a", f"file://{bare}")), [1])
     branch = opened(machine(tmp_path, "b", f"file://{bare}"), branch="two")

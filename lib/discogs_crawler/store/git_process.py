@@ -56,7 +56,8 @@ _ISOLATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 _FULL = re.compile(r"No space left on device|Out of diskspace|Disk quota exceeded|File too large")
 _DENIED = re.compile(r"Permission denied|Read-only file system|Operation not permitted")
 _COMPLAINTS = ("fatal:", "error:", "!", "remote: error")
-_LOGIN = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@")
+# Within a text a blank ends a URL.
+_LOGIN = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@|(?<=://)[^/?#\s]*@")
 
 Finished = subprocess.CompletedProcess[bytes]
 

@@ -154,7 +154,6 @@ class Remote:
     def _join(self, *, look_again: bool = True) -> Pushed:
         """Let each branch here follow the remote's, or the remote's follow ours."""
         ours, theirs = self._branches(HEADS), self._branches(TRACKING)
-        partial = is_partial(self._repository)
         for name in sorted(ours | theirs, key=lambda name: (name != self._main, name)):
             here, there = ours.get(name), theirs.get(name)
             if here == there:
@@ -168,7 +167,7 @@ class Remote:
                 joined = fast_import.move(self._repository, HEADS + name, here, None)
             elif here and there and not self._contains(here, there):
                 raise self._stranger(name, here, there)
-            elif here and not partial:
+            elif here and not is_partial(self._repository):
                 joined = self._give(name, here)
             elif here and name == self._main:
                 if not look_again:
