@@ -8,6 +8,7 @@ times as much as the line feeds, and would make us slower than Git.
 
 import collections
 import contextlib
+import fcntl
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,9 +34,11 @@ FETCH_AT_ONCE = 10_000
 # Git takes twice as long to unpack a record as we to pass it on, so two of them feed us.
 READERS = 2
 
-# Records asked for at once. Their requests (74 bytes with an object's name of SHA-256) fit into any
-# pipe, which has a page at least, so that nobody waits for a Git that waits for us.
-GROUP = 50
+# Records asked for at once: about as many (1 MB) as the pipe takes while the other one is read.
+GROUP = 200
+
+# A request to `cat-file`: `contents`, an object's name (of a SHA-256 repository), a line feed.
+_REQUEST = 74
 
 # The largest record known has 2 MB; what a stranger's store has beyond this is not read.
 LARGEST_B = 1 << 24
@@ -225,8 +228,9 @@ def read_records(
 ) -> Iterator[tuple[Change, bytes | None]]:
     """Each change with what the record now says and a line feed (None: deleted).
 
-    `git cat-file` puts the line feed there. READERS of them unpack groups of records in turn; one
-    gets its next group when the last was read.
+    `git cat-file` puts the line feed there. READERS of them unpack groups of records in turn.
+    Requests run ahead of the answers by two groups for each, which its pipe has room for: so no
+    side waits for the other for ever.
     """
     with contextlib.ExitStack() as stack:
         command = ("cat-file", "--batch-command", "--buffer")
@@ -234,14 +238,16 @@ def read_records(
             stack.enter_context(git_process.running(subtree.folder, *command))
             for _ in range(READERS)
         ]
+        room = min(fcntl.fcntl(reader.stdin, fcntl.F_GETPIPE_SZ) for reader in readers)
+        size = max(1, min(GROUP, room // _REQUEST // 2 - 1))
         asked: collections.deque[tuple[Sequence[Change], IO[bytes]]] = collections.deque()
-        for group, reader in zip(_groups(changes, GROUP), itertools.cycle(readers), strict=False):
-            if len(asked) == READERS:
-                yield from _answers(subtree, *asked.popleft(), foreign=foreign)
+        for group, reader in zip(_groups(changes, size), itertools.cycle(readers), strict=False):
             requests = "".join(f"contents {change.blob}\n" for change in group if change.blob)
             reader.stdin.write(requests.encode() + b"flush\n")
             reader.stdin.flush()
             asked.append((group, reader.stdout))
+            if len(asked) == 2 * READERS:
+                yield from _answers(subtree, *asked.popleft(), foreign=foreign)
         for group, stream in asked:
             yield from _answers(subtree, group, stream, foreign=foreign)
 

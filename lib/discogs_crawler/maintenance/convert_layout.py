@@ -133,14 +133,9 @@ def _build(
 
 def _in_order(source: Repository, revisions: list[str]) -> list[str]:
     """The commits among `revisions` that exist, each once, oldest first."""
-    found = {
-        r for r in revisions if source.call("cat-file", "-e", f"{r}^{{commit}}").returncode == 0
-    }
-    if not found:
-        return []
-    listing = source.run("rev-list", "--topo-order", "--reverse", "--no-walk=unsorted", *found)
-    ages = {r: int(source.run("rev-list", "--count", r)) for r in listing.decode().split()}
-    return sorted(ages, key=lambda revision: ages[revision])
+    found = objects.look_up(source.path, [f"{revision}^{{commit}}" for revision in revisions])
+    commits = sorted({commit for commit in found if commit})
+    return sorted(commits, key=lambda commit: int(source.run("rev-list", "--count", commit)))
 
 
 def _snapshot(source: Repository, path: str, tree: str, author: Author) -> str:

@@ -277,8 +277,6 @@ def _starting() -> Iterator[None]:
     except FileNotFoundError:
         raise ConfigurationError("no git found: install it (Debian: apt install git)") from None
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         raise Unavailable(f"git cannot be run: {error.strerror or error}") from error
 
 

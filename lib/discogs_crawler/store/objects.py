@@ -24,7 +24,7 @@ ABSENT = "000000"
 # Bytes that are read at once.
 _BLOCK = 1 << 18
 
-_RAW = re.compile(rb":(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) [A-Z]\0([^\0]+)\0")
+_RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
 
 
 class Difference(NamedTuple):
@@ -48,8 +48,8 @@ def differences(
             rest += block
             end = 0
             for match in _RAW.finditer(rest):
-                fields = [text.decode(errors="replace") for text in match.groups()]
-                yield Difference._make([*fields[:4], prefix + fields[4]])
+                path = prefix + match[2].decode(errors="replace")
+                yield Difference._make((*match[1].decode().split(" "), path))
                 end = match.end()
             rest = rest[end:]
 

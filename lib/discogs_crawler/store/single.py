@@ -19,11 +19,11 @@ from typing import NamedTuple, TypeVar
 from discogs_crawler import clock
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import Unavailable
-from discogs_crawler.records import is_segment_name, parse_record_path, record_path, segment_of
+from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.store import fast_import, objects, stale_locks
 from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed, Reply
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.objects import EMPTY_TREE
+from discogs_crawler.store.objects import EMPTY_TREE, FOLDER
 from discogs_crawler.store.remote import CRAWL, HEADS, Remote
 
 log = logging.getLogger(__name__)
@@ -310,10 +310,9 @@ class SingleStore:
         if self.prefix:
             folders = [""] if self.prefix.startswith(f"{kind}/") else []
         else:
-            listing = self.repository.run("ls-tree", "-d", "--name-only", tip, f"{kind}/")
-            paths = listing.decode(errors="replace").splitlines()
-            names = [path.rpartition("/")[2] for path in paths]
-            folders = [f"{kind}/{name}" for name in sorted(filter(is_segment_name, names), key=int)]
+            paths = objects.segments(self.repository.path, tip, FOLDER)
+            folders = sorted(paths, key=lambda path: int(path.rpartition("/")[2]))
+            folders = [path for path in folders if path.startswith(f"{kind}/")]
         for folder in folders:
             yield from self._ids_below(tip, folder)
 
