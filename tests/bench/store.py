@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, git, git_process
 from discogs_crawler.store.fast_import import Entry
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.layouts import Edit, SingleStore
@@ -77,7 +77,7 @@ def batches(records: int, size: int, rounds: int, *, sequential: bool) -> Iterat
 
 def by_hand(repository: Repository, changes: list[Edit]) -> None:
     """The least that must be done: look the old blobs up, import the new ones."""
-    environment = git.environment()
+    environment = git_process.environment()
     start = ["git", f"--git-dir={repository.path}"]
     tip = repository.tip("refs/heads/main")
     names = "".join(f"{tip}:{record_path('releases', c.id)}\n" for c in changes).encode()

@@ -20,7 +20,7 @@ from discogs_crawler.store.objects import (
     FOLDER,
     GITLINK,
     TECHNICAL,
-    Difference,
+    TreeDifference,
 )
 
 
@@ -119,7 +119,7 @@ def subtrees(
                 yield from _subtree(folder, kind.path, entry, left_out)
 
 
-def _entries(folder: Path, old: str, new: str) -> list[Difference]:
+def _entries(folder: Path, old: str, new: str) -> list[TreeDifference]:
     return list(objects.differences(folder, old, new, recursive=False))
 
 
@@ -127,7 +127,9 @@ def _tree(mode: str, oid: str, *, wanted: str = FOLDER) -> str:
     return oid if mode == wanted else EMPTY_TREE
 
 
-def _subtree(folder: Path, kind: str, entry: Difference, left_out: LeftOut) -> Iterator[Subtree]:
+def _subtree(
+    folder: Path, kind: str, entry: TreeDifference, left_out: LeftOut
+) -> Iterator[Subtree]:
     path = f"{kind}/{entry.path}"
     modes = {entry.old_mode, entry.new_mode} & {FOLDER, GITLINK}
     is_one = is_segment_name(entry.path)

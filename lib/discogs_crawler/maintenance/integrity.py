@@ -19,7 +19,7 @@ from discogs_crawler.records import parse_record_path, record_path
 from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
-from discogs_crawler.store.objects import ABSENT, FILE, GITLINK, Difference
+from discogs_crawler.store.objects import ABSENT, FILE, GITLINK, TreeDifference
 
 # Records read at once: a megabyte or two.
 BLOCK = 500
@@ -64,7 +64,7 @@ def records(store: Store, revision: str | None, since: str | None = None) -> Ite
                 yield _failed(repository, error)
 
 
-def _judge_block(repository: Repository, files: Sequence[Difference]) -> Iterator[Fault]:
+def _judge_block(repository: Repository, files: Sequence[TreeDifference]) -> Iterator[Fault]:
     blobs = objects.contents(repository.path, [file.new for file in files])
     for file, data in zip(files, blobs, strict=True):
         fault = _fault(file, data)
@@ -72,7 +72,7 @@ def _judge_block(repository: Repository, files: Sequence[Difference]) -> Iterato
             yield Fault(file.path, fault)
 
 
-def _fault(file: Difference, data: bytes | None) -> str:
+def _fault(file: TreeDifference, data: bytes | None) -> str:
     """What is wrong with a file, "" if nothing is."""
     if file.path in OTHERS:
         return ""

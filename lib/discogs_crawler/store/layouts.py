@@ -11,7 +11,7 @@ from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.fast_import import Pushed
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.remote import CRAWL, Remote, is_partial
-from discogs_crawler.store.single import Committed, Edit, SingleStore, Span
+from discogs_crawler.store.single import Committed, Edit, SingleStore, TreePair
 from discogs_crawler.store.submodules import SubmoduleStore
 
 __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_store"]
@@ -33,7 +33,7 @@ class Store(Protocol):
     ) -> str | None: ...
     def parts(self) -> list[SingleStore]: ...
     def repositories(self) -> list[Repository]: ...
-    def spans(self, old: str | None, new: str) -> Iterator[Span]: ...
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]: ...
     def commit(
         self,
         kind: str,

@@ -27,7 +27,7 @@ _BLOCK = 1 << 18
 _RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
 
 
-class Difference(NamedTuple):
+class TreeDifference(NamedTuple):
     """A path at which two trees differ: modes (ABSENT: nothing there) and objects."""
 
     old_mode: str
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 def differences(
     folder: Path, old: str, new: str, *, prefix: str = "", recursive: bool = True
-) -> Iterator[Difference]:
+) -> Iterator[TreeDifference]:
     """The files that differ between two trees that lie at `prefix`, or only their entries."""
     options = ["-r"] * recursive + ["--raw", "--no-abbrev", "--no-renames", "-z"]
     with git_process.running(folder, "diff-tree", *options, old, new) as pipes:
@@ -49,7 +49,7 @@ def differences(
             end = 0
             for match in _RAW.finditer(rest):
                 path = prefix + match[2].decode(errors="replace")
-                yield Difference._make((*match[1].decode().split(" "), path))
+                yield TreeDifference._make((*match[1].decode().split(" "), path))
                 end = match.end()
             rest = rest[end:]
 

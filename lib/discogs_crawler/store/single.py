@@ -75,7 +75,7 @@ class Committed(NamedTuple):
         return self.segments.get(segment_of(record_id), self.revision)
 
 
-class Span(NamedTuple):
+class TreePair(NamedTuple):
     """Two trees to compare, and the path at which they lie in the store."""
 
     repository: Repository
@@ -145,9 +145,9 @@ class SingleStore:
         """All repositories of the store."""
         return [self.repository]
 
-    def spans(self, old: str | None, new: str) -> Iterator[Span]:
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]:
         """Where the trees are that differ between two revisions of the store."""
-        yield Span(self.repository, "", old or EMPTY_TREE, new)
+        yield TreePair(self.repository, "", old or EMPTY_TREE, new)
 
     def settled_tip(self, part: "SingleStore") -> str | Pushed:
         """The tip of one of `parts`, to commit on so that `pin` has nothing else to pin."""

@@ -13,7 +13,7 @@ from discogs_crawler.store import fast_import, git, objects
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.objects import EMPTY_TREE, GITLINK
-from discogs_crawler.store.single import Committed, Edit, SingleStore, Span
+from discogs_crawler.store.single import Committed, Edit, SingleStore, TreePair
 
 
 class SubmoduleStore:
@@ -74,15 +74,15 @@ class SubmoduleStore:
         """All repositories of the store."""
         return [self.repository, *(part.repository for part in self.parts())]
 
-    def spans(self, old: str | None, new: str) -> Iterator[Span]:
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]:
         """The superproject, then the parts whose pins differ."""
-        yield Span(self.repository, "", old or EMPTY_TREE, new)
+        yield TreePair(self.repository, "", old or EMPTY_TREE, new)
         before = self.pins(old)
         parts = {part.prefix: part.repository for part in self.parts()}
         for path, pinned in self.pins(new).items():
             prefix = f"{path}/"
             if before.get(path) != pinned and prefix in parts:
-                yield Span(parts[prefix], prefix, before.get(path, EMPTY_TREE), pinned)
+                yield TreePair(parts[prefix], prefix, before.get(path, EMPTY_TREE), pinned)
 
     def settled_tip(self, part: SingleStore) -> str | Pushed:
         """See `SingleStore.settled_tip`: one that is pinned."""
