@@ -75,6 +75,18 @@ def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
     )
 
 
+def test_a_damaged_repository_is_bad_data_and_moves_nobody(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    tree = git(store.folder, "rev-parse", "main:releases/00/00")
+    lost = store.folder / "objects" / tree[:2] / tree[2:]
+    away = lost.rename(lost.with_suffix(".away"))
+    failed = export()
+    assert (failed.returncode, failed.stdout) == (65, "")
+    assert failed.stderr.startswith(f"export_changes.py: {store.folder}: git diff-tree: fatal: ")
+    away.rename(lost)
+    assert export().stdout == paths(1)
+
+
 def test_consumers_do_not_know_of_each_other(store: SingleStore, export: Run) -> None:
     store.commit({("releases", 1): record(1), ("artists", 5): record(5)})
     assert export("--consumer", "a").stdout == paths(1)
