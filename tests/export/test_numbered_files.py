@@ -422,7 +422,11 @@ def test_all_kinds_in_both_layouts(
     where = ("--repository", str(store.folder), "--kind", "all")
     reader = Reader(folder)
     store.commit(
-        {("releases", 1): record(1), ("artists", 1): record(1), ("labels", 2_000_001): record(2)}
+        {
+            ("releases", 1): record(1),
+            ("artists", 1): record(1),
+            ("labels", 2_000_001): record(2_000_001),
+        }
     )
     assert export(*where).returncode == 0
     store.commit({("releases", 1): None, ("masters", 5): record(5)})

@@ -105,11 +105,12 @@ class TestBothLayouts:
         assert again[:6] == (first.revision, frozenset({1, 2}), frozenset(), 0, 0, 0)
 
     def test_only_what_differs_is_committed(self, opened: Store) -> None:
-        put(opened, [1, 2, 3])
+        put(opened, [1, 2, 3, 5])
         batch = [Edit(1, record(1)), Edit(2, record(2, "x")), Edit(3, None), Edit(4, None)]
+        batch.append(Edit(5, record(5, "x")))
         done = opened.commit("releases", batch, everything, {})
-        assert done.changed == {2, 3}
-        assert done[3:6] == (0, 1, 1)
+        assert done.changed == {2, 3, 5}
+        assert done[3:6] == (0, 2, 1)
         assert opened.read("releases", [1, 2, 3, 4]) == {1: record(1), 2: record(2, "x")}
 
     def test_what_is_no_longer_ours_is_left_alone(self, opened: Store) -> None:
@@ -440,6 +441,13 @@ def test_errors_are_one_line(plain: Settings) -> None:
         put(opened, [2])
     assert "\n" not in str(caught.value)
     assert str(opened.repository.path) in str(caught.value)
+
+
+def test_a_branch_moves_only_forward(plain: Settings) -> None:
+    opened = layouts.open_store(plain)
+    first, second = put(opened, [1]).revision, put(opened, [2]).revision
+    assert opened.top.advance(first).reply is Reply.MOVED
+    assert opened.tip() == second
 
 
 def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_push_that_was_killed_without_a_word_completes_nothing(
 
 
 def test_a_remote_that_comes_back_gets_the_batch(
-    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(single, "DOWN_S", 0.05)
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
@@ -209,6 +209,7 @@ def test_a_remote_that_comes_back_gets_the_batch(
     done = machine_a.commit("releases", changes([1]), still_ours, {})
     assert tip_of(bare) == done.revision
     assert len(renewed) == 4, "leases are renewed while it is down"
+    assert [text.endswith("; trying again") for text in caplog.messages] == [True] * 3
 
 
 def test_an_answer_that_was_lost_counts_once(
