@@ -233,6 +233,17 @@ def test_an_answer_that_was_lost_counts_once(
     assert (done.changed, done.revision) == ({2}, tip_of(bare))
 
 
+def test_a_remote_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FETCH_S", 0.3)
+    monkeypatch.setenv("GIT_SSH_COMMAND", "sleep 60 #")
+    machine_a = opened(machine(tmp_path, "a", "ssh://host.invalid/discogs.git"))
+    machine_a.patience_s = 0
+    with pytest.raises(Unavailable, match="cannot be reached: no answer to git fetch"):
+        put(machine_a, [1])
+
+
 def test_of_two_pushes_without_an_answer_the_first_may_arrive(
     tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

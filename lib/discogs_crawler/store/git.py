@@ -133,7 +133,8 @@ class Repository:
         try:
             yield
         except (GitError, OSError) as error:
-            said = _text(error).encode()
+            is_one = (self.path / "objects").is_dir()
+            said = _text(error).encode() if is_one else b"not a git repository"
             raise git_process.failure(self.path, ("config",), 128, said) from error
 
 
