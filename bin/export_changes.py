@@ -78,16 +78,16 @@ from discogs_crawler import clock
 from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, UsageError
-from discogs_crawler.export import delivery, numbered_files
+from discogs_crawler.export import delivery, numbered_files, revisions
 from discogs_crawler.export import run as export_run
 from discogs_crawler.export.formats import FORMATS
 from discogs_crawler.export.numbered_files import Target
+from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form, Plan
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import KINDS
-from discogs_crawler.store import history
-from discogs_crawler.store.history import Source
+from discogs_crawler.store import objects
 
 log = logging.getLogger("discogs_crawler.export_changes")
 
@@ -193,17 +193,17 @@ def check_usage(flags: argparse.Namespace) -> None:
         raise UsageError("--format ids: kinds share their numbers; name one with --kind")
 
 
-def table(db: sqlite3.Connection, source: Source) -> str:
+def table(db: sqlite3.Connection, source: StoreSource) -> str:
     """All consumers, one a line."""
     from tabulate import tabulate  # takes as long to load as an export to run
 
-    tip = history.tip_of(source)
+    tip = revisions.tip_of(source)
     rows = [
         (
             known.name,
             known.kind,
             (known.revision or "start")[:12],
-            history.commits_between(source.folder, known.revision, tip),
+            tip and objects.commits_between(source.folder, known.revision, tip),
             clock.iso(known.exported) if known.exported is not None else "never",
             known.records,
             known.sequence or "-",
@@ -217,7 +217,7 @@ def table(db: sqlite3.Connection, source: Source) -> str:
     return tabulate(rows, head, tablefmt="plain", disable_numparse=as_text) + "\n"
 
 
-def reset(db: sqlite3.Connection, source: Source, flags: argparse.Namespace) -> None:
+def reset(db: sqlite3.Connection, source: StoreSource, flags: argparse.Namespace) -> None:
     consumer = consumers.get(db, flags.consumer)
     revision = export_run.resolve(source, flags.reset)
     moved = consumer._replace(repository=source.name, kind=flags.kind or consumer.kind)
@@ -234,7 +234,7 @@ def forget(db: sqlite3.Connection, database: Path, flags: argparse.Namespace) ->
 
 
 def enrol(
-    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, *, keep: bool
+    db: sqlite3.Connection, source: StoreSource, flags: argparse.Namespace, *, keep: bool
 ) -> Consumer:
     """The consumer of the command line; a new one is remembered if `keep`."""
     consumer = export_run.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
@@ -244,7 +244,7 @@ def enrol(
 
 
 def export_changes(
-    db: sqlite3.Connection, source: Source, flags: argparse.Namespace, lock: int
+    db: sqlite3.Connection, source: StoreSource, flags: argparse.Namespace, lock: int
 ) -> Callable[[], None] | None:
     """Write out what is new; what moves the consumer's place, if that is still to be done."""
     consumer = enrol(db, source, flags, keep=not flags.dry_run)

@@ -40,7 +40,7 @@ from discogs_crawler.seeding import dump_lookup, on_demand
 from discogs_crawler.seeding import run as seed_run
 from discogs_crawler.seeding.run import Request, Seeded
 from discogs_crawler.store import layouts
-from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store.layouts import Store
 
 log = logging.getLogger("discogs_crawler.seed_queue")
 
@@ -88,7 +88,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             print(line)
         return EXIT_DONE
 
-    def store() -> AnyStore:
+    def store() -> Store:
         return layouts.open_store(settings, create=settings.store_remote is not None)
 
     stored = None

@@ -1,12 +1,16 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and room in pipes."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
+
+# What a process may ask for on Linux; by default a pipe has a sixteenth.
+PIPE_B = 1 << 20
 
 
 @contextlib.contextmanager
@@ -41,3 +45,13 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def widen(*pipes: IO[bytes]) -> None:
+    """Give each PIPE_B of room, so that neither side waits for the other's turn.
+
+    A user with very many pipes gets no more room, and needs none.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        for pipe in pipes:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_B)

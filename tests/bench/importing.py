@@ -23,7 +23,7 @@ import psutil
 from tabulate import tabulate
 
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, git, objects
 from discogs_crawler.store.git import Repository
 from tests.bench.seed import private_redis
 from tests.bench.split import Measured, Watcher, make_dump
@@ -74,7 +74,7 @@ def finished(repository: Repository, names: list[tuple[int, str]]) -> Iterator[b
     yield b"commit refs/heads/main\ncommitter a <a@localhost> 0 +0000\ndata 0\n"
     for start in range(0, len(names), 1_000):
         part = names[start : start + 1_000]
-        blobs = git.read_blobs(repository, [oid for _, oid in part])
+        blobs = objects.contents(repository.path, [oid for _, oid in part])
         for (record_id, _), data in zip(part, blobs, strict=True):
             assert data is not None
             path = record_path("releases", record_id).encode()

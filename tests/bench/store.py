@@ -24,10 +24,10 @@ from tabulate import tabulate
 
 from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, git, git_process
 from discogs_crawler.store.fast_import import Entry
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import Change, Store
+from discogs_crawler.store.layouts import Edit, SingleStore
 
 AUTHOR = Author("bench", "bench@localhost")
 BATCHES = (1, 100, 1_000)
@@ -55,7 +55,7 @@ def record(number: int, version: int) -> bytes:
     return f'{{\n  "id": {number},\n  "text": {{\n{text}\n  }}\n}}\n'.encode()
 
 
-def fill(store: Store, records: int) -> None:
+def fill(store: SingleStore, records: int) -> None:
     for start in range(1, records + 1, FILL):
         numbers = range(start, min(start + FILL, records + 1))
         entries = [Entry(record_path("releases", n), record(n, 0)) for n in numbers]
@@ -63,7 +63,7 @@ def fill(store: Store, records: int) -> None:
     housekeeping.tidy(store.repository)
 
 
-def batches(records: int, size: int, rounds: int, *, sequential: bool) -> Iterator[list[Change]]:
+def batches(records: int, size: int, rounds: int, *, sequential: bool) -> Iterator[list[Edit]]:
     """New ids in a row, or new versions of random ones."""
     chance = random.Random(size)
     for number in range(rounds):
@@ -72,12 +72,12 @@ def batches(records: int, size: int, rounds: int, *, sequential: bool) -> Iterat
             numbers: Iterable[int] = range(first, first + size)
         else:
             numbers = sorted(chance.sample(range(1, records + 1), min(size, records)))
-        yield [Change(n, record(n, number + 1)) for n in numbers]
+        yield [Edit(n, record(n, number + 1)) for n in numbers]
 
 
-def by_hand(repository: Repository, changes: list[Change]) -> None:
+def by_hand(repository: Repository, changes: list[Edit]) -> None:
     """The least that must be done: look the old blobs up, import the new ones."""
-    environment = git.environment()
+    environment = git_process.environment()
     start = ["git", f"--git-dir={repository.path}"]
     tip = repository.tip("refs/heads/main")
     names = "".join(f"{tip}:{record_path('releases', c.id)}\n" for c in changes).encode()
@@ -92,7 +92,7 @@ def by_hand(repository: Repository, changes: list[Change]) -> None:
     subprocess.run(command, input=b"".join(stream), env=environment, check=True)
 
 
-def median_ms(work: Callable[[list[Change]], object], rounds: Iterable[list[Change]]) -> float:
+def median_ms(work: Callable[[list[Edit]], object], rounds: Iterable[list[Edit]]) -> float:
     times = []
     for changes in rounds:
         started = time.perf_counter()
@@ -103,7 +103,7 @@ def median_ms(work: Callable[[list[Change]], object], rounds: Iterable[list[Chan
 
 def commit_times(folder: Path, records: int, rounds: int) -> list[list[object]]:
     """A row for each batch size and order; store and baseline work on copies, in turn."""
-    ours = Store(git.create(folder / "ours.git", "main", "single"), "main", "main", AUTHOR)
+    ours = SingleStore(git.create(folder / "ours.git", "main", "single"), "main", "main", AUTHOR)
     fill(ours, records)
     rows: list[list[object]] = []
     for sequential in (True, False):
@@ -122,9 +122,9 @@ def commit_times(folder: Path, records: int, rounds: int) -> list[list[object]]:
 
 def in_turn(folder: Path, rounds: int) -> list[list[object]]:
     """New ids on the store that was measured last and on a small one; who waits, both wait."""
-    small = Store(git.create(folder / "small.git", "main", "single"), "main", "main", AUTHOR)
+    small = SingleStore(git.create(folder / "small.git", "main", "single"), "main", "main", AUTHOR)
     fill(small, SMALL)
-    stores = [small, Store(Repository(folder / "ours.git"), "main", "main", AUTHOR)]
+    stores = [small, SingleStore(Repository(folder / "ours.git"), "main", "main", AUTHOR)]
     last = [max(store.ids("releases")) for store in stores]
     rows: list[list[object]] = []
     for size in BATCHES[1:]:
@@ -133,7 +133,7 @@ def in_turn(folder: Path, rounds: int) -> list[list[object]]:
             for number, store in enumerate(stores):
                 first = last[number] + 1
                 last[number] += size
-                changes = [Change(n, record(n, 1)) for n in range(first, first + size)]
+                changes = [Edit(n, record(n, 1)) for n in range(first, first + size)]
                 started = time.perf_counter()
                 store.commit("releases", changes, _all, {})
                 times[number].append(1_000 * (time.perf_counter() - started))
@@ -184,13 +184,13 @@ def _write(tree: Path, number: int, version: int) -> str:
     return str(path)
 
 
-def by_gitpython(repo: Repo, changes: list[Change]) -> None:
+def by_gitpython(repo: Repo, changes: list[Edit]) -> None:
     tree = Path(str(repo.working_tree_dir))
     repo.index.add([_write(tree, change.id, 7) for change in changes])
     repo.index.commit("x", author=Actor("a", "b"), committer=Actor("a", "b"))
 
 
-def by_command(repo: Repo, changes: list[Change]) -> None:
+def by_command(repo: Repo, changes: list[Edit]) -> None:
     tree = Path(str(repo.working_tree_dir))
     paths = "\n".join(_write(tree, change.id, 8) for change in changes).encode()
     add = ["git", "add", "--pathspec-from-file=-"]
@@ -201,13 +201,13 @@ def by_command(repo: Repo, changes: list[Change]) -> None:
 def upkeep(folder: Path, records: int, commits: int) -> list[list[object]]:
     """Packs and bytes before and after a night's maintenance, its time and memory; a clone."""
     repository = Repository(folder / "ours.git")
-    store = Store(repository, "main", "main", AUTHOR)
+    store = SingleStore(repository, "main", "main", AUTHOR)
     last = max(store.ids("releases"))
     for number in range(commits):
         if number and number % COMMITS_A_DAY == 0:
             housekeeping.tidy(repository)
         numbers = range(last + 1 + number * 10, last + 11 + number * 10)
-        store.commit("releases", [Change(n, record(n, 0)) for n in numbers], _all, {})
+        store.commit("releases", [Edit(n, record(n, 0)) for n in numbers], _all, {})
     stored = sum(1 for _ in store.ids("releases"))
     before = _packs_and_bytes(repository)
     started = time.perf_counter()

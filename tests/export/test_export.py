@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from discogs_crawler.errors import BadData, Unavailable
 from discogs_crawler.export import formats
 from discogs_crawler.export import run as export_run
+from discogs_crawler.export.revisions import LeftOut, StoreSource, Subtree
 from discogs_crawler.export.run import Form
 from discogs_crawler.ledger.consumers import Consumer
-from discogs_crawler.store import history
-from discogs_crawler.store.history import LeftOut, Segment, Source
+from discogs_crawler.store import git_process
+from discogs_crawler.store.git_process import GitFailed
 from tests.conftest import program
 from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
 
@@ -33,8 +34,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return LAYOUTS[request.param](tmp_path / "store" / "discogs.git")
 
 
-def source_of(store: Store) -> Source:
-    return Source(store.folder, f"refs/heads/{store.branch}", str(store.folder))
+def source_of(store: Store) -> StoreSource:
+    return StoreSource(store.folder, f"refs/heads/{store.branch}", str(store.folder))
 
 
 def exported(
@@ -337,7 +338,7 @@ def test_a_shallow_clone_exports_all_it_has(tmp_path: Path) -> None:
     store.commit({("releases", 2): record(2)})
     shallow = tmp_path / "shallow.git"
     git(tmp_path, "clone", "-q", "--bare", "--depth=1", f"file://{store.folder}", str(shallow))
-    source = Source(shallow, "HEAD", "shallow")
+    source = StoreSource(shallow, "HEAD", "shallow")
     plan = export_run.plan(Consumer("x", "", "releases"), source, None)
     assert plan is not None
     blocks: list[bytes] = []
@@ -370,19 +371,19 @@ def test_a_git_is_not_waited_for_when_another_one_was_killed(
     """It waits for more to do, as long as its pipe is open."""
     script = f"mkdir {tmp_path}/first 2>&- && kill -9 $$\nexec cat"
     monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
-    monkeypatch.setattr(history, "GOING_S", 0.2)
+    monkeypatch.setattr(git_process, "GOING_S", 0.2)
     with pytest.raises(Unavailable, match="killed by signal 9"), contextlib.ExitStack() as stack:
-        first = stack.enter_context(history.running(tmp_path, "cat-file"))
+        first = stack.enter_context(git_process.running(tmp_path, "cat-file"))
         while not (tmp_path / "first").exists():
             time.sleep(0.01)
-        stack.enter_context(history.running(tmp_path, "cat-file"))
+        stack.enter_context(git_process.running(tmp_path, "cat-file"))
         first.stdin.write(b"x" * 10_000_000)
 
 
 @pytest.mark.parametrize(
     ("ending", "raised", "words"),
     [
-        ("echo 'fatal: no memory' >&2; exit 128", BadData, "fatal: no memory"),
+        ("echo 'fatal: no memory' >&2; exit 128", GitFailed, "fatal: no memory"),
         ("kill -9 $$", Unavailable, "killed by signal 9"),
     ],
 )
@@ -397,8 +398,8 @@ def test_a_git_that_dies_is_neither_an_end_nor_a_reader_that_went(
 ) -> None:
     script = f"echo releases/00/00/00/1.json\n{ending}"
     monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
-    segment = Segment(tmp_path, "releases/00/", "1" * 40, "2" * 40)
+    segment = Subtree(tmp_path, "releases/00/", "1" * 40, "2" * 40)
     with pytest.raises(raised, match=words):
         list(formats.blocks(output_format, segment, "3" * 40, LeftOut(), end=b"\n"))
-    with pytest.raises(raised, match=words), history.running(tmp_path, "cat-file") as pipes:
+    with pytest.raises(raised, match=words), git_process.running(tmp_path, "cat-file") as pipes:
         pipes.stdin.write(b"x" * 10_000_000)

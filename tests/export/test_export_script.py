@@ -19,7 +19,8 @@ from discogs_crawler import config
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.export import delivery, mirror
 from discogs_crawler.ledger import consumers
-from discogs_crawler.store.layouts import Change, open_store
+from discogs_crawler.store import git_process
+from discogs_crawler.store.layouts import Edit, open_store
 from tests.conftest import ROOT, Run
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
 
@@ -72,6 +73,18 @@ def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
     assert export("--format", "status").stdout == (
         "D\treleases/00/00/00/2.json\nA\treleases/00/00/00/3.json\n"
     )
+
+
+def test_a_damaged_repository_is_bad_data_and_moves_nobody(store: SingleStore, export: Run) -> None:
+    store.commit({("releases", 1): record(1)})
+    tree = git(store.folder, "rev-parse", "main:releases/00/00")
+    lost = store.folder / "objects" / tree[:2] / tree[2:]
+    away = lost.rename(lost.with_suffix(".away"))
+    failed = export()
+    assert (failed.returncode, failed.stdout) == (65, "")
+    assert failed.stderr.startswith(f"export_changes.py: {store.folder}: git diff-tree: fatal: ")
+    away.rename(lost)
+    assert export().stdout == paths(1)
 
 
 def test_consumers_do_not_know_of_each_other(store: SingleStore, export: Run) -> None:
@@ -617,8 +630,10 @@ def test_why_records_cannot_be_fetched_is_said(tmp_path: Path) -> None:
 
 
 def test_a_password_in_a_url_stays_with_git() -> None:
-    assert mirror.public_name("https://me:secret@host:8080/a.git") == "https://host:8080/a.git"
-    assert mirror.public_name("git@host:a.git") == "git@host:a.git"
+    assert (
+        git_process.without_login("https://me:secret@host:8080/a.git") == "https://host:8080/a.git"
+    )
+    assert git_process.without_login("git@host:a.git") == "git@host:a.git"
 
 
 @pytest.mark.parametrize(
@@ -639,7 +654,7 @@ def test_relative_urls_of_submodules_are_seen_from_the_superproject(
 def stored(environment: dict[str, str], numbers: Iterable[int], text: str = "") -> None:
     """Commit these releases as a worker does."""
     store = open_store(config.load(environ=environment))
-    changes = [Change(number, record(number, text)) for number in numbers]
+    changes = [Edit(number, record(number, text)) for number in numbers]
     store.commit("releases", changes, lambda: [change.id for change in changes], {})
 
 

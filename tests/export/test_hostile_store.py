@@ -16,12 +16,12 @@ from discogs_crawler.api import cleaning
 from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.export import mirror
 from discogs_crawler.export import run as export_run
+from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.maintenance import integrity, merge_branches, reclean
 from discogs_crawler.records import KINDS
-from discogs_crawler.store.history import Source
-from discogs_crawler.store.layouts import Change, Store, open_store
+from discogs_crawler.store.layouts import Edit, open_store
 from tests.conftest import Run
 from tests.fuzz.store import Hostile, Node, add, fingerprint
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
@@ -69,7 +69,7 @@ every_setting = pytest.mark.parametrize(
 
 
 def exported(
-    source: Source, form: str = "jsonl", begin: str | None = None, *, previous: bool = False
+    source: StoreSource, form: str = "jsonl", begin: str | None = None, *, previous: bool = False
 ) -> str:
     plan = export_run.plan(Consumer("test", source.name, export_run.ALL, begin), source, None)
     blocks: list[bytes] = []
@@ -254,21 +254,21 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
     environment["STORE_REMOTE"] = f"file://{hostile.folder}"
     settings = config.load(environ=environment)
     store = open_store(settings)
-    assert isinstance(store, Store)
-    assert store.refresh() == main.decode()
+    assert store.layout == "single"
+    assert store.top.refresh() == main.decode()
     assert merge_branches.merge([store], []) == (1, [])
     assert "branch a: 4 no records, not merged" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
-    store.commit("releases", [Change(4, record(4))], lambda: [4], {})
+    store.commit("releases", [Edit(4, record(4))], lambda: [4], {})
     assert list(integrity.records(store, store.tip())) == []
     assert (
         reclean.lost(store, {kind: cleaning.rules_for(settings, kind) for kind in KINDS}, 0) == {}
     )
     # What somebody pushed to the main branch itself is found, and stops nothing.
     (hostile.folder / "refs/heads/main").write_bytes(hostile.commit(node, store.tip().encode()))
-    store.refresh()
+    store.top.refresh()
     assert list(store.ids("releases")) == [1, 3, 4]
-    store.commit("releases", [Change(5, record(5))], lambda: [5], {})
+    store.commit("releases", [Edit(5, record(5))], lambda: [5], {})
     assert len(list(integrity.records(store, store.tip()))) == 4
 
 

@@ -25,10 +25,11 @@ from discogs_crawler.cli.logs import _Formatter
 from discogs_crawler.errors import CrawlerError
 from discogs_crawler.export import formats, mirror
 from discogs_crawler.export import run as export_run
+from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form, Plan
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import parse_record_path, record_path
-from discogs_crawler.store.history import EMPTY_TREE, Source
+from discogs_crawler.store.objects import EMPTY_TREE
 from tests.plain_git import record
 
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]")
@@ -281,7 +282,7 @@ def judge(repository: str, mirrors: Path, *, composes: bool) -> Outcome:
     return Outcome(refused, records, bool(ears.lines) and not refused)
 
 
-def _exports(source: Source, *, composes: bool) -> int:
+def _exports(source: StoreSource, *, composes: bool) -> int:
     consumer = Consumer("fuzz", source.name, export_run.ALL, None)
     plan = export_run.plan(consumer, source, None)
     if plan is None:

@@ -24,7 +24,7 @@ from discogs_crawler.ledger import database
 from discogs_crawler.records import record_path, segment_of
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.single import Change, Committed
+from discogs_crawler.store.single import Committed, Edit
 from discogs_crawler.worker import preflight
 from tests.conftest import ROOT, Run
 from tests.discogs import dump as dumps
@@ -68,7 +68,7 @@ class Copy:
         return self.accept(*more)
 
     @property
-    def store(self) -> layouts.AnyStore:
+    def store(self) -> layouts.Store:
         settings = config.load(environ=self.environment | self.settings)
         return layouts.open_store(settings, create=False)
 
@@ -99,7 +99,7 @@ class Copy:
 
     def commit_as_worker(self, ids: list[int]) -> Committed:
         """What a worker does whose results nobody has read."""
-        changes = [Change(i, exact_json.dumps({"id": i, "title": "of the API"})) for i in ids]
+        changes = [Edit(i, exact_json.dumps({"id": i, "title": "of the API"})) for i in ids]
         return self.store.commit("releases", changes, lambda: ids, {"Source": "api"})
 
 
@@ -187,7 +187,7 @@ def test_a_record_of_the_api_is_never_replaced(copy: Copy) -> None:
 def test_what_a_worker_removed_does_not_come_back(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.accept("--adopt"))
     ids = sorted(copy.records())
-    changes = [Change(ids[0], None)]
+    changes = [Edit(ids[0], None)]
     copy.store.commit("releases", changes, lambda: ids, {"Source": "api"})
     copy.world.edit("releases", ids[:2])
     copy.call("import_dump.py", "-d", copy.month("--adopt"))
@@ -440,7 +440,7 @@ def test_a_branch_of_a_worker_wins_over_an_import(copy: Copy) -> None:
     ids = sorted(copy.world.alive["releases"])
     settings = config.load(environ=copy.environment)
     side = layouts.open_store(settings, branch="side")
-    changes = [Change(i, exact_json.dumps({"id": i})) for i in ids[:3]]
+    changes = [Edit(i, exact_json.dumps({"id": i})) for i in ids[:3]]
     side.commit("releases", changes, lambda: ids, {"Source": "api"})
     copy.call("import_dump.py", "-d", path)
     copy.call("maintain_store.py", "--merge")

@@ -25,23 +25,25 @@ from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
 from discogs_crawler.records import KINDS, record_path
-from discogs_crawler.store import fast_import, layouts
-from discogs_crawler.store.fast_import import Entry, Refused
-from discogs_crawler.store.layouts import Change, Store
+from discogs_crawler.store import layouts, objects
+from discogs_crawler.store.fast_import import Entry, Pushed, Reply
+from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run
 from tests.machines import processes_in, wait_until
 from tests.store.test_store import everything, fsck, put, record
 
 
-def opened(settings: Settings, branch: str | None = None) -> Store:
+def opened(settings: Settings, branch: str | None = None) -> SingleStore:
     found = layouts.open_store(settings, branch=branch)
-    assert isinstance(found, Store)
+    assert isinstance(found, SingleStore)
     return found
 
 
-def plain_file(target: Store, path: str, data: bytes, mode: str = "100644") -> str:
+def plain_file(target: SingleStore, path: str, data: bytes, mode: str = "100644") -> str:
     """Commit a file behind the crawler's back."""
-    return target.publish(target.tip(), [Entry(path, data, "", mode)], "by hand\n")
+    made = target.publish(target.tip(), [Entry(path, data, "", mode)], "by hand\n")
+    assert isinstance(made, str)
+    return made
 
 
 def know(settings: Settings, ids: Iterable[int]) -> None:
@@ -115,11 +117,11 @@ def test_a_conflict_takes_one_side_and_wants_the_id_again(
     other = opened(settings, "one")
     ids = [1, 2, 3, 4]
     other.commit(
-        "releases", [*(Change(i, record(i, "b")) for i in ids[:3]), Change(4, None)], everything, {}
+        "releases", [*(Edit(i, record(i, "b")) for i in ids[:3]), Edit(4, None)], everything, {}
     )
     main.commit(
         "releases",
-        [Change(1, record(1, "m")), Change(2, None), Change(4, record(4, "m"))],
+        [Edit(1, record(1, "m")), Edit(2, None), Edit(4, record(4, "m"))],
         everything,
         {},
     )
@@ -141,8 +143,8 @@ def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Se
     text = "a long text that both have " * 50
     put(main, [1], text)
     other = opened(settings, "one")
-    other.commit("releases", [Change(1, record(1, text + "!"))], everything, {})
-    main.commit("releases", [Change(1, None), Change(2, record(2, text))], everything, {})
+    other.commit("releases", [Edit(1, record(1, text + "!"))], everything, {})
+    main.commit("releases", [Edit(1, None), Edit(2, record(2, text))], everything, {})
     merged = merge_branches.merge(main.parts(), [])
     assert merged.conflicts == [("releases", 1)]
     assert main.read("releases", [1, 2]) == {2: record(2, text)}
@@ -157,9 +159,9 @@ def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
         put(opened(settings, name), [2 if name == "gone" else 3])
     put(main, [4])
     git = main.repository.run
-    publish = Store.publish
+    publish = SingleStore.publish
 
-    def meanwhile(self: Store, *args: object, **more: object) -> str:
+    def meanwhile(self: SingleStore, *args: object, **more: object) -> str:
         for name in ("gone", "back"):
             ref = f"refs/heads/crawl/{name}"
             tip = self.repository.tip(ref)
@@ -169,7 +171,7 @@ def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
                 git("update-ref", ref, f"{tip}~1")
         return publish(self, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "publish", meanwhile)
+    monkeypatch.setattr(SingleStore, "publish", meanwhile)
     merge_branches.merge(main.parts(), [])
     monkeypatch.undo()
     merge_branches.merge(main.parts(), [])
@@ -428,7 +430,7 @@ def test_changed_rules_are_applied_in_technical_commits(
     environment["STORE_LAYOUT"] = layout
     both = layouts.open_store(config.load(environ=environment))
     ids = [*range(1, 1_500), 2_000_001]
-    both.commit("releases", [Change(i, with_notes(i)) for i in ids], everything, {})
+    both.commit("releases", [Edit(i, with_notes(i)) for i in ids], everything, {})
     both.settle()
     done = run("maintain_store.py", "--reclean", REMOVE_FIELDS="notes")
     assert done.returncode == 0, done.stderr
@@ -448,17 +450,18 @@ def test_recleaning_never_overwrites_a_newer_record(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     main = opened(settings)
-    main.commit("releases", [Change(1, with_notes(1))], everything, {})
+    main.commit("releases", [Edit(1, with_notes(1))], everything, {})
     rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
-    publish = Store.publish
+    publish = SingleStore.publish
     raced: list[str] = []
 
-    def race(self: Store, *args: object, **more: object) -> str:
+    def race(self: SingleStore, *args: object, **more: object) -> str:
         if not raced:
-            raced.append(put(main, [1], "newer").revision)
+            raced.append("")
+            raced[0] = put(main, [1], "newer").revision
         return publish(self, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "publish", race)
+    monkeypatch.setattr(SingleStore, "publish", race)
     of_kind = {kind: cleaning.rules_for(rules, kind) for kind in KINDS}
     reclean.reclean(main, of_kind, settings.state_dir / "reclean.json")
     assert main.read("releases", [1]) == {1: record(1, "newer")}
@@ -468,7 +471,7 @@ def test_recleaning_goes_on_where_it_was_interrupted(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     main = opened(settings)
-    main.commit("releases", [Change(i, with_notes(i)) for i in range(1, 41)], everything, {})
+    main.commit("releases", [Edit(i, with_notes(i)) for i in range(1, 41)], everything, {})
     rules = config.load(environ=environment | {"REMOVE_FIELDS": "notes"})
     of_kind = {kind: cleaning.rules_for(rules, kind) for kind in KINDS}
     monkeypatch.setattr(reclean, "BATCH", 10)
@@ -501,9 +504,7 @@ def test_fields_that_only_fetching_brings_back_are_known(
 
     def fetched(number: int, rules: str, ago_s: int) -> None:
         monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", -ago_s)
-        both.commit(
-            "releases", [Change(number, with_notes(number))], everything, {"Cleaner": rules}
-        )
+        both.commit("releases", [Edit(number, with_notes(number))], everything, {"Cleaner": rules})
         both.settle()
         monkeypatch.setattr("discogs_crawler.clock.OFFSET_S", 0)
 
@@ -540,7 +541,7 @@ def test_fields_that_only_fetching_brings_back_are_known(
 
 def test_recleaning_says_what_it_cannot_bring_back(run: Run, settings: Settings) -> None:
     main = opened(settings)
-    main.commit("releases", [Change(1, record(1))], everything, {"Cleaner": "1 -notes"})
+    main.commit("releases", [Edit(1, record(1))], everything, {"Cleaner": "1 -notes"})
     done = run("maintain_store.py", "--reclean")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == (
@@ -615,7 +616,7 @@ def test_an_interrupted_conversion_is_finished_by_the_next(
                     convert_layout.to_submodules(settings, book)
         convert_layout.to_submodules(settings, book)
         (place,) = book.db.execute("SELECT revision FROM consumers").fetchone()
-    tip = Store(main.repository, "main", "main", main.author).tip()
+    tip = SingleStore(main.repository, "main", "main", main.author).tip()
     assert place == tip != revision
 
 
@@ -754,6 +755,7 @@ def test_refused_is_not_a_crash(settings: Settings) -> None:
     main = opened(settings)
     first = put(main, [1]).revision
     put(main, [2])
-    with pytest.raises(Refused):
-        main.publish(first, [Entry("x", b"x")], "late\n")
-    assert fast_import.contains(main.repository, main.tip(), first)
+    late = main.publish(first, [Entry("x", b"x")], "late\n")
+    assert isinstance(late, Pushed)
+    assert late.reply is Reply.MOVED
+    assert objects.contains(main.repository.path, main.tip(), first)

@@ -15,9 +15,10 @@ from discogs_crawler import config
 from discogs_crawler.api import exact_json
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
-from discogs_crawler.records import record_path
-from discogs_crawler.store import git, layouts, single, stale_locks
-from discogs_crawler.store.layouts import AnyStore, Change
+from discogs_crawler.records import parse_record_path, record_path
+from discogs_crawler.store import git, git_process, layouts, objects, stale_locks
+from discogs_crawler.store.fast_import import Entry, Pushed, Reply
+from discogs_crawler.store.layouts import Edit, Store
 from tests.conftest import ROOT, program
 
 EVERYTHING = range(1, 10**9)
@@ -27,19 +28,19 @@ def record(number: int, text: str = "") -> bytes:
     return exact_json.dumps({"id": exact_json.Number(str(number)), "title": text})
 
 
-def changes(ids: Iterable[int], text: str = "") -> list[Change]:
-    return [Change(number, record(number, text)) for number in ids]
+def changes(ids: Iterable[int], text: str = "") -> list[Edit]:
+    return [Edit(number, record(number, text)) for number in ids]
 
 
 def everything() -> Collection[int]:
     return EVERYTHING
 
 
-def put(opened: AnyStore, ids: Iterable[int], text: str = "") -> layouts.Committed:
+def put(opened: Store, ids: Iterable[int], text: str = "") -> layouts.Committed:
     return opened.commit("releases", changes(ids, text), everything, {"Reason": "new"})
 
 
-def fsck(opened: AnyStore) -> None:
+def fsck(opened: Store) -> None:
     for repository in opened.repositories():
         done = subprocess.run(
             ["git", f"--git-dir={repository.path}", "fsck", "--strict", "--no-dangling"],
@@ -62,7 +63,7 @@ class TestBothLayouts:
     """What every store does."""
 
     @pytest.fixture(params=["single", "submodules"])
-    def opened(self, request: pytest.FixtureRequest, tmp_path: Path) -> AnyStore:
+    def opened(self, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         environ = {
             "STATE_DIR": str(tmp_path / "state"),
             "ENV_FILE": os.devnull,
@@ -70,7 +71,7 @@ class TestBothLayouts:
         }
         return layouts.open_store(config.load(environ=environ))
 
-    def test_what_was_committed_is_read_back(self, opened: AnyStore) -> None:
+    def test_what_was_committed_is_read_back(self, opened: Store) -> None:
         ids = [1, 2, 10, 99, 100, 999_999, 1_000_000, 37_000_000, 100_000_001, 999_999_999]
         done = put(opened, ids)
         assert done.ids == done.changed == frozenset(ids)
@@ -83,41 +84,42 @@ class TestBothLayouts:
             assert part.repository.run("show", name) == record(number)
         fsck(opened)
 
-    def test_ids_come_in_ascending_order_by_kind(self, opened: AnyStore) -> None:
+    def test_ids_come_in_ascending_order_by_kind(self, opened: Store) -> None:
         ids = [2, 10, 9, 100, 1_000_000, 12, 100_000_001, 99_000_000]
         put(opened, ids)
-        opened.commit("labels", [Change(7, record(7))], everything, {})
+        opened.commit("labels", [Edit(7, record(7))], everything, {})
         opened.settle()
         assert list(opened.ids("releases")) == sorted(ids)
         assert list(opened.ids("labels")) == [7]
         assert list(opened.ids("masters")) == []
 
-    def test_an_empty_store_has_nothing(self, opened: AnyStore) -> None:
+    def test_an_empty_store_has_nothing(self, opened: Store) -> None:
         assert opened.tip() is None
         assert opened.settle() is None
         assert opened.read("releases", [1]) == {}
         assert list(opened.ids("releases")) == []
 
-    def test_storing_the_same_again_makes_no_commit(self, opened: AnyStore) -> None:
+    def test_storing_the_same_again_makes_no_commit(self, opened: Store) -> None:
         first = put(opened, [1, 2])
         again = put(opened, [1, 2])
         assert again[:6] == (first.revision, frozenset({1, 2}), frozenset(), 0, 0, 0)
 
-    def test_only_what_differs_is_committed(self, opened: AnyStore) -> None:
-        put(opened, [1, 2, 3])
-        batch = [Change(1, record(1)), Change(2, record(2, "x")), Change(3, None), Change(4, None)]
+    def test_only_what_differs_is_committed(self, opened: Store) -> None:
+        put(opened, [1, 2, 3, 5])
+        batch = [Edit(1, record(1)), Edit(2, record(2, "x")), Edit(3, None), Edit(4, None)]
+        batch.append(Edit(5, record(5, "x")))
         done = opened.commit("releases", batch, everything, {})
-        assert done.changed == {2, 3}
-        assert done[3:6] == (0, 1, 1)
+        assert done.changed == {2, 3, 5}
+        assert done[3:6] == (0, 2, 1)
         assert opened.read("releases", [1, 2, 3, 4]) == {1: record(1), 2: record(2, "x")}
 
-    def test_what_is_no_longer_ours_is_left_alone(self, opened: AnyStore) -> None:
+    def test_what_is_no_longer_ours_is_left_alone(self, opened: Store) -> None:
         done = opened.commit("releases", changes([1, 2, 3]), lambda: {2}, {})
         assert done.ids == {2}
         assert opened.read("releases", [1, 2, 3]).keys() == {2}
         assert opened.commit("releases", changes([1]), set, {}).ids == frozenset()
 
-    def test_nobody_commits_over_a_newer_result(self, opened: AnyStore) -> None:
+    def test_nobody_commits_over_a_newer_result(self, opened: Store) -> None:
         """Another worker stores the id between our look at the tip and our commit."""
         put(opened, [1], "old")
         asked = []
@@ -135,7 +137,7 @@ class TestBothLayouts:
         assert len(asked) == 2
 
     def test_nobody_commits_over_a_newer_result_whatever_git_calls_it(
-        self, opened: AnyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, opened: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The warning begins with a small letter in newer ones."""
         script = f'exec 3>&1; {{ {shutil.which("git")} "$@" 2>&1 >&3 3>&-; echo $? >"$0.$$"; }}'
@@ -143,9 +145,38 @@ class TestBothLayouts:
         monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
         self.test_nobody_commits_over_a_newer_result(opened)
 
-    def test_the_message_says_what_and_why(self, opened: AnyStore) -> None:
+    def test_between_two_revisions_are_the_records_that_differ(self, opened: Store) -> None:
+        put(opened, [1, 2_000_000])
+        old = opened.settle()
+        put(opened, [1], "new")
+        put(opened, [1_000_001])
+        new = opened.settle()
+        assert new
+        found = [
+            difference.path
+            for span in opened.spans(old, new)
+            for difference in objects.differences(
+                span.repository.path, span.old, span.new, prefix=span.prefix
+            )
+        ]
+        records = {path for path in found if parse_record_path(path)}
+        assert records == {record_path("releases", 1), record_path("releases", 1_000_001)}
+
+    def test_a_part_is_committed_to_where_readers_are(self, opened: Store) -> None:
+        put(opened, [1, 1_000_001])
+        for part, number in zip(opened.parts(), (1, 1_000_001), strict=False):
+            base = opened.settled_tip(part)
+            assert base == part.tip()
+            path = record_path("releases", number).removeprefix(part.prefix)
+            made = part.publish(base, [Entry(path, record(number, "new"))], "by hand\n")
+            assert isinstance(made, str)
+            pinned = opened.pin({part.prefix: made})
+            assert pinned == opened.tip() == opened.settle() == opened.top.tip()
+            assert opened.read("releases", [number]) == {number: record(number, "new")}
+
+    def test_the_message_says_what_and_why(self, opened: Store) -> None:
         put(opened, [1, 2])
-        batch = [Change(1, None), Change(2, record(2, "x")), Change(3, record(3))]
+        batch = [Edit(1, None), Edit(2, record(2, "x")), Edit(3, record(3))]
         trailers = {"Reason": "changed", "Dump": "a\nb", "Worker": ""}
         done = opened.commit("releases", batch, everything, trailers)
         part = opened.parts()[0].repository
@@ -158,7 +189,7 @@ class TestBothLayouts:
             "|crawler_for_discogs <crawler_for_discogs@localhost>",
         ]
 
-    def test_it_can_be_cloned_with_plain_git(self, opened: AnyStore, tmp_path: Path) -> None:
+    def test_it_can_be_cloned_with_plain_git(self, opened: Store, tmp_path: Path) -> None:
         put(opened, [1, 13_999_999])
         opened.settle()
         command = ["git", "-c", "protocol.file.allow=always", "clone", "-q"]
@@ -184,10 +215,9 @@ class TestBothLayouts:
         assert opened.tip() == main
         assert set(branch.read("releases", [1, 2])) == {1, 2}
 
-    def test_many_writers_lose_nothing(self, opened: AnyStore) -> None:
-        layout = "single" if isinstance(opened, layouts.Store) else "submodules"
+    def test_many_writers_lose_nothing(self, opened: Store) -> None:
         state = opened.repository.path.parents[1]
-        writers = [_writer(state, layout, 1 + number * 10, 8) for number in range(3)]
+        writers = [_writer(state, opened.layout, 1 + number * 10, 8) for number in range(3)]
         for writer in writers:
             assert writer.wait(60) == 0
         opened.settle()
@@ -381,7 +411,7 @@ def test_the_users_configuration_changes_nothing(
     monkeypatch.setenv("GIT_DIR", "/nonexistent")
     monkeypatch.setenv("GIT_AUTHOR_NAME", "somebody")
     opened = layouts.open_store(plain)
-    done = opened.commit("releases", [Change(1, b'{\r\n  "id": 1}\n')], everything, {})
+    done = opened.commit("releases", [Edit(1, b'{\r\n  "id": 1}\n')], everything, {})
     assert opened.read("releases", [1]) == {1: b'{\r\n  "id": 1}\n'}
     author = opened.repository.run("log", "-1", "--format=%an %cn", done.revision).decode()
     assert author.strip() == "crawler_for_discogs crawler_for_discogs"
@@ -424,10 +454,10 @@ def test_the_layouts_are_not_mixed(plain: Settings) -> None:
 
 def test_an_old_git_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", program(tmp_path, "git", "echo git version 2.30.2"))
-    git.check_version.cache_clear()
+    git_process.check_version.cache_clear()
     with pytest.raises(ConfigurationError, match=r"2\.30\.2 is too old"):
-        git.check_version()
-    git.check_version.cache_clear()
+        git_process.check_version()
+    git_process.check_version.cache_clear()
 
 
 def test_errors_are_one_line(plain: Settings) -> None:
@@ -436,8 +466,15 @@ def test_errors_are_one_line(plain: Settings) -> None:
     shutil.rmtree(opened.repository.path / "objects")
     with pytest.raises(CrawlerError) as caught:
         put(opened, [2])
-    assert "\n" not in str(caught.value)
-    assert str(opened.repository.path) in str(caught.value)
+    assert str(caught.value) == f"{opened.repository.path}: there is no repository here"
+    assert isinstance(caught.value, ConfigurationError)
+
+
+def test_a_branch_moves_only_forward(plain: Settings) -> None:
+    opened = layouts.open_store(plain)
+    first, second = put(opened, [1]).revision, put(opened, [2]).revision
+    assert opened.top.advance(first).reply is Reply.MOVED
+    assert opened.tip() == second
 
 
 def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,8 +482,8 @@ def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatc
     part = opened.parts()[0]
     part.patience_s = 0.1
 
-    def refuse() -> None:
-        raise single.Refused("moved")
+    def refuse() -> Pushed:
+        return Pushed(Reply.MOVED, "moved")
 
     with pytest.raises(Unavailable, match="others always commit first"):
         part.retried(refuse)
@@ -456,9 +493,9 @@ def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatc
 def test_a_git_that_is_killed_is_no_fault_of_the_configuration(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = f'case "$*" in {command}*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"'
+    script = f'case " $* " in *" {command} "*) kill -9 $$;; esac\nexec {shutil.which("git")} "$@"'
     monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
-    git.check_version.cache_clear()
+    git_process.check_version.cache_clear()
     with pytest.raises(Unavailable):
         git.create(tmp_path / "store.git", "main", "single")
     monkeypatch.undo()

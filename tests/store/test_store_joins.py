@@ -10,7 +10,6 @@ from discogs_crawler import config
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.store import layouts
-from discogs_crawler.store.single import Store
 from tests.conftest import Run
 from tests.plain_git import SingleStore, git
 from tests.store.test_store import fsck, put
@@ -22,12 +21,12 @@ __all__ = ["bare"]
 
 def local(
     tmp_path: Path, name: str = "a", *, ledger: bool = True, branch: str | None = None
-) -> Store:
+) -> layouts.SingleStore:
     """The store of that machine without STORE_REMOTE."""
     return opened(machine(tmp_path, name, "", ledger=ledger), branch)
 
 
-def ids(opened: Store) -> list[int]:
+def ids(opened: layouts.SingleStore) -> list[int]:
     return list(opened.ids("releases"))
 
 
@@ -82,7 +81,7 @@ def test_a_store_joins_a_remote_that_has_its_history_and_more(tmp_path: Path, ba
     assert joined.settle() == done.revision
 
 
-def assert_refused(store_a: Store, url: str, ours: str, theirs: str) -> None:
+def assert_refused(store_a: layouts.SingleStore, url: str, ours: str, theirs: str) -> None:
     for what in (store_a.settle, lambda: put(store_a, [9])):
         with pytest.raises(ConfigurationError) as caught:
             what()

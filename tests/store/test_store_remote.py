@@ -16,9 +16,9 @@ import pytest
 from discogs_crawler import config
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.store import layouts, remote, single, stale_locks
-from discogs_crawler.store.git import Repository
-from discogs_crawler.store.layouts import Store
+from discogs_crawler.store import git_process, layouts, remote, single, stale_locks
+from discogs_crawler.store.fast_import import Pushed, Reply
+from discogs_crawler.store.layouts import SingleStore
 from tests.conftest import ROOT, program
 from tests.store.test_store import changes, everything, put, record
 
@@ -34,9 +34,9 @@ def machine(tmp_path: Path, name: str, url: str, *, ledger: bool = False) -> Set
     )
 
 
-def opened(settings: Settings, branch: str | None = None) -> Store:
+def opened(settings: Settings, branch: str | None = None) -> SingleStore:
     found = layouts.open_store(settings, branch=branch)
-    assert isinstance(found, Store)
+    assert isinstance(found, SingleStore)
     return found
 
 
@@ -156,8 +156,8 @@ def test_a_push_that_never_arrives_completes_nothing(
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])
 
-    def push(*_: object) -> None:
-        raise Unavailable("the connection broke")
+    def push(*_: object) -> Pushed:
+        return Pushed(Reply.UNKNOWN, "the connection broke")
 
     machine_a.patience_s = 0
     with monkeypatch.context() as broken:
@@ -174,18 +174,18 @@ def test_a_push_that_was_killed_without_a_word_completes_nothing(
     """As the kernel does when memory is short."""
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
     put(machine_a, [1])
-    talk = Repository.talk
+    talk = git_process.talk
 
     def killed(
-        self: Repository, command: str, *arguments: str, **options: Any
+        folder: Path, command: str, *arguments: str, **options: Any
     ) -> "subprocess.CompletedProcess[bytes] | None":
         if command == "push":
             return subprocess.CompletedProcess([command], -signal.SIGKILL, b"", b"")
-        return talk(self, command, *arguments, **options)
+        return talk(folder, command, *arguments, **options)
 
     machine_a.patience_s = 0
     with monkeypatch.context() as broken:
-        broken.setattr(Repository, "talk", killed)
+        broken.setattr(git_process, "talk", killed)
         with pytest.raises(Unavailable, match="git push was killed by signal 9"):
             put(machine_a, [2])
     assert put(machine_a, [2]).added == 1
@@ -193,7 +193,7 @@ def test_a_push_that_was_killed_without_a_word_completes_nothing(
 
 
 def test_a_remote_that_comes_back_gets_the_batch(
-    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(single, "DOWN_S", 0.05)
     machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
@@ -209,6 +209,7 @@ def test_a_remote_that_comes_back_gets_the_batch(
     done = machine_a.commit("releases", changes([1]), still_ours, {})
     assert tip_of(bare) == done.revision
     assert len(renewed) == 4, "leases are renewed while it is down"
+    assert [text.endswith("; trying again") for text in caplog.messages] == [True] * 3
 
 
 def test_an_answer_that_was_lost_counts_once(
@@ -220,15 +221,47 @@ def test_an_answer_that_was_lost_counts_once(
     push = remote.Remote.push
     broken = []
 
-    def push_and_break(self: remote.Remote, commit: str, branch: str) -> None:
-        push(self, commit, branch)
-        if not broken:
-            broken.append(1)
-            raise Unavailable("cut")
+    def push_and_break(self: remote.Remote, commit: str, branch: str) -> Pushed:
+        pushed = push(self, commit, branch)
+        if broken:
+            return pushed
+        broken.append(1)
+        return Pushed(Reply.UNKNOWN, "cut")
 
     monkeypatch.setattr(remote.Remote, "push", push_and_break)
     done = put(machine_a, [2])
     assert (done.changed, done.revision) == ({2}, tip_of(bare))
+
+
+def test_a_remote_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FETCH_S", 0.3)
+    monkeypatch.setenv("GIT_SSH_COMMAND", "sleep 60 #")
+    machine_a = opened(machine(tmp_path, "a", "ssh://host.invalid/discogs.git"))
+    machine_a.patience_s = 0
+    with pytest.raises(Unavailable, match="cannot be reached: no answer to git fetch"):
+        put(machine_a, [1])
+
+
+def test_of_two_pushes_without_an_answer_the_first_may_arrive(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "DOWN_S", 0.05)
+    machine_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    put(machine_a, [1])
+    push = remote.Remote.push
+    sent: list[str] = []
+
+    def late(self: remote.Remote, commit: str, branch: str) -> Pushed:
+        if sent:
+            push(self, sent[0], branch)
+        sent.append(commit)
+        return Pushed(Reply.UNKNOWN, "cut")
+
+    monkeypatch.setattr(remote.Remote, "push", late)
+    done = put(machine_a, [2])
+    assert (done.changed, done.revision, len(sent)) == ({2}, tip_of(bare), 2)
 
 
 def test_branches_reach_the_remote_too(tmp_path: Path, bare: Path) -> None:

@@ -27,7 +27,7 @@ from discogs_crawler.config import Secret, Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.seeding import on_demand
-from discogs_crawler.store.layouts import Change, Committed, Store, open_store
+from discogs_crawler.store.layouts import Committed, Edit, SingleStore, open_store
 from discogs_crawler.worker import crawler, patience
 from discogs_crawler.worker.batch import Batch, Item
 from discogs_crawler.worker.crawler import CrawlOutcome, CrawlTask
@@ -492,10 +492,10 @@ def test_what_a_batch_no_longer_owns_is_neither_committed_nor_reported() -> None
     for number in (3, 1_000_000, 1, 2):
         lease = Lease(number, "new", 0, "token")
         result = Result(number, "new", "stored")
-        batch.add(Item(lease, result, Change(number, b"{}\n") if number != 3 else None))
+        batch.add(Item(lease, result, Edit(number, b"{}\n") if number != 3 else None))
     reported: list[Result] = []
 
-    def store(changes: list[Change]) -> Committed:
+    def store(changes: list[Edit]) -> Committed:
         assert [change.id for change in changes] == [1, 2, 1_000_000]
         ids = frozenset({2, 1_000_000})
         return Committed("e" * 40, ids, ids, 1, 0, 0, {0: "f" * 40, 1: "e" * 40})
@@ -515,15 +515,15 @@ def test_what_a_batch_no_longer_owns_is_neither_committed_nor_reported() -> None
 def test_a_batch_survives_a_commit_that_fails(
     settings: Settings, queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, failures = Store.commit, iter([True, False])
+    commit, failures = SingleStore.commit, iter([True, False])
 
-    def fails_once(self: Store, *args: Any) -> Committed:
+    def fails_once(self: SingleStore, *args: Any) -> Committed:
         if next(failures, False):
             raise Unavailable("the disk is full")
         return commit(self, *args)
 
     monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr(Store, "commit", fails_once)
+    monkeypatch.setattr(SingleStore, "commit", fails_once)
     queue.push("new", ids[:5])
     work()
     assert stored(settings) == set(ids[:5])
@@ -561,16 +561,16 @@ def test_redis_may_be_away_whatever_it_is_asked_next(
 def test_patience_begins_anew_after_each_success(
     queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, failures = Store.commit, itertools.cycle([True, False])
+    commit, failures = SingleStore.commit, itertools.cycle([True, False])
 
-    def fails_each_time_once(self: Store, *args: Any) -> Committed:
+    def fails_each_time_once(self: SingleStore, *args: Any) -> Committed:
         if next(failures):
             raise Unavailable("the disk is full")
         return commit(self, *args)
 
     monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(patience, "PATIENCE_S", 0)
-    monkeypatch.setattr(Store, "commit", fails_each_time_once)
+    monkeypatch.setattr(SingleStore, "commit", fails_each_time_once)
     queue.push("new", ids[:3])
     assert work(commit_every=1).empty
     assert outcomes(queue) == {"stored": 3}

@@ -17,9 +17,10 @@ from typing import IO, NamedTuple
 from discogs_crawler.api import exact_json
 from discogs_crawler.errors import BadData
 from discogs_crawler.export import mirror
+from discogs_crawler.export.revisions import LeftOut, Subtree
 from discogs_crawler.records import parse_record_path, record_path
-from discogs_crawler.store import history
-from discogs_crawler.store.history import LeftOut, Segment
+from discogs_crawler.store import git_process, objects
+from discogs_crawler.store.objects import ABSENT, FILE
 
 FORMATS = ("names", "status", "ids", "jsonl")
 
@@ -44,14 +45,10 @@ _REQUEST = 74
 # The largest record known has 2 MB; what a stranger's store has beyond this is not read.
 LARGEST_B = 1 << 24
 
-_CHANGE = re.compile(rb":(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) [A-Z]\t([^\n]*)\n")
 _RECORD = re.compile(rb"([0-9]+)\.json\n")
 
 # Those that JSON allows in a string: a terminal obeys some. C1 stands in real texts, too.
 _CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
-
-
-_FILE, _ABSENT = history.FILE.encode(), history.ABSENT.encode()
 
 
 class Change(NamedTuple):
@@ -63,7 +60,7 @@ class Change(NamedTuple):
     kind: str
     id: int
     status: str
-    blob: bytes
+    blob: str
 
 
 # Output in blocks, and how many changes are in each.
@@ -72,7 +69,7 @@ Blocks = Iterator[tuple[bytes, int]]
 
 def blocks(
     output_format: str,
-    segment: Segment,
+    subtree: Subtree,
     revision: str,
     left_out: LeftOut,
     *,
@@ -80,46 +77,46 @@ def blocks(
     foreign: bool = False,
     previous: bool = False,
 ) -> Blocks:
-    """The changes of a segment in one of FORMATS, each ended by `end` (a line feed or NUL).
+    """The changes of a subtree in one of FORMATS, each ended by `end` (a line feed or NUL).
 
     Of a `foreign` store nothing is passed on unseen. `previous`: jsonl with the record before, too.
     """
     if output_format == "jsonl":
-        lines = _json_lines(segment, revision, left_out, end, foreign=foreign, previous=previous)
+        lines = _json_lines(subtree, revision, left_out, end, foreign=foreign, previous=previous)
         return _joined(lines)
     if foreign:
-        return _joined(_seen_lines(output_format, segment, left_out, end))
-    writers: dict[str, Callable[[Segment, bytes], Blocks]] = {
+        return _joined(_seen_lines(output_format, subtree, left_out, end))
+    writers: dict[str, Callable[[Subtree, bytes], Blocks]] = {
         "names": _names,
         "status": _statuses,
         "ids": _ids,
     }
-    return writers[output_format](segment, end)
+    return writers[output_format](subtree, end)
 
 
-def _diff(segment: Segment, *options: str) -> list[str]:
-    trees = [segment.old, segment.new]
+def _diff(subtree: Subtree, *options: str) -> list[str]:
+    trees = [subtree.old, subtree.new]
     return ["diff-tree", "-r", "--no-renames", *options, *trees]
 
 
-def _names(segment: Segment, end: bytes) -> Blocks:
+def _names(subtree: Subtree, end: bytes) -> Blocks:
     """As Git prints them, and at its speed."""
-    options = ["--name-only", f"--line-prefix={segment.prefix}", *(["-z"] if end == b"\0" else [])]
-    with history.running(segment.folder, *_diff(segment, *options)) as pipes:
+    options = ["--name-only", f"--line-prefix={subtree.prefix}", *(["-z"] if end == b"\0" else [])]
+    with git_process.running(subtree.folder, *_diff(subtree, *options)) as pipes:
         for block in _whole_lines(pipes.stdout, end):
             yield block, block.count(end)
 
 
-def _statuses(segment: Segment, end: bytes) -> Blocks:
+def _statuses(subtree: Subtree, end: bytes) -> Blocks:
     separator = b"\0" if end == b"\0" else b"\t"
-    with history.running(segment.folder, *_diff(segment, "--name-status")) as pipes:
+    with git_process.running(subtree.folder, *_diff(subtree, "--name-status")) as pipes:
         for block in _whole_lines(pipes.stdout, b"\n"):
-            lines = block.replace(b"\t", separator + segment.prefix.encode())
+            lines = block.replace(b"\t", separator + subtree.prefix.encode())
             yield lines.replace(b"\n", end), block.count(b"\n")
 
 
-def _ids(segment: Segment, end: bytes) -> Blocks:
-    with history.running(segment.folder, *_diff(segment, "--name-only")) as pipes:
+def _ids(subtree: Subtree, end: bytes) -> Blocks:
+    with git_process.running(subtree.folder, *_diff(subtree, "--name-only")) as pipes:
         for block in _whole_lines(pipes.stdout, b"\n"):
             ids = _RECORD.findall(block)
             yield end.join([*ids, b""]), len(ids)
@@ -140,22 +137,21 @@ def _whole_lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
 
 
 def _seen_lines(
-    output_format: str, segment: Segment, left_out: LeftOut, end: bytes
+    output_format: str, subtree: Subtree, left_out: LeftOut, end: bytes
 ) -> Iterator[bytes]:
     separator = b"\0" if end == b"\0" else b"\t"
-    with history.running(segment.folder, *_diff(segment, "--raw", "--no-abbrev")) as pipes:
-        for change in _changes(pipes.stdout, segment.prefix, left_out):
-            path = record_path(change.kind, change.id).encode()
-            if output_format == "names":
-                yield path + end
-            elif output_format == "status":
-                yield change.status.encode() + separator + path + end
-            else:
-                yield b"%d%b" % (change.id, end)
+    for change in _changes(subtree, left_out):
+        path = record_path(change.kind, change.id).encode()
+        if output_format == "names":
+            yield path + end
+        elif output_format == "status":
+            yield change.status.encode() + separator + path + end
+        else:
+            yield b"%d%b" % (change.id, end)
 
 
 def _json_lines(
-    segment: Segment,
+    subtree: Subtree,
     revision: str,
     left_out: LeftOut,
     end: bytes,
@@ -163,26 +159,24 @@ def _json_lines(
     foreign: bool,
     previous: bool,
 ) -> Iterator[bytes]:
-    fetch = _fetcher(segment)
+    fetch = _fetcher(subtree)
     line = b'{"kind":"%%b","id":%%d,"status":"%%b","revision":"%b","data":%%b%%b}%b'
     line %= (revision.encode(), end)
     before, more = None, b""
-    with history.running(segment.folder, *_diff(segment, "--raw", "--no-abbrev")) as pipes:
-        changes = fetch(_changes(pipes.stdout, segment.prefix, left_out, previous=previous))
-        found = read_records(segment, changes, foreign=foreign)
-        for change, data in found:
-            if data is None:
-                value = None
-            else:
-                value = _checked(change, data, left_out) if foreign else one_line(data)
-            if change.status == BEFORE:
-                before, more = value, b',"previous":%b' % (value or b"null")
-                continue
-            was_there = bool(before) if previous else change.status != "A"
-            # In a foreign store something may have become a record, or be none any more.
-            if value or was_there:
-                status = b"D" if not value else b"M" if was_there else b"A"
-                yield line % (change.kind.encode(), change.id, status, value or b"null", more)
+    changes = fetch(_changes(subtree, left_out, previous=previous))
+    for change, data in read_records(subtree, changes, foreign=foreign):
+        if data is None:
+            value = None
+        else:
+            value = _checked(change, data, left_out) if foreign else one_line(data)
+        if change.status == BEFORE:
+            before, more = value, b',"previous":%b' % (value or b"null")
+            continue
+        was_there = bool(before) if previous else change.status != "A"
+        # In a foreign store something may have become a record, or be none any more.
+        if value or was_there:
+            status = b"D" if not value else b"M" if was_there else b"A"
+            yield line % (change.kind.encode(), change.id, status, value or b"null", more)
 
 
 def _checked(change: Change, data: bytes, left_out: LeftOut) -> bytes | None:
@@ -230,28 +224,26 @@ def _joined(lines: Iterator[bytes]) -> Blocks:
         yield b"".join(waiting), len(waiting)
 
 
-def _changes(
-    stream: IO[bytes], prefix: str, left_out: LeftOut, *, previous: bool = False
-) -> Iterator[Change]:
-    """The records among the lines of `git diff-tree --raw`: regular files in their place."""
-    for block in _whole_lines(stream, b"\n"):
-        for old_mode, new_mode, old, blob, name in _CHANGE.findall(block):
-            path = prefix + name.decode(errors="replace")
-            record = parse_record_path(path)
-            if new_mode != _ABSENT and (record is None or new_mode != _FILE):
-                left_out.add(path)
-            if record is None or _FILE not in (old_mode, new_mode):
-                continue
-            if previous:
-                yield Change(*record, BEFORE, old if old_mode == _FILE else b"")
-            if new_mode != _FILE:
-                yield Change(*record, "D", b"")
-            else:
-                yield Change(*record, "M" if old_mode == _FILE else "A", blob)
+def _changes(subtree: Subtree, left_out: LeftOut, *, previous: bool = False) -> Iterator[Change]:
+    """The records among what differs: regular files in their place."""
+    trees = (subtree.old, subtree.new)
+    found = objects.differences(subtree.folder, *trees, prefix=subtree.prefix)
+    for old_mode, new_mode, before, blob, path in found:
+        record = parse_record_path(path)
+        if new_mode != ABSENT and (record is None or new_mode != FILE):
+            left_out.add(path)
+        if record is None or FILE not in (old_mode, new_mode):
+            continue
+        if previous:
+            yield Change(*record, BEFORE, before if old_mode == FILE else "")
+        if new_mode != FILE:
+            yield Change(*record, "D", "")
+        else:
+            yield Change(*record, "M" if old_mode == FILE else "A", blob)
 
 
 def read_records(
-    segment: Segment, changes: Iterable[Change], *, foreign: bool = False
+    subtree: Subtree, changes: Iterable[Change], *, foreign: bool = False
 ) -> Iterator[tuple[Change, bytes | None]]:
     """Each change with what its blob says and a line feed (None: there is no record).
 
@@ -262,48 +254,37 @@ def read_records(
     with contextlib.ExitStack() as stack:
         command = ("cat-file", "--batch-command", "--buffer")
         readers = [
-            stack.enter_context(history.running(segment.folder, *command)) for _ in range(READERS)
+            stack.enter_context(git_process.running(subtree.folder, *command))
+            for _ in range(READERS)
         ]
         room = min(fcntl.fcntl(reader.stdin, fcntl.F_GETPIPE_SZ) for reader in readers)
         size = max(1, min(GROUP, room // _REQUEST // 2 - 1))
         asked: collections.deque[tuple[Sequence[Change], IO[bytes]]] = collections.deque()
         for group, reader in zip(_groups(changes, size), itertools.cycle(readers), strict=False):
-            requests = (b"contents %b\n" % change.blob for change in group if change.blob)
-            reader.stdin.write(b"".join(requests) + b"flush\n")
+            requests = "".join(f"contents {change.blob}\n" for change in group if change.blob)
+            reader.stdin.write(requests.encode() + b"flush\n")
             reader.stdin.flush()
             asked.append((group, reader.stdout))
             if len(asked) == 2 * READERS:
-                yield from _answers(segment, *asked.popleft(), foreign=foreign)
+                yield from _answers(subtree, *asked.popleft(), foreign=foreign)
         for group, stream in asked:
-            yield from _answers(segment, group, stream, foreign=foreign)
+            yield from _answers(subtree, group, stream, foreign=foreign)
 
 
 def _answers(
-    segment: Segment, group: Sequence[Change], stream: IO[bytes], *, foreign: bool
+    subtree: Subtree, group: Sequence[Change], stream: IO[bytes], *, foreign: bool
 ) -> Iterator[tuple[Change, bytes | None]]:
     for change in group:
         if not change.blob:
             yield change, None
             continue
-        _, what, *size = _unless_ended(stream.readline()).split()
-        if foreign and size and (what != b"blob" or int(size[0]) > LARGEST_B):
-            for start in range(0, int(size[0]) + 1, BLOCK):
-                stream.read(min(BLOCK, int(size[0]) + 1 - start))
-            yield change, b""
-            continue
-        if what != b"blob":
+        what, data = objects.next_object(stream, LARGEST_B if foreign else None)
+        if what == "missing" or (what != "blob" and not foreign):
             raise BadData(
-                f"{segment.folder}: {change.kind} {change.id}: object {change.blob.decode()} is"
-                f" {what.decode()}; the repository is pruned or damaged: see git fsck"
+                f"{subtree.folder}: {change.kind} {change.id}: object {change.blob} is"
+                f" {what}; the repository is pruned or damaged: see git fsck"
             )
-        yield change, _unless_ended(stream.read(int(size[0]) + 1))
-
-
-def _unless_ended(read: bytes) -> bytes:
-    """What a `git cat-file` has said; if it has ended within, why is for `running` to find out."""
-    if not read.endswith(b"\n"):
-        raise BrokenPipeError
-    return read
+        yield change, data if what == "blob" else b""
 
 
 def _groups(changes: Iterable[Change], size: int) -> Iterator[Sequence[Change]]:
@@ -312,19 +293,18 @@ def _groups(changes: Iterable[Change], size: int) -> Iterator[Sequence[Change]]:
         yield group
 
 
-def _fetcher(segment: Segment) -> Callable[[Iterator[Change]], Iterator[Change]]:
+def _fetcher(subtree: Subtree) -> Callable[[Iterator[Change]], Iterator[Change]]:
     """For a clone without blobs: a stage that fetches those of many changes at once."""
-    found = history.output(
-        segment.folder, "config", "--get-regexp", r"^remote\..*\.promisor$", codes=(0, 1)
-    )
+    command = ("config", "--get-regexp", r"^remote\..*\.promisor$")
+    found = git_process.run(subtree.folder, *command, codes=(0, 1)).decode(errors="replace")
     if not found:
         return lambda changes: changes
     remote = found.split()[0].removeprefix("remote.").removesuffix(".promisor")
 
     def fetched(changes: Iterator[Change]) -> Iterator[Change]:
         for group in _groups(changes, FETCH_AT_ONCE):
-            wanted = b"".join(sorted({change.blob + b"\n" for change in group if change.blob}))
-            mirror.fetch_objects(segment.folder, remote, wanted)
+            wanted = sorted({f"{change.blob}\n" for change in group if change.blob})
+            mirror.fetch_objects(subtree.folder, remote, "".join(wanted).encode())
             yield from group
 
     return fetched

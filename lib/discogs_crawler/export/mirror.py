@@ -19,9 +19,11 @@ from pathlib import Path
 
 from discogs_crawler import files, locks
 from discogs_crawler.errors import BadData, ConfigurationError, Unavailable, UsageError
+from discogs_crawler.export.revisions import StoreSource, submodule_folder
 from discogs_crawler.records import KINDS, is_segment_name
-from discogs_crawler.store import history
-from discogs_crawler.store.history import Source
+from discogs_crawler.store import git_process, objects
+from discogs_crawler.store.git_process import gist, without_login
+from discogs_crawler.store.objects import GITLINK
 
 # Where the tip of the remote's default branch is kept.
 TIP = "refs/heads/main"
@@ -61,12 +63,7 @@ def is_url(text: str) -> bool:
     return _URL.fullmatch(text) is not None and not Path(text).is_dir()
 
 
-def public_name(url: str) -> str:
-    """The URL without user name and password, fit for a log or a table."""
-    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url)
-
-
-def of_folder(folder: Path, views: Path) -> Source:
+def of_folder(folder: Path, views: Path) -> StoreSource:
     """The clone at `folder`, bare or not, as it is: its tip is HEAD, and nothing is fetched."""
     for candidate in (folder / ".git", folder):
         if (candidate / "HEAD").is_file() and (candidate / "objects").is_dir():
@@ -78,8 +75,8 @@ def of_folder(folder: Path, views: Path) -> Source:
     with locks.exclusive(view.with_suffix(".lock"), f"the view of {name}", wait=True):
         _show(candidate.resolve(), view)
         for path in _segments_beside(candidate.resolve()):
-            _show(history.submodule_folder(candidate.resolve(), path), view / "modules" / path)
-    return Source(view, "HEAD", name, foreign=True)
+            _show(submodule_folder(candidate.resolve(), path), view / "modules" / path)
+    return StoreSource(view, "HEAD", name, foreign=True)
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -89,14 +86,14 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _segments_beside(folder: Path) -> Iterator[str]:
-    """The paths at which `history.submodule_folder` finds a submodule of that repository."""
+    """The paths at which `submodule_folder` finds a submodule of that repository."""
     for kind in KINDS:
         places = (folder / "modules" / kind, folder.parent / kind)
         found = {entry.name for place in places if place.is_dir() for entry in place.iterdir()}
         for name in sorted({name.removesuffix(".git") for name in found}):
             if is_segment_name(name):
                 with contextlib.suppress(BadData):
-                    history.submodule_folder(folder, f"{kind}/{name}")
+                    submodule_folder(folder, f"{kind}/{name}")
                     yield f"{kind}/{name}"
 
 
@@ -124,7 +121,7 @@ def _configuration(folder: Path, view: Path) -> str:
     """What has to be the same in a view: formats, and from where records come that are missing."""
     theirs = folder / "config"
     command = ("config", "--file", str(theirs), "--no-includes", "-z", "--list")
-    values = _parsed(history.output(view, *command) if theirs.is_file() else "")
+    values = _parsed(git_process.run(view, *command) if theirs.is_file() else b"")
     lines = [_SETTINGS]
     if values.get("extensions.objectformat", "sha1") != "sha1":
         raise ConfigurationError(
@@ -141,9 +138,10 @@ def _configuration(folder: Path, view: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-def _parsed(listed: str) -> dict[str, str]:
+def _parsed(listed: bytes) -> dict[str, str]:
     """The values that `git config -z --list` prints, by key."""
-    return dict(entry.partition("\n")[::2] for entry in listed.split("\0"))
+    entries = listed.decode(errors="replace").split("\0")
+    return dict(entry.partition("\n")[::2] for entry in entries)
 
 
 def _head(folder: Path) -> bytes:
@@ -151,59 +149,49 @@ def _head(folder: Path) -> bytes:
         return file.read(4096)
 
 
-def of_url(url: str, folder: Path) -> Source:
+def of_url(url: str, folder: Path) -> StoreSource:
     """The copy in `folder` of the store at `url`, made or brought up to date now.
 
     Unavailable if the remote does not answer: what is here is then as it was before.
     """
-    name = public_name(url)
+    name = without_login(url)
     target = _place(folder, name)
     with locks.exclusive(target.with_suffix(".lock"), f"the copy of {name}", wait=True):
         _update(target, url)
-        pins = _submodules(target)
+        pins = objects.segments(target, TIP, GITLINK)
         urls = _submodule_urls(target, url) if pins else {}
         for path, pinned in pins.items():
             if path not in urls:
                 raise BadData(f"{name}: .gitmodules names no repository beside it for {path}")
             module = target / "modules" / path
-            if not module.is_dir() or history.look_up(module, [TIP]) != [pinned]:
+            if not module.is_dir() or objects.look_up(module, [TIP]) != [pinned]:
                 _update(module, urls[path])
-    return Source(target, TIP, name, foreign=True)
+    return StoreSource(target, TIP, name, foreign=True)
 
 
 def _update(target: Path, url: str) -> None:
     if not (target / "HEAD").exists():
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        history.output(target, "init", "--quiet", "--bare", "--initial-branch=main")
-        history.output(target, "config", "gc.auto", "0")
-    history.output(target, "config", "remote.origin.url", url)
-    filtered = [*_ONLY_OBJECTS, "--filter=blob:none", "origin", f"+HEAD:{TIP}"]
-    try:
-        history.output(target, "fetch", *filtered)
-    except BadData as error:
-        raise Unavailable(f"{public_name(url)}: {_last_words(error)}") from error
+        git_process.run(target, "init", "--quiet", "--bare", "--initial-branch=main")
+        git_process.run(target, "config", "gc.auto", "0")
+    git_process.run(target, "config", "remote.origin.url", url)
+    _fetch(target, "origin", f"+HEAD:{TIP}", name=without_login(url))
 
 
-def _last_words(error: BadData) -> str:
-    """What Git said, without user name and password."""
-    return re.sub(r"(://)[^/@\s]*@", r"\1", str(error).partition(": git fetch: ")[2])
-
-
-def _submodules(folder: Path) -> dict[str, str]:
-    """The paths of the submodules that are segments, and the commits that the tip pins."""
-    kinds = [f"{kind}/" for kind in KINDS]
-    listing = history.output(folder, "ls-tree", "--full-tree", TIP, *kinds)
-    pins = re.findall(r"^160000 commit ([0-9a-f]+)\t(\w+/(\w+))$", listing, re.MULTILINE)
-    return {path: pinned for pinned, path, name in pins if is_segment_name(name)}
+def _fetch(folder: Path, *arguments: str, name: str, names: bytes = b"") -> None:
+    command = [*_NO_NEGOTIATION] * bool(names) + ["fetch", *_ONLY_OBJECTS, "--filter=blob:none"]
+    done = git_process.call(folder, *command, *arguments, stdin=names, network=True)
+    if done.returncode:
+        raise Unavailable(f"{name}: {gist(done.stderr.decode(errors='replace'))}")
 
 
 def _submodule_urls(folder: Path, url: str) -> dict[str, str]:
     """Where the submodules are, by their paths in the superproject's .gitmodules."""
-    blob = history.look_up(folder, [f"{TIP}:.gitmodules"])[0]
+    blob = objects.look_up(folder, [f"{TIP}:.gitmodules"], network=True)[0]
     if blob is None:
         return {}
-    listed = history.output(folder, "config", "--no-includes", "--blob", blob, "-z", "--list")
-    values = _parsed(listed)
+    command = ("config", "--no-includes", "--blob", blob, "-z", "--list")
+    values = _parsed(git_process.run(folder, *command))
     found = {}
     for key, path in values.items():
         place = resolved(url, values.get(key.removesuffix(".path") + ".url", ""))
@@ -227,13 +215,9 @@ def fetch_objects(folder: Path, remote: str, names: bytes) -> None:
 
     Asked for all of them, Git would fetch those again that are here, if only one is not.
     """
-    here = history.output(folder, *_THOSE_HERE, given=names).split()
+    here = git_process.run(folder, *_THOSE_HERE, stdin=names).decode().split()
     missing = set(names.decode().split()).difference(here)
     if not missing:
         return
     names = "".join(f"{name}\n" for name in sorted(missing)).encode()
-    arguments = [*_ONLY_OBJECTS, "--filter=blob:none", "--stdin", remote]
-    try:
-        history.output(folder, *_NO_NEGOTIATION, "fetch", *arguments, given=names)
-    except BadData as error:
-        raise Unavailable(f"{folder}: its remote does not answer: {_last_words(error)}") from error
+    _fetch(folder, "--stdin", remote, name=f"{folder}: its remote does not answer", names=names)

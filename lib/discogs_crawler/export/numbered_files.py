@@ -27,11 +27,12 @@ from discogs_crawler import clock, locks
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.export import run
+from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form, Plan
 from discogs_crawler.files import atomic_write
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer, ExportedFile
-from discogs_crawler.store.history import EMPTY_TREE, Source
+from discogs_crawler.store.objects import EMPTY_TREE
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Chain(NamedTuple):
 def export(
     db: sqlite3.Connection,
     consumer: Consumer,
-    source: Source,
+    source: StoreSource,
     target: Target,
     *,
     form: Form,
@@ -106,7 +107,7 @@ def export(
 def _export(
     db: sqlite3.Connection,
     consumer: Consumer,
-    source: Source,
+    source: StoreSource,
     target: Target,
     form: Form,
     limit: int | None,

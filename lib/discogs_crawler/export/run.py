@@ -14,21 +14,18 @@ from typing import NamedTuple
 from discogs_crawler import locks
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, ConfigurationError, NothingYet, UsageError
-from discogs_crawler.export import formats, mirror
+from discogs_crawler.errors import BadData, NothingYet, UsageError
+from discogs_crawler.export import formats, mirror, revisions
 from discogs_crawler.export.delivery import Write
+from discogs_crawler.export.revisions import LeftOut, StoreSource
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import KINDS
-from discogs_crawler.store import history
-from discogs_crawler.store.history import EMPTY_TREE, LeftOut, Source
+from discogs_crawler.store import conversion, objects
+from discogs_crawler.store.git_process import GitFailed
+from discogs_crawler.store.objects import EMPTY_TREE
 
 log = logging.getLogger(__name__)
-
-# In the store's folder: the lock that each export shares and a conversion of the store holds alone;
-# and the new names of revisions, as long as the conversion has not moved the consumers there.
-EXPORTS = "exports.flock"
-MOVED = "moved.json"
 
 ALL = "all"
 DEFAULT_KIND = "releases"
@@ -48,7 +45,7 @@ class Plan(NamedTuple):
     """An export that can begin: for whom, from where, and the two revisions."""
 
     consumer: Consumer
-    source: Source
+    source: StoreSource
     old: str
     new: str
 
@@ -65,20 +62,19 @@ class Plan(NamedTuple):
 
 @contextlib.contextmanager
 def reading(repository: str | None, settings: Settings) -> Iterator[None]:
-    """Read the crawler's own store, if it is that, while nobody converts it."""
-    if repository is not None or not settings.store.is_dir():
-        yield
-        return
-    with locks.shared(settings.store / EXPORTS, "maintain_store.py --to-submodules"):
-        if (settings.store / MOVED).exists():
-            raise ConfigurationError(
-                f"{settings.store}: its conversion was interrupted: run maintain_store.py "
-                "--to-submodules again"
-            )
-        yield
+    """Read the crawler's own store, if it is that, while nobody converts it.
+
+    BadData if Git fails for a reason that we do not know: the repository is damaged.
+    """
+    is_own = repository is None and settings.store.is_dir()
+    try:
+        with conversion.excluded(settings.store) if is_own else contextlib.nullcontext():
+            yield
+    except GitFailed as error:
+        raise BadData(str(error)) from error
 
 
-def find_source(repository: str | None, settings: Settings) -> Source:
+def find_source(repository: str | None, settings: Settings) -> StoreSource:
     """The repository to read: the crawler's own, or the folder or URL that was named."""
     if repository is None:
         return _own_store(settings)
@@ -88,7 +84,7 @@ def find_source(repository: str | None, settings: Settings) -> Source:
     return mirror.of_folder(Path(repository), mirrors)
 
 
-def _own_store(settings: Settings) -> Source:
+def _own_store(settings: Settings) -> StoreSource:
     """The crawler's repository, up to what the store says that consumers may read."""
     folder = settings.store / "discogs.git"
     if not folder.is_dir():
@@ -100,16 +96,16 @@ def _own_store(settings: Settings) -> Source:
     head = folder / "HEAD"
     is_usual = head.is_file() and head.read_bytes().rstrip() == f"ref: {branch}".encode()
     if settings.store_remote is None and settings.store_layout == "single" and is_usual:
-        return Source(folder, branch, str(folder))
+        return StoreSource(folder, branch, str(folder))
     # Only pushed commits count, or the pins must be advanced first: the store knows how, but takes
     # longer to load than most exports to run.
     from discogs_crawler.store.layouts import open_store
 
     store = open_store(settings, create=False)
-    return Source(store.repository.path, store.settle() or "", str(store.repository.path))
+    return StoreSource(store.repository.path, store.settle() or "", str(store.repository.path))
 
 
-def find_database(repository: str | None, source: Source, settings: Settings) -> Path:
+def find_database(repository: str | None, source: StoreSource, settings: Settings) -> Path:
     """The file of consumers' places: the ledger, or one beside the clone that is read."""
     if repository is None:
         return settings.database
@@ -137,7 +133,7 @@ def lock_of(database: Path, name: str) -> Path:
 
 def enrol(
     db: sqlite3.Connection,
-    source: Source,
+    source: StoreSource,
     name: str,
     kind: str | None,
     start: str | None,
@@ -167,7 +163,9 @@ def enrol(
     return consumer._replace(repository=source.name)
 
 
-def _check_start(db: sqlite3.Connection, source: Source, consumer: Consumer, start: str) -> None:
+def _check_start(
+    db: sqlite3.Connection, source: StoreSource, consumer: Consumer, start: str
+) -> None:
     """UsageError if a known consumer did not begin there, but somebody thinks that it will."""
     began = consumers.beginning(db, consumer.name)
     if began is not None and len(start) >= 7 and began.startswith(start):
@@ -180,33 +178,35 @@ def _check_start(db: sqlite3.Connection, source: Source, consumer: Consumer, sta
         )
 
 
-def resolve(source: Source, revision: str) -> str | None:
+def resolve(source: StoreSource, revision: str) -> str | None:
     """The commit that `start` (None), `now` or a revision means in that repository."""
     if revision == "start":
         return None
     name = source.tip if revision == "now" else revision
-    found = history.look_up(source.folder, [f"{name}^{{commit}}"])[0]
+    found = objects.look_up(source.folder, [f"{name}^{{commit}}"])[0]
     if found is None and revision != "now":
         raise UsageError(f"{source.name}: there is no revision {revision[:80]!r}")
     return found
 
 
-def plan(consumer: Consumer, source: Source, limit: int | None) -> Plan | None:
+def plan(consumer: Consumer, source: StoreSource, limit: int | None) -> Plan | None:
     """What is to be exported now; None if the consumer has everything.
 
     BadData if its revision is not in the repository (any more).
     """
     begin = consumer.revision or EMPTY_TREE
-    tip, known = history.look_up(source.folder, [f"{source.tip}^{{commit}}", f"{begin}^{{tree}}"])
+    tip, known = objects.look_up(source.folder, [f"{source.tip}^{{commit}}", f"{begin}^{{tree}}"])
     if tip is None or tip == begin:
         return None
     if consumer.revision is not None:
         _check_revision(consumer.revision, consumer.name, source, tip, is_here=known is not None)
-    new = history.nth_commit(source.folder, begin, tip, limit) if limit else tip
+    new = revisions.nth_commit(source.folder, begin, tip, limit) if limit else tip
     return Plan(consumer, source, begin, new)
 
 
-def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_here: bool) -> None:
+def _check_revision(
+    revision: str, name: str, source: StoreSource, tip: str, *, is_here: bool
+) -> None:
     if not is_here:
         raise BadData(
             f"{source.name}: there is no revision {revision}, where consumer {name} is;"
@@ -214,7 +214,7 @@ def _check_revision(revision: str, name: str, source: Source, tip: str, *, is_he
             " Put the newer copy back, or begin again with"
             f" --consumer {name} --reset start (or now, or a revision)"
         )
-    if not history.is_ancestor(source.folder, revision, tip):
+    if not objects.contains(source.folder, tip, revision):
         log.warning(
             "history was rewritten: %s is not below the tip; exporting what differs", revision[:12]
         )
@@ -226,15 +226,15 @@ def write(plan: Plan, form: Form, write: Write) -> int:
     kinds = KINDS if plan.consumer.kind == ALL else (plan.consumer.kind,)
     end = b"\0" if form.nul else b"\n"
     total, left_out = 0, LeftOut()
-    stretches = history.stretches(
+    stretches = revisions.stretches(
         source.folder, plan.old, plan.new, skip_technical=form.skip_technical
     )
     with progress.count("export", "changes") as advance:
         for stretch in stretches:
-            for segment in history.segments(source.folder, stretch, kinds, left_out):
+            for subtree in revisions.subtrees(source.folder, stretch, kinds, left_out):
                 for block, count in formats.blocks(
                     form.format,
-                    segment,
+                    subtree,
                     stretch.new,
                     left_out,
                     end=end,

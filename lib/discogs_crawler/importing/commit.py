@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from discogs_crawler.importing.lanes import ENTRY
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git
-from discogs_crawler.store.fast_import import Entry
+from discogs_crawler.store import fast_import, objects
+from discogs_crawler.store.fast_import import Entry, Pushed
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.single import FROM_DUMP, Store
+from discogs_crawler.store.single import FROM_DUMP, SingleStore
 
 # Records that are looked up at once: if each is in another directory, 20 MB.
 LOOK_UP = 10_000
@@ -52,11 +52,11 @@ class Outcome(NamedTuple):
 
 
 def put(
-    store: Store, kind: str, entries: bytes, days: Sequence[str], trailers: Mapping[str, str]
+    store: SingleStore, kind: str, entries: bytes, days: Sequence[str], trailers: Mapping[str, str]
 ) -> Outcome:
     """Commit to one repository the records that may be; see import_lanes.ENTRY, `days` by marks."""
 
-    def attempt() -> Outcome:
+    def attempt() -> Outcome | Pushed:
         base = store.refresh()
         outcome, changes = _decide(store, base, kind, entries, days)
         if changes:
@@ -65,19 +65,21 @@ def put(
                 for record_id, _, oid in ENTRY.iter_unpack(changes)
             )
             message = fast_import.describe(_subject(kind, outcome.counts), trailers)
-            store.publish(base, pieces, message)
+            made = store.publish(base, pieces, message)
+            if isinstance(made, Pushed):
+                return made
         return outcome
 
     return store.retried(attempt)
 
 
 def remove(
-    store: Store, kind: str, ids: Iterable[int], trailers: Mapping[str, str]
+    store: SingleStore, kind: str, ids: Iterable[int], trailers: Mapping[str, str]
 ) -> tuple[list[int], Counts]:
     """Remove those of the records that came from a dump; which are not in the store any more."""
     wanted = list(ids)
 
-    def attempt() -> tuple[list[int], Counts]:
+    def attempt() -> tuple[list[int], Counts] | Pushed:
         base = store.refresh()
         stored: dict[int, bytes] = {}
         for part in _slices(wanted, LOOK_UP):
@@ -87,18 +89,20 @@ def remove(
         if ours:
             gone = [Entry(_path(store, kind, i), None) for i in wanted if i in ours]
             message = fast_import.describe(_subject(kind, counts), trailers)
-            store.publish(base, gone, message)
+            made = store.publish(base, gone, message)
+            if isinstance(made, Pushed):
+                return made
         return [i for i in wanted if i in ours or i not in stored], counts
 
     return store.retried(attempt)
 
 
-def _path(store: Store, kind: str, record_id: int) -> str:
+def _path(store: SingleStore, kind: str, record_id: int) -> str:
     return record_path(kind, record_id).removeprefix(store.prefix)
 
 
 def _decide(
-    store: Store, base: str | None, kind: str, entries: bytes, days: Sequence[str]
+    store: SingleStore, base: str | None, kind: str, entries: bytes, days: Sequence[str]
 ) -> tuple[Outcome, bytes]:
     """What is in the store afterwards, and of that what is not there yet."""
     there, changes, counts = bytearray(), bytearray(), Counts()
@@ -134,7 +138,8 @@ def _look(
             if before != row.oid:
                 differing.append(number)
     for part in _slices(differing, READ):
-        contents = git.read_blobs(repository, [stored[rows[number].id].hex() for number in part])
+        names = [stored[rows[number].id].hex() for number in part]
+        contents = objects.contents(repository.path, names)
         for number, data in zip(part, contents, strict=True):
             verdicts[number] = _compare(rows[number], data or b"", days)
     return verdicts
@@ -150,7 +155,9 @@ def _compare(row: Row, before: bytes, days: Sequence[str]) -> str:
     return "same" if fast_import.blob_id(again) == row.oid else "changed"
 
 
-def _stored(store: Store, base: str | None, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
+def _stored(
+    store: SingleStore, base: str | None, kind: str, ids: Iterable[int]
+) -> dict[int, bytes]:
     """The blobs of those records that commit `base` has."""
     paths = {_path(store, kind, record_id): record_id for record_id in ids}
     found = fast_import.stored(store.repository, base, paths)
@@ -161,7 +168,7 @@ def _from_dump(repository: Repository, blobs: Mapping[int, bytes]) -> set[int]:
     """Those whose blob was imported."""
     found: set[int] = set()
     for part in _slices(list(blobs), READ):
-        contents = git.read_blobs(repository, [blobs[record_id].hex() for record_id in part])
+        contents = objects.contents(repository.path, [blobs[record_id].hex() for record_id in part])
         for record_id, data in zip(part, contents, strict=True):
             if data is not None and data.startswith(FROM_DUMP):
                 found.add(record_id)

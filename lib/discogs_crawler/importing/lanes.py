@@ -19,12 +19,13 @@ from struct import Struct
 from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
 
-from discogs_crawler import pipes
+from discogs_crawler import files
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.api.cleaning import Rules
 from discogs_crawler.dumps import canonical, dump_json
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.importing.cut import Record
+from discogs_crawler.store import git_process
 
 # Bytes of XML in a batch, and batches that wait for a lane: 2 MB ahead of it.
 BATCH_BYTES = 256 * 1024
@@ -118,7 +119,7 @@ class Lane:
         self.pid = self._process.pid
         self._requests = cast(IO[bytes], self._process.stdin)
         self._answers = cast(IO[bytes], self._process.stdout)
-        pipes.widen(self._requests)
+        files.widen(self._requests)
         self._ahead: queue.Queue[Any] = queue.Queue(AHEAD)
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.failure: Failure | None = None
@@ -191,9 +192,9 @@ class _Imports:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                bufsize=pipes.ROOM_B,
+                bufsize=files.PIPE_B,
             )
-            pipes.widen(cast(IO[bytes], running.stdin))
+            files.widen(cast(IO[bytes], running.stdin))
         return cast(IO[bytes], running.stdin)
 
     def finish(self) -> Failure | None:
@@ -307,10 +308,8 @@ def _raise(failure: Failure | None) -> None:
         return
     if not failure.repository:
         raise Unavailable(_KILLED)
-    from discogs_crawler.store.git import Repository  # which takes memory, and lanes do without
-
-    repository = Repository(Path(failure.repository))
-    raise repository.failure("fast-import", failure.status, failure.stderr)
+    repository = Path(failure.repository)
+    raise git_process.failure(repository, ("fast-import",), failure.status, failure.stderr)
 
 
 if __name__ == "__main__":

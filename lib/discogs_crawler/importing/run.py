@@ -33,8 +33,8 @@ from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
-from discogs_crawler.store import fast_import, git
-from discogs_crawler.store.layouts import AnyStore, Store, open_store
+from discogs_crawler.store import fast_import, git_process
+from discogs_crawler.store.layouts import SingleStore, Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
 def import_dump(
     path: Path,
     dump: DumpRow,
-    store: AnyStore,
+    store: Store,
     opened: Ledger,
     settings: Settings,
     stop: Stop,
@@ -146,10 +146,10 @@ def import_dump(
 
 
 def _remove(
-    store: AnyStore, opened: Ledger, kind: str, ids: Sequence[int], trailers: dict[str, str]
+    store: Store, opened: Ledger, kind: str, ids: Sequence[int], trailers: dict[str, str]
 ) -> Counts:
     counts = Counts()
-    parts: dict[Path, tuple[Store, list[int]]] = {}
+    parts: dict[Path, tuple[SingleStore, list[int]]] = {}
     for record_id in ids:
         part = store.part(kind, segment_of(record_id))
         parts.setdefault(part.repository.path, (part, []))[1].append(record_id)
@@ -167,7 +167,7 @@ class _Run:
         self,
         path: Path,
         kind: str,
-        store: AnyStore,
+        store: Store,
         selection: Selection,
         trailers: dict[str, str],
         settings: Settings,
@@ -178,7 +178,7 @@ class _Run:
         self._limit = PUSH_RECORDS if settings.store_remote else COMMIT_RECORDS
         self._batch: list[Record] = []
         self._segment = self._bytes = self._staged = 0
-        self._parts: dict[int, Store] = {}
+        self._parts: dict[int, SingleStore] = {}
         self._places: list[int] = []
         self._saving: Future[Counts] | None = None
         self.counts = Counts()
@@ -191,7 +191,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             saver = stack.enter_context(ThreadPoolExecutor(1, "commit"))
             stack.callback(stop.ask)
-            lanes = stack.enter_context(Lanes(setup, git.environment()))
+            lanes = stack.enter_context(Lanes(setup, git_process.environment()))
             advance = stack.enter_context(
                 progress.bar("import", self._selection.records, "records/s")
             )

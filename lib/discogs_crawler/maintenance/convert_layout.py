@@ -14,13 +14,14 @@ from pathlib import Path
 from discogs_crawler import clock, files, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, UsageError
-from discogs_crawler.export.run import EXPORTS, MOVED
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.database import Ledger
-from discogs_crawler.records import KINDS, is_segment_name
-from discogs_crawler.store import fast_import, git, stale_locks
+from discogs_crawler.records import KINDS
+from discogs_crawler.store import git, objects, stale_locks
+from discogs_crawler.store.conversion import CONVERTING, EXPORTS, KEPT, MOVED
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import CONVERTING, KEPT, Store, layout_of, repository_path
+from discogs_crawler.store.layouts import SingleStore, layout_of, repository_path
+from discogs_crawler.store.objects import FOLDER
 from discogs_crawler.store.remote import is_partial
 from discogs_crawler.store.submodules import SubmoduleStore
 
@@ -81,7 +82,7 @@ def _check_whole(source: Repository, settings: Settings) -> None:
     unmerged = [
         name
         for name, tip in main.branches().items()
-        if not fast_import.contains(source, main.tip(), tip)
+        if not objects.contains(source.path, main.tip(), tip)
     ]
     if unmerged:
         raise ConfigurationError(
@@ -90,9 +91,9 @@ def _check_whole(source: Repository, settings: Settings) -> None:
         )
 
 
-def _main_of(source: Repository, settings: Settings) -> Store:
+def _main_of(source: Repository, settings: Settings) -> SingleStore:
     author = Author(settings.git_author_name, settings.git_author_email)
-    return Store(source, settings.store_branch, settings.store_branch, author)
+    return SingleStore(source, settings.store_branch, settings.store_branch, author)
 
 
 def _places(ledger: Ledger | None) -> list[str]:
@@ -114,7 +115,7 @@ def _build(
     moved: dict[str, str] = {}
     for revision in _in_order(source, [*places, *([tip] if tip else [])]):
         tips = {}
-        for path, tree in _segments(source, revision):
+        for path, tree in objects.segments(source.path, revision, FOLDER).items():
             snapshot = _snapshot(source, path, tree, author)
             part = git.create(building / f"{path}.git", settings.store_branch, "segment")
             branch = f"refs/heads/{settings.store_branch}"
@@ -132,27 +133,9 @@ def _build(
 
 def _in_order(source: Repository, revisions: list[str]) -> list[str]:
     """The commits among `revisions` that exist, each once, oldest first."""
-    found = {
-        r for r in revisions if source.call("cat-file", "-e", f"{r}^{{commit}}").returncode == 0
-    }
-    if not found:
-        return []
-    listing = source.run("rev-list", "--topo-order", "--reverse", "--no-walk=unsorted", *found)
-    ages = {r: int(source.run("rev-list", "--count", r)) for r in listing.decode().split()}
-    return sorted(ages, key=lambda revision: ages[revision])
-
-
-def _segments(source: Repository, revision: str) -> list[tuple[str, str]]:
-    """Path and tree of each segment that a revision has."""
-    found = []
-    for kind in KINDS:
-        listing = source.run("ls-tree", revision, f"{kind}/").decode()
-        for line in listing.splitlines():
-            head, path = line.split("\t")
-            _, what, oid = head.split()
-            if what == "tree" and is_segment_name(path.removeprefix(f"{kind}/")):
-                found.append((path, oid))
-    return found
+    found = objects.look_up(source.path, [f"{revision}^{{commit}}" for revision in revisions])
+    commits = sorted({commit for commit in found if commit})
+    return sorted(commits, key=lambda commit: int(source.run("rev-list", "--count", commit)))
 
 
 def _snapshot(source: Repository, path: str, tree: str, author: Author) -> str:
@@ -161,16 +144,11 @@ def _snapshot(source: Repository, path: str, tree: str, author: Author) -> str:
     before = source.tip(ref)
     if before and source.run("rev-parse", f"{before}^{{tree}}").decode().strip() == tree:
         return ref
-    stamp = f"{int(clock.now())} +0000"
-    who = {
-        f"GIT_{role}_{what}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", author.name), ("EMAIL", author.email), ("DATE", stamp))
-    }
-    parents = ["-p", before] if before else []
-    message = fast_import.describe(f"{path}: snapshot", {})
-    command = ("commit-tree", tree, *parents, "-m", message)
-    commit = source.run(*command, extra=who).decode().strip()
+    who = f"{author.name} <{author.email}> {int(clock.now())} +0000"
+    parent = f"parent {before}\n" if before else ""
+    text = f"tree {tree}\n{parent}author {who}\ncommitter {who}\n\n{path}: snapshot\n"
+    command = ("hash-object", "-t", "commit", "-w", "--stdin")
+    commit = source.run(*command, stdin=text.encode()).decode().strip()
     source.run("update-ref", ref, commit)
     return ref
 

@@ -17,11 +17,10 @@ from discogs_crawler.errors import BadData, CrawlerError
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE, parse_record_path, record_path
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.history import EMPTY_TREE
-from discogs_crawler.store.layouts import AnyStore
-from discogs_crawler.store.single import Store
+from discogs_crawler.store.layouts import Store
+from discogs_crawler.store.objects import ABSENT, FILE, GITLINK, TreeDifference
 
 # Records read at once: a megabyte or two.
 BLOCK = 500
@@ -29,7 +28,7 @@ BLOCK = 500
 # Ids that are looked up once more at once: some hundred directories.
 IDS = 10_000
 
-# Findings of one sort that are shown; a mail with a million of them says no more.
+# Faults of one sort that are shown; a mail with a million of them says no more.
 SHOWN = 10
 
 # From a request to the commit of its answer, if the remote is down meanwhile.
@@ -38,13 +37,11 @@ UNDER_WAY_S = 3_600
 # Files in the root that are not records.
 OTHERS = {"README.md", ".gitmodules"}
 
-_RAW = re.compile(rb":\d+ (\d+) [0-9a-f]+ ([0-9a-f]+) [A-Z]")
-
 # A word with a digit in it tells two findings of one sort apart: a path, an object, an id.
 _PARTICULAR = re.compile(r"\S*[0-9]\S*")
 
 
-class Finding(NamedTuple):
+class Fault(NamedTuple):
     """Something that is wrong."""
 
     where: str
@@ -55,20 +52,15 @@ class Finding(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-class _File(NamedTuple):
-    path: str
-    mode: bytes
-    oid: str
-
-
-def records(store: AnyStore, revision: str | None, since: str | None = None) -> Iterator[Finding]:
+def records(store: Store, revision: str | None, since: str | None = None) -> Iterator[Fault]:
     """What is wrong with the records of `revision`, or with those that differ from `since`."""
     if revision is None:
         return
     with progress.count("check", "records") as advance:
-        for repository, prefix, old, new in _spans(store, revision, since):
+        for repository, prefix, old, new in store.spans(since, revision):
             try:
-                files = _changed(repository, prefix, old, new)
+                differing = objects.differences(repository.path, old, new, prefix=prefix)
+                files = (file for file in differing if file.new_mode not in (ABSENT, GITLINK))
                 while block := list(itertools.islice(files, BLOCK)):
                     yield from _judge_block(repository, block)
                     advance(len(block))
@@ -76,39 +68,15 @@ def records(store: AnyStore, revision: str | None, since: str | None = None) -> 
                 yield _failed(repository, error)
 
 
-def _spans(
-    store: AnyStore, revision: str, since: str | None
-) -> Iterator[tuple[Repository, str, str, str]]:
-    """Repository, prefix of its paths, and the two commits to compare in it."""
-    yield store.repository, "", since or EMPTY_TREE, revision
-    if isinstance(store, Store):
-        return
-    before = store.pins(since)
-    parts = {part.prefix: part.repository for part in store.parts()}
-    for path, pinned in store.pins(revision).items():
-        if before.get(path) != pinned and f"{path}/" in parts:
-            yield parts[f"{path}/"], f"{path}/", before.get(path, EMPTY_TREE), pinned
-
-
-def _changed(repository: Repository, prefix: str, old: str, new: str) -> Iterator[_File]:
-    command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
-    fields = repository.lines(*command)
-    for header in fields:
-        path = prefix + next(fields).decode("utf-8", "replace")
-        match = _RAW.fullmatch(header)
-        if match and match[2].strip(b"0") and match[1] != b"160000":
-            yield _File(path, match[1], match[2].decode())
-
-
-def _judge_block(repository: Repository, files: Sequence[_File]) -> Iterator[Finding]:
-    blobs = git.read_blobs(repository, [file.oid for file in files])
+def _judge_block(repository: Repository, files: Sequence[TreeDifference]) -> Iterator[Fault]:
+    blobs = objects.contents(repository.path, [file.new for file in files])
     for file, data in zip(files, blobs, strict=True):
         fault = _fault(file, data)
         if fault:
-            yield Finding(file.path, fault)
+            yield Fault(file.path, fault)
 
 
-def _fault(file: _File, data: bytes | None) -> str:
+def _fault(file: TreeDifference, data: bytes | None) -> str:
     """What is wrong with a file, "" if nothing is."""
     if file.path in OTHERS:
         return ""
@@ -119,12 +87,12 @@ def _fault(file: _File, data: bytes | None) -> str:
         if number.isascii() and number.isdigit() and 0 < int(number[:10]) < 10**9:
             return f"not in its place, which is {record_path(kind, int(number))}"
         return "not a record, and not ours"
-    if file.mode != b"100644":
-        return f"not a plain file, its mode is {file.mode.decode()}"
+    if file.new_mode != FILE:
+        return f"not a plain file, its mode is {file.new_mode}"
     if data is None:
-        return f"its content, blob {file.oid}, is missing"
-    if fast_import.blob_id(data).hex() != file.oid:
-        return f"its content is not that of blob {file.oid}"
+        return f"its content, blob {file.new}, is missing"
+    if fast_import.blob_id(data).hex() != file.new:
+        return f"its content is not that of blob {file.new}"
     try:
         document = exact_json.loads(data)
         if exact_json.dumps(document) != data:
@@ -136,7 +104,7 @@ def _fault(file: _File, data: bytes | None) -> str:
     return ""
 
 
-def repositories(store: AnyStore) -> Iterator[Finding]:
+def repositories(store: Store) -> Iterator[Fault]:
     """What `git fsck` finds in each repository."""
     for repository in store.repositories():
         done = repository.call("fsck", "--full", "--strict", "--no-dangling", "--no-progress")
@@ -144,15 +112,15 @@ def repositories(store: AnyStore) -> Iterator[Finding]:
         found = [line for line in lines if line.strip() and not line.startswith("notice:")]
         if done.returncode or found:
             for line in found or [f"git fsck ended with {done.returncode}"]:
-                yield Finding(str(repository.path), line)
+                yield Fault(str(repository.path), line)
 
 
-def _failed(repository: Repository, error: CrawlerError) -> Finding:
+def _failed(repository: Repository, error: CrawlerError) -> Fault:
     where = str(repository.path)
-    return Finding(where, str(error).removeprefix(f"{where}: "))
+    return Fault(where, str(error).removeprefix(f"{where}: "))
 
 
-def shortened(findings: Iterable[Finding]) -> Iterator[str]:
+def shortened(findings: Iterable[Fault]) -> Iterator[str]:
     """A line for each of the first SHOWN findings of a sort, then one that counts the others."""
     counts: Counter[str] = Counter()
     for finding in findings:
@@ -165,18 +133,18 @@ def shortened(findings: Iterable[Finding]) -> Iterator[str]:
             yield f"... and {number - SHOWN:,} more: {sort}"
 
 
-def against_ledger(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Finding]:
+def against_ledger(store: Store, ledger: Ledger, kind: str) -> Iterator[Fault]:
     """Records that only one of Git and ledger has."""
     try:
         for row in one_sided(store, ledger, kind):
             missing = "missing, the ledger says that it is stored"
             what = missing if row.stored else "stored, the ledger does not know it"
-            yield Finding(record_path(kind, row.id), what)
+            yield Fault(record_path(kind, row.id), what)
     except CrawlerError as error:
         yield _failed(store.repository, error)
 
 
-def one_sided(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Row]:
+def one_sided(store: Store, ledger: Ledger, kind: str) -> Iterator[Row]:
     """What the ledger knows of the records that only one of Git and ledger has.
 
     Workers commit before the ledger hears of it, so what differs is looked at once more.
@@ -190,7 +158,7 @@ def one_sided(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[Row]:
         yield from (row for row in rows if row.stored != (row.id in in_git))
 
 
-def outdated(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[int]:
+def outdated(store: Store, ledger: Ledger, kind: str) -> Iterator[int]:
     """Ids of what has changed, by the ledger, after the last commit of a store that is older."""
     for part in store.parts():
         tip = part.tip()
@@ -203,7 +171,7 @@ def outdated(store: AnyStore, ledger: Ledger, kind: str) -> Iterator[int]:
         yield from (row.id for row in found)
 
 
-def _present(store: AnyStore, kind: str, ids: Collection[int]) -> set[int]:
+def _present(store: Store, kind: str, ids: Collection[int]) -> set[int]:
     """Those of the ids that Git has, by its directories alone."""
     paths = {record_path(kind, record_id): record_id for record_id in ids}
     found = set()

@@ -6,18 +6,22 @@ and the record is wanted again. But what the main branch has from a dump gives w
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import parse_record_path
-from discogs_crawler.store import fast_import, git
-from discogs_crawler.store.fast_import import Entry, Refused
+from discogs_crawler.store import fast_import, objects
+from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.history import ABSENT, EMPTY_TREE, FILE
-from discogs_crawler.store.single import FROM_DUMP, Store
+from discogs_crawler.store.objects import ABSENT, EMPTY_TREE, FILE, TreeDifference
+from discogs_crawler.store.single import FROM_DUMP, SingleStore
 
 log = logging.getLogger(__name__)
+
+
+# The object of a path at which nothing is.
+_NOTHING = "0" * 40
 
 
 class Merged(NamedTuple):
@@ -29,15 +33,7 @@ class Merged(NamedTuple):
     """kind and id of the records that both sides had changed"""
 
 
-class _Change(NamedTuple):
-    path: str
-    mode: str
-    before: str
-    """blob, "" for none"""
-    after: str
-
-
-def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
+def merge(parts: Iterable[SingleStore], queues: Sequence[Queue]) -> Merged:
     """Merge all branches of all repositories, and let everybody claim in their segments again."""
     repositories = list(parts)
     names = {name for part in repositories for name in part.branches()}
@@ -59,37 +55,36 @@ def merge(parts: Iterable[Store], queues: Sequence[Queue]) -> Merged:
     return Merged(merged, conflicts)
 
 
-def _merge_one(part: Store, name: str) -> list[tuple[str, int]] | None:
+def _merge_one(part: SingleStore, name: str) -> list[tuple[str, int]] | None:
     """Merge a branch of one repository; its conflicts, or None if it had nothing new."""
 
-    def attempt() -> list[tuple[str, int]] | None:
+    def attempt() -> list[tuple[str, int]] | Pushed | None:
         base = part.refresh()
         tip = part.branches().get(name)
-        if tip is None or fast_import.contains(part.repository, base, tip):
+        if tip is None or objects.contains(part.repository.path, base, tip):
             _catch_up(part, name, base)
             return None
-        if base is None or fast_import.contains(part.repository, tip, base):
-            part.advance(tip)
-            return []
-        conflicts, made = _merge_commit(part, name, base, tip)
-        _catch_up(part, name, made)
-        return conflicts
+        if base is None or objects.contains(part.repository.path, tip, base):
+            moved = part.advance(tip)
+            return [] if moved == ACCEPTED else moved
+        return _merge_commit(part, name, base, tip)
 
     return part.retried(attempt)
 
 
-def _catch_up(part: Store, name: str, main: str | None) -> None:
+def _catch_up(part: SingleStore, name: str, main: str | None) -> None:
     """Move the merged branch to the main one, unless its worker has committed again."""
     tip = part.branches().get(name)
     if main is None or tip is None or tip == main:
         return
-    try:
-        part.advance(main, name)
-    except Refused as refused:
-        log.info("branch %s goes on by itself until the next merge: %s", name, refused)
+    moved = part.advance(main, name)
+    if moved != ACCEPTED:
+        log.info("branch %s goes on by itself until the next merge: %s", name, moved.why)
 
 
-def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tuple[str, int]], str]:
+def _merge_commit(
+    part: SingleStore, name: str, base: str, tip: str
+) -> list[tuple[str, int]] | Pushed:
     """Commit the merge of `tip` on `base`; where both have changed a file, `base` wins.
 
     File by file, for `git merge-tree` takes two records that resemble each other for one that was
@@ -97,11 +92,12 @@ def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tup
     """
     repository = part.repository
     found = repository.call("merge-base", base, tip).stdout.decode().split()
-    differing = list(_changes(repository, found[0] if found else EMPTY_TREE, tip))
+    old = found[0] if found else EMPTY_TREE
+    differing = list(objects.differences(repository.path, old, tip))
     changed = [
         change
         for change in differing
-        if parse_record_path(part.prefix + change.path) and change.mode in (FILE, ABSENT)
+        if parse_record_path(part.prefix + change.path) and change.new_mode in (FILE, ABSENT)
     ]
     if others := [change.path for change in differing if change not in changed]:
         log.warning("branch %s: %d no records, not merged: %s", name, len(others), others[0])
@@ -109,42 +105,37 @@ def _merge_commit(part: Store, name: str, base: str, tip: str) -> tuple[list[tup
     entries, lost = [], []
     of_dump = _from_dump(repository, _disputed(changed, ours))
     for change in changed:
-        mine = ours[change.path].hex() if change.path in ours else ""
-        if mine == change.before or change.path in of_dump:
-            entries.append(Entry(change.path, None, change.after))
-        elif mine != change.after:
+        mine = ours[change.path].hex() if change.path in ours else _NOTHING
+        if mine == change.old or change.path in of_dump:
+            after = "" if change.new_mode == ABSENT else change.new
+            entries.append(Entry(change.path, None, after))
+        elif mine != change.new:
             lost.append(change.path)
     message = fast_import.describe(f"merge branch {name}", {"Conflicts": str(len(lost) or "")})
     made = part.publish(base, entries, message, parents=[tip])
+    if isinstance(made, Pushed):
+        return made
     places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
     for kind, record_id in places:
         log.warning("%s %d: changed on two branches; it is to be fetched again", kind, record_id)
-    return places, made
+    _catch_up(part, name, made)
+    return places
 
 
-def _disputed(changed: Iterable[_Change], ours: Mapping[str, bytes]) -> dict[str, bytes]:
+def _disputed(changed: Iterable[TreeDifference], ours: Mapping[str, bytes]) -> dict[str, bytes]:
     """What both sides have, and differently."""
     return {
         change.path: ours[change.path]
         for change in changed
-        if change.path in ours and ours[change.path].hex() not in (change.before, change.after)
+        if change.path in ours and ours[change.path].hex() not in (change.old, change.new)
     }
 
 
 def _from_dump(repository: Repository, blobs: Mapping[str, bytes]) -> set[str]:
     """The paths of those that were imported."""
-    contents = git.read_blobs(repository, [oid.hex() for oid in blobs.values()])
+    contents = objects.contents(repository.path, [oid.hex() for oid in blobs.values()])
     return {
         path
         for path, data in zip(blobs, contents, strict=True)
         if data is not None and data.startswith(FROM_DUMP)
     }
-
-
-def _changes(repository: Repository, old: str, new: str) -> Iterator[_Change]:
-    command = ("diff-tree", "-r", "--raw", "--no-abbrev", "--no-renames", "-z", old, new)
-    fields = repository.lines(*command)
-    for header in fields:
-        _, mode, before, after, _ = header.decode().split()
-        path = next(fields).decode("utf-8", "replace")
-        yield _Change(path, mode, before.strip("0") and before, after.strip("0") and after)

@@ -20,10 +20,10 @@ from discogs_crawler.cli import progress
 from discogs_crawler.errors import BadData
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS, parse_record_path
-from discogs_crawler.store import fast_import, git, history
-from discogs_crawler.store.fast_import import Entry, Refused
-from discogs_crawler.store.layouts import AnyStore
-from discogs_crawler.store.single import Store
+from discogs_crawler.store import fast_import, objects
+from discogs_crawler.store.fast_import import Entry, Pushed
+from discogs_crawler.store.layouts import SingleStore, Store
+from discogs_crawler.store.objects import TECHNICAL
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BATCH = 1_000
 
 
-def reclean(store: AnyStore, rules: dict[str, Rules], place: Path) -> int:
+def reclean(store: Store, rules: dict[str, Rules], place: Path) -> int:
     """Rewrite every record that the rules of its kind clean differently; how many those were."""
     rewritten = 0
     names = {kind: rules[kind].name for kind in KINDS}
@@ -58,7 +58,7 @@ def _read_place(place: Path, names: dict[str, str]) -> dict[str, str]:
         return {}
 
 
-def _batches(part: Store, after: str) -> Iterator[list[str]]:
+def _batches(part: SingleStore, after: str) -> Iterator[list[str]]:
     """The paths of the records after one of them, up to BATCH at once; Git sorts them as text."""
     tip = part.refresh()
     if tip is None:
@@ -70,12 +70,14 @@ def _batches(part: Store, after: str) -> Iterator[list[str]]:
         yield batch
 
 
-def _rewrite(store: AnyStore, part: Store, paths: list[str], rules: dict[str, Rules]) -> int:
+def _rewrite(store: Store, part: SingleStore, paths: list[str], rules: dict[str, Rules]) -> int:
     """Rewrite those of `paths` that need it, in one commit; how many."""
 
-    def attempt() -> int:
-        base = _settled_tip(store, part)
-        blobs = git.read_blobs(part.repository, [f"{base}:{path}" for path in paths])
+    def attempt() -> int | Pushed:
+        base = store.settled_tip(part)
+        if isinstance(base, Pushed):
+            return base
+        blobs = objects.contents(part.repository.path, [f"{base}:{path}" for path in paths])
         entries = []
         for path, data in zip(paths, blobs, strict=True):
             kind = (part.prefix + path).split("/")[0]
@@ -85,28 +87,15 @@ def _rewrite(store: AnyStore, part: Store, paths: list[str], rules: dict[str, Ru
         if not entries:
             return 0
         kinds = sorted({(part.prefix + entry.path).split("/")[0] for entry in entries})
-        trailers = {history.TECHNICAL: "reclean", "Cleaner": rules[kinds[0]].name}
+        trailers = {TECHNICAL: "reclean", "Cleaner": rules[kinds[0]].name}
         message = fast_import.describe(f"{', '.join(kinds)}: {len(entries)} recleaned", trailers)
         made = part.publish(base, entries, message)
-        if not isinstance(store, Store):
-            store.pin({part.prefix: made}, {history.TECHNICAL: "reclean"})
+        if isinstance(made, Pushed):
+            return made
+        store.pin({part.prefix: made}, {TECHNICAL: "reclean"})
         return len(entries)
 
     return part.retried(attempt)
-
-
-def _settled_tip(store: AnyStore, part: Store) -> str:
-    """The tip to rewrite from. In a superproject it is pinned, so that the pin is technical too."""
-    if not isinstance(store, Store):
-        store.settle()
-        pinned = store.pins(store.tip()).get(part.prefix.rstrip("/"))
-        if pinned is None or pinned != part.tip():
-            raise Refused("a worker has committed")
-        return pinned
-    tip = part.refresh()
-    if tip is None:
-        raise Refused("the store has gone")
-    return tip
 
 
 def _cleaned(path: str, data: bytes, rules: Rules) -> bytes | None:
@@ -117,7 +106,7 @@ def _cleaned(path: str, data: bytes, rules: Rules) -> bytes | None:
         return None
 
 
-def lost(store: AnyStore, rules: dict[str, Rules], commit_s: float) -> dict[str, dict[str, int]]:
+def lost(store: Store, rules: dict[str, Rules], commit_s: float) -> dict[str, dict[str, int]]:
     """By kind the fields that `rules` keep and earlier rules removed, and up to when they did.
 
     The commits name the rules. A fetch that changed nothing made none; so the time (epoch seconds)
@@ -136,14 +125,14 @@ def lost(store: AnyStore, rules: dict[str, Rules], commit_s: float) -> dict[str,
     return {kind: fields for kind, fields in found.items() if fields}
 
 
-def _cleanings(part: Store) -> Iterator[tuple[str, str, int, bool]]:
+def _cleanings(part: SingleStore) -> Iterator[tuple[str, str, int, bool]]:
     """Kind, rules, time of the commits, whether records were fetched for them; the newest first."""
     tip = part.tip()
     if tip is None:
         return
     trailers = (
         f"%(trailers:key={key},valueonly,unfold,separator=%x2C)"
-        for key in ("Source", history.TECHNICAL, "Cleaner")
+        for key in ("Source", TECHNICAL, "Cleaner")
     )
     layout = "%x09".join(["%ct", "%s", *trailers])
     for line in part.repository.lines("log", "--date-order", f"--format={layout}", tip, end=b"\n"):

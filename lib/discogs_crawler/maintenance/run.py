@@ -25,11 +25,11 @@ from discogs_crawler.maintenance import (
     store_readme,
 )
 from discogs_crawler.maintenance import reclean as recleaning
-from discogs_crawler.maintenance.integrity import Finding
+from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import exchange, on_demand
 from discogs_crawler.store import layouts
-from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store.layouts import Store
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
     return EXIT_DONE
 
 
-def _open_newest(settings: Settings, ledger: Ledger | None) -> AnyStore:
+def _open_newest(settings: Settings, ledger: Ledger | None) -> Store:
     """The store; ConfigurationError if it is an older copy than the ledger knows of."""
     store = layouts.open_store(settings, create=False)
     if ledger is not None:
@@ -104,7 +104,7 @@ def _open_newest(settings: Settings, ledger: Ledger | None) -> AnyStore:
     return store
 
 
-def _merge(store: AnyStore, ledger: Ledger | None, settings: Settings) -> None:
+def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
     parts = store.parts()
     for part in parts:
         part.refresh()
@@ -159,7 +159,7 @@ def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
     return EXIT_BAD_DATA if damaged else EXIT_DONE
 
 
-def _check_against_ledger(store: AnyStore, ledger: Ledger, upkeep: Upkeep) -> bool:
+def _check_against_ledger(store: Store, ledger: Ledger, upkeep: Upkeep) -> bool:
     damaged = False
     for kind, queue in zip(KINDS, _queues(upkeep.settings), strict=True):
         if ledger.knows_something():
@@ -210,7 +210,7 @@ def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
     return EXIT_DONE
 
 
-def _report(findings: Iterable[Finding], upkeep: Upkeep) -> bool:
+def _report(findings: Iterable[Fault], upkeep: Upkeep) -> bool:
     """Tell the findings, or some of each sort; whether there are any."""
     found = False
     for line in map(str, findings) if upkeep.all_of_it else integrity.shortened(findings):

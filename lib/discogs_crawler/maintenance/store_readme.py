@@ -4,8 +4,8 @@ from discogs_crawler import clock
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import fast_import
-from discogs_crawler.store.fast_import import Entry
-from discogs_crawler.store.layouts import AnyStore, Store
+from discogs_crawler.store.fast_import import Entry, Pushed
+from discogs_crawler.store.layouts import Store
 
 _TEXT = """\
 # Discogs database: one JSON file a record
@@ -92,32 +92,34 @@ One million numbers as files (here the releases 13000000 to 13999999):
 """
 
 
-def update(store: AnyStore, ledger: Ledger | None, version: str, branch: str) -> bool:
+def update(store: Store, ledger: Ledger | None, version: str, branch: str) -> bool:
     """Commit the README if records have changed since it was written; whether that was so."""
 
-    def attempt() -> str | None:
-        base = store.refresh()
+    top = store.top
+
+    def attempt() -> str | Pushed | None:
+        base = top.refresh()
         if base is None or _is_ours(store, base):
             return None
         text = render(store, base, ledger, version, branch).encode()
         before = fast_import.stored(store.repository, base, ["README.md"])
         if before.get("README.md") == fast_import.blob_id(text):
             return None
-        return store.publish(base, [Entry("README.md", text)], "README: counts and dates\n")
+        return top.publish(base, [Entry("README.md", text)], "README: counts and dates\n")
 
-    return store.retried(attempt) is not None
+    return top.retried(attempt) is not None
 
 
-def _is_ours(store: AnyStore, commit: str) -> bool:
+def _is_ours(store: Store, commit: str) -> bool:
     """Whether the newest commit is the one that wrote the README."""
     subject = store.repository.run("log", "-1", "--format=%s", commit)
     return subject.startswith(b"README:")
 
 
-def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branch: str) -> str:
+def render(store: Store, tip: str, ledger: Ledger | None, version: str, branch: str) -> str:
     """The README of the store as it is at `tip`."""
     epoch = int(store.repository.run("log", "-1", "--format=%ct", tip).strip() or 0)
-    single = isinstance(store, Store)
+    single = store.layout == "single"
     recipes = _SINGLE_RECIPES if single else _MODULE_RECIPES
     return _TEXT.format(
         version=version,
@@ -129,7 +131,7 @@ def render(store: AnyStore, tip: str, ledger: Ledger | None, version: str, branc
     )
 
 
-def _row(store: AnyStore, ledger: Ledger | None, kind: str) -> str:
+def _row(store: Store, ledger: Ledger | None, kind: str) -> str:
     dump, imported = None, "unknown"
     if ledger is None or not ledger.knows_something():
         number = sum(1 for _ in store.ids(kind))

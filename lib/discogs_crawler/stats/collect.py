@@ -39,6 +39,7 @@ from discogs_crawler.stats.snapshot import (
     WorkerStats,
     made_printable,
 )
+from discogs_crawler.store import objects
 
 # Dumps come every month, up to two weeks late.
 DUMP_IS_OLD_S = 46 * DAY_S
@@ -266,18 +267,10 @@ def behind(where: str, revision: str | None, branch: str) -> int | None:
     folder = Path(where)
     if not folder.is_absolute() or not folder.is_dir():
         return None
-    from discogs_crawler.store.git import (
-        Repository,  # loads GitPython: 80 ms, for those who need it
-    )
-
-    span = f"refs/heads/{branch}" if revision is None else f"{revision}..refs/heads/{branch}"
     try:
-        counted = Repository(folder).run(
-            "rev-list", "--count", "--first-parent", f"--max-count={BEHIND_AT_MOST}", span
-        )
+        return objects.commits_between(folder, revision, f"refs/heads/{branch}", BEHIND_AT_MOST)
     except CrawlerError:
         return None
-    return int(counted)
 
 
 def _wrong_times(opened: Ledger) -> Iterator[str]:

@@ -5,14 +5,16 @@ exit status tells whether the branch has moved, and it moves a branch only forwa
 lives on answers every checkpoint and loses the commits of the slower of two writers in silence.
 """
 
+import enum
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from discogs_crawler import clock
-from discogs_crawler.store import stale_locks
-from discogs_crawler.store.git import Author, GitFailed, Repository
+from discogs_crawler.store import git_process, objects, stale_locks
+from discogs_crawler.store.git import Author, Repository
+from discogs_crawler.store.git_process import GitFailed
 
 # fast-import chains each blob to the one before, 50 deep: with 3 the store grows by 5 % and reads
 # in random order are twice as fast.
@@ -26,12 +28,38 @@ _REFUSED = re.compile(r"[Nn]ot updating|cannot lock ref")
 _ENTRY = re.compile(rb"[0-7]{5,6} ([^\0]+)\0(.{20})", re.DOTALL)
 
 
-class Refused(Exception):
-    """The branch has moved on, or another process is moving it: do it again from its new tip."""
+class Reply(enum.Enum):
+    """What came of moving a branch, here or at the remote."""
+
+    ACCEPTED = enum.auto()
+    MOVED = enum.auto()
+    """it has moved on, or another process is moving it: do it again from its new tip"""
+    LOCKED = enum.auto()
+    """a lock file is in the way: of a process that is at work, or of one that was killed"""
+    UNKNOWN = enum.auto()
+    """the remote did not answer: it may have been accepted"""
 
 
-class Locked(Refused):
-    """A lock file is in the way: of a process that is at work, or of one that was killed."""
+class Pushed(NamedTuple):
+    """A reply, and why it is not ACCEPTED."""
+
+    reply: Reply
+    why: str = ""
+    commit: str = ""
+    """of an UNKNOWN: the commit that may have arrived"""
+
+
+ACCEPTED = Pushed(Reply.ACCEPTED)
+
+
+def _reply_to(stderr: bytes) -> Pushed | None:
+    """The reply for which a Git on this machine gives its reason; None: it is another failure."""
+    said = stderr.decode("utf-8", "replace")
+    if "File exists" in said:
+        return Pushed(Reply.LOCKED, git_process.gist(said))
+    if _REFUSED.search(said):
+        return Pushed(Reply.MOVED, git_process.gist(said))
+    return None
 
 
 class Entry(NamedTuple):
@@ -60,32 +88,14 @@ def stored(repository: Repository, base: str | None, paths: Iterable[str]) -> di
         return {}
     wanted = set(paths)
     folders = sorted({path.rpartition("/")[0] for path in wanted})
-    stdin = "".join(f"{base}:{folder}\n" for folder in folders).encode()
-    if not stdin:
-        return {}
-    answer = repository.run("cat-file", "--batch", stdin=stdin)
+    names = [f"{base}:{folder}" for folder in folders]
     found = {}
-    for folder, tree in zip(folders, _bodies(answer), strict=True):
-        for name, oid in _ENTRY.findall(tree):
+    for folder, tree in zip(folders, objects.contents(repository.path, names), strict=True):
+        for name, oid in _ENTRY.findall(tree or b""):
             path = "/".join(filter(None, (folder, name.decode(errors="replace"))))
             if path in wanted:
                 found[path] = oid
     return found
-
-
-def _bodies(answer: bytes) -> Iterator[bytes]:
-    """The contents in the answer of `cat-file --batch`, empty for what is missing."""
-    position = 0
-    while position < len(answer):
-        end = answer.index(b"\n", position)
-        header = answer[position:end]
-        position = end + 1
-        if header.endswith(b" missing"):
-            yield b""
-            continue
-        size = int(header.rpartition(b" ")[2])
-        yield answer[position : position + size]
-        position += size + 1
 
 
 def commit(
@@ -97,36 +107,34 @@ def commit(
     author: Author,
     *,
     parents: Iterable[str] = (),
-) -> str:
+) -> str | Pushed:
     """Put `entries` on commit `base` and move `ref` there; the new commit, synced to disk.
 
-    `parents` are further ones. Raises Refused, and leaves the branch as it was, if the branch is
-    not at `base` or an ancestor of it; Locked if another process, or a dead one, holds it.
+    `parents` are further ones. The branch stays as it was if it is not at `base` or an ancestor of
+    it (MOVED), or another process, or a dead one, holds it (LOCKED).
     """
     with stale_locks.writing(repository) as lock:
         pieces = _stream(ref, base, entries, message, author, parents)
-        done = repository.feed(*FAST_IMPORT, pieces=pieces, pass_fds=(lock,))
+        done = git_process.feed(repository.path, *FAST_IMPORT, pieces=pieces, pass_fds=(lock,))
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip()
-        if "File exists" in said:
-            raise Locked(said.splitlines()[0])
-        if _REFUSED.search(said):
-            raise Refused(said.splitlines()[0])
-        raise repository.failure("fast-import", done.returncode, done.stderr)
+        refused = _reply_to(done.stderr)
+        if refused is None:
+            raise git_process.failure(repository.path, FAST_IMPORT, done.returncode, done.stderr)
+        return refused
     made = done.stdout.decode("ascii").strip()
-    if not contains(repository, repository.tip(ref), made):
-        raise GitFailed(f"{repository.path}: {ref} does not have the commit {made}", 0, "")
+    if not objects.contains(repository.path, repository.tip(ref), made):
+        raise GitFailed(f"{repository.path}: {ref} does not have the commit {made}")
     return made
 
 
-def contains(repository: Repository, tip: str | None, revision: str) -> bool:
-    """Whether commit `tip` is `revision` or one of its descendants."""
-    if tip is None or tip == revision:
-        return tip == revision
-    done = repository.call("merge-base", "--is-ancestor", revision, tip)
-    if done.returncode not in (0, 1):
-        raise repository.failure("merge-base", done.returncode, done.stderr)
-    return done.returncode == 0
+def move(repository: Repository, ref: str, old: str | None, new: str | None) -> Pushed:
+    """Move a reference; None stands for no reference. MOVED if it is not at `old` any more."""
+    values = ["-d", ref] if new is None else [ref, new]
+    done = repository.call("update-ref", *values, old or "0" * 40)
+    if done.returncode == 0:
+        return ACCEPTED
+    said = git_process.gist(done.stderr.decode("utf-8", "replace"))
+    return _reply_to(done.stderr) or Pushed(Reply.MOVED, said)
 
 
 def _stream(

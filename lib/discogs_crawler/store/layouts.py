@@ -1,28 +1,60 @@
-"""Open the store that the settings name, in either layout."""
+"""The store, whose layout is one of two, and how it is opened."""
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.store import git
+from discogs_crawler.store import conversion, git, git_process
+from discogs_crawler.store.fast_import import Pushed
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.remote import CRAWL, HEADS, Remote, is_partial
-from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Change, Committed, Store
+from discogs_crawler.store.single import (
+    FROM_DUMP,
+    READ_AT_ONCE,
+    Committed,
+    Edit,
+    SingleStore,
+    TreePair,
+)
 from discogs_crawler.store.submodules import SubmoduleStore
 
-__all__ = ["AnyStore", "Change", "Committed", "Store", "SubmoduleStore", "open_store"]
-
-AnyStore = Store | SubmoduleStore
-
-# Where `maintain_store.py --to-submodules` builds, and keeps what was, in the store's folder.
-CONVERTING = "converting"
-KEPT = "single.git"
+__all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_store"]
 
 # How `git for-each-ref --contains` ends if there is none.
 NO_SUCH_COMMIT = 129
+
+
+class Store(Protocol):
+    """What both layouts can; `SingleStore` says of each method what it promises."""
+
+    layout: str
+    repository: Repository
+
+    @property
+    def top(self) -> SingleStore: ...
+    def tip(self) -> str | None: ...
+    def settle(self) -> str | None: ...
+    def settled_tip(self, part: SingleStore) -> str | Pushed: ...
+    def pin(
+        self, tips: Mapping[str, str | None], trailers: Mapping[str, str] | None = None
+    ) -> str | None: ...
+    def parts(self) -> list[SingleStore]: ...
+    def part(self, kind: str, segment: int) -> SingleStore: ...
+    def repositories(self) -> list[Repository]: ...
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]: ...
+    def commit(
+        self,
+        kind: str,
+        changes: Sequence[Edit],
+        still_ours: Callable[[], Collection[int]],
+        trailers: Mapping[str, str],
+    ) -> Committed: ...
+    def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]: ...
+    def ids(self, kind: str) -> Iterator[int]: ...
 
 
 def repository_path(settings: Settings) -> Path:
@@ -36,7 +68,7 @@ def open_store(
     create: bool = True,
     branch: str | None = None,
     stop: Stop | None = None,
-) -> AnyStore:
+) -> Store:
     """The store of these settings; with `branch` commits go to `crawl/BRANCH`.
 
     A remote that does not answer is waited for until `stop`, and a little longer.
@@ -44,11 +76,9 @@ def open_store(
     ConfigurationError if it is of the other layout, or not there and `create` is False.
     """
     path = repository_path(settings)
-    git.check_version()
-    if (settings.store / CONVERTING / path.name).exists() and not path.exists():
-        raise ConfigurationError(
-            f"{path}: its conversion was interrupted: run maintain_store.py --to-submodules again"
-        )
+    git_process.check_version()
+    if (settings.store / conversion.CONVERTING / path.name).exists() and not path.exists():
+        raise conversion.interrupted(path)
     if create:
         repository = git.create(path, settings.store_branch, settings.store_layout)
     elif (path / "HEAD").exists():
@@ -73,10 +103,10 @@ def open_store(
             f"{path}: it has only what a worker needs of its remote: set STORE_REMOTE={url}, or "
             "move that folder away"
         )
-    return Store(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+    return SingleStore(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 
-def lacks(store: AnyStore, revisions: Collection[str]) -> str:
+def lacks(store: Store, revisions: Collection[str]) -> str:
     """The first of the commits that no branch of the store leads to; "" if it has all of them.
 
     "" too if a remote, which may have what is missing here, does not answer.
@@ -84,16 +114,16 @@ def lacks(store: AnyStore, revisions: Collection[str]) -> str:
     missing = _missing(store, revisions)
     if missing:
         try:
-            store.refresh()
+            store.top.refresh()
         except Unavailable:
             return ""
         missing = _missing(store, revisions)
     return missing
 
 
-def _missing(store: AnyStore, revisions: Collection[str]) -> str:
+def _missing(store: Store, revisions: Collection[str]) -> str:
     # A conversion leaves the old repository, which has earlier commits, beside the new ones.
-    kept = store.repository.path.parent.glob(KEPT)
+    kept = store.repository.path.parent.glob(conversion.KEPT)
     places = [*store.repositories(), *map(Repository, kept)]
     for revision in revisions:
         if not any(_leads_to(place, revision) for place in places):
@@ -102,13 +132,11 @@ def _missing(store: AnyStore, revisions: Collection[str]) -> str:
 
 
 def _leads_to(repository: Repository, revision: str) -> bool:
-    done = repository.call("for-each-ref", "--count=1", "--contains", revision, HEADS)
-    if done.returncode not in (0, NO_SUCH_COMMIT):
-        raise repository.failure("for-each-ref", done.returncode, done.stderr)
-    return bool(done.stdout)
+    command = ("for-each-ref", "--count=1", "--contains", revision, HEADS)
+    return bool(git_process.run(repository.path, *command, codes=(0, NO_SUCH_COMMIT)))
 
 
-def refuse_older_copy(store: AnyStore, revisions: Collection[str]) -> None:
+def refuse_older_copy(store: Store, revisions: Collection[str]) -> None:
     """ConfigurationError if the store lacks one of the commits that the ledger knows of.
 
     What is in it counts as fetched and as stored, and would never be fetched again.
@@ -128,7 +156,7 @@ def layout_of(repository: Repository) -> str:
     return said or ("submodules" if has_modules else "single")
 
 
-def origins(opened: AnyStore, kind: str) -> Iterator[tuple[int, bool]]:
+def origins(opened: Store, kind: str) -> Iterator[tuple[int, bool]]:
     """The ids of all stored records of a kind, ascending; whether a dump brought the record.
 
     They are read for that, which takes an hour for 20 million, unless nothing was ever imported.

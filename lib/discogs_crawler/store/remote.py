@@ -15,13 +15,14 @@ import random
 import time
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.store import fast_import, stale_locks
-from discogs_crawler.store.fast_import import Locked, Refused
+from discogs_crawler.store import fast_import, git_process, objects, stale_locks
+from discogs_crawler.store.fast_import import ACCEPTED, Pushed, Reply
 from discogs_crawler.store.git import Repository
+from discogs_crawler.store.git_process import gist
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,8 @@ def parse_address(text: str) -> Address:
     parts = urlsplit(text) if text.startswith(("http://", "https://")) else None
     if parts is None or "@" not in parts.netloc:
         return Address(text, "", "")
-    host = parts.netloc.rpartition("@")[2]
-    clean = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
-    return Address(clean, unquote(parts.username or ""), unquote(parts.password or ""))
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return Address(git_process.without_login(text), user, password)
 
 
 def is_partial(repository: Repository) -> bool:
@@ -151,53 +151,44 @@ class Remote:
         named = ((ref.removeprefix(prefix), tip) for ref, tip in refs.items())
         return {n: tip for n, tip in named if n == self._main or n.startswith(CRAWL)}
 
-    def _join(self, *, look_again: bool = True) -> None:
+    def _join(self, *, look_again: bool = True) -> Pushed:
         """Let each branch here follow the remote's, or the remote's follow ours."""
         ours, theirs = self._branches(HEADS), self._branches(TRACKING)
-        if ours == theirs:
-            return
-        partial = is_partial(self._repository)
         for name in sorted(ours | theirs, key=lambda name: (name != self._main, name)):
             here, there = ours.get(name), theirs.get(name)
             if here == there:
                 continue
             main = self._repository.tip(HEADS + self._main)
             is_over = name != self._main and here and self._contains(main, here)
+            joined = ACCEPTED
             if there and (is_over or not here or self._contains(there, here)):
-                self._move(name, here, there)
+                joined = fast_import.move(self._repository, HEADS + name, here, there)
             elif is_over:
-                self._move(name, here, None)
+                joined = fast_import.move(self._repository, HEADS + name, here, None)
             elif here and there and not self._contains(here, there):
                 raise self._stranger(name, here, there)
-            elif here and not partial:
-                self._give(name, here)
+            elif here and not is_partial(self._repository):
+                joined = self._give(name, here)
             elif here and name == self._main:
                 if not look_again:
                     raise self._stranger(name, here, there)
                 # Another process of ours may have pushed while we fetched.
                 self._fetch()
-                self._join(look_again=False)
-                return
+                return self._join(look_again=False)
+            if joined != ACCEPTED:
+                return joined
+        return ACCEPTED
 
     def _contains(self, tip: str | None, revision: str) -> bool:
-        return fast_import.contains(self._repository, tip, revision)
+        return objects.contains(self._repository.path, tip, revision)
 
-    def _move(self, name: str, old: str | None, new: str | None) -> None:
-        """Move our branch; Refused if another process has moved it."""
-        values = ["-d", HEADS + name] if new is None else [HEADS + name, new]
-        done = self._repository.call("update-ref", *values, old or "0" * 40)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace")
-            raise (Locked if _LOCKED in said else Refused)(_gist(said))
-
-    def _give(self, name: str, tip: str) -> None:
-        """Push a branch with all its history; Refused if the remote's has moved."""
+    def _give(self, name: str, tip: str) -> Pushed:
+        """Push a branch with all its history."""
         log.warning("%s gets what it lacks of %s, up to %s", self._address.url, name, tip[:12])
-        try:
-            self._push(tip, HEADS + name, FETCH_S)
-        except Refused:
+        pushed = self._push(tip, HEADS + name, FETCH_S)
+        if pushed.reply in (Reply.MOVED, Reply.LOCKED):
             self._fetch()
-            raise
+        return pushed
 
     def _stranger(self, name: str, here: str, there: str | None) -> ConfigurationError:
         tips = (
@@ -232,57 +223,67 @@ class Remote:
         command = ["fetch", "--quiet", "--prune", "--no-tags", *options]
         self._persistently(lambda: self._talk(command, "origin", timeout_s=FETCH_S))
 
-    def _persistently(self, do: Callable[[], object]) -> None:
+    def _persistently(self, do: Callable[[], Pushed]) -> None:
         """Another process may be at it, or one that was killed may have left its lock."""
         deadline = time.monotonic() + LOCKED_S
-        while True:
-            try:
-                do()
-                return
-            except Refused as refused:
-                if self._stop or time.monotonic() > deadline:
-                    raise Unavailable(f"{self._repository.path}: {refused}") from None
-                if isinstance(refused, Locked):
-                    stale_locks.remove_locks(self._repository, of_references=True)
+        while (pushed := do()) != ACCEPTED:
+            if pushed.reply is Reply.UNKNOWN:
+                raise Unavailable(pushed.why)
+            if self._stop or time.monotonic() > deadline:
+                raise Unavailable(f"{self._repository.path}: {pushed.why}")
+            if pushed.reply is Reply.LOCKED:
+                stale_locks.remove_locks(self._repository, of_references=True)
             time.sleep(random.uniform(0.1, 0.3))
 
-    def push(self, commit: str, branch: str) -> None:
-        """Make `branch` of the remote `commit`. Refused if it has moved; never forced."""
-        self._push(commit, branch, PUSH_S)
-        self._persistently(self._join)
+    def push(self, commit: str, branch: str) -> Pushed:
+        """Make `branch` of the remote `commit`; never forced.
 
-    def _push(self, commit: str, branch: str, timeout_s: float) -> None:
-        self._talk(["push", "--porcelain"], "origin", f"{commit}:{branch}", timeout_s=timeout_s)
+        UNKNOWN, too, if it could not be joined with ours afterwards.
+        """
+        pushed = self._push(commit, branch, PUSH_S)
+        if pushed == ACCEPTED:
+            try:
+                self._persistently(self._join)
+            except Unavailable as down:
+                return Pushed(Reply.UNKNOWN, str(down))
+        return pushed
+
+    def _push(self, commit: str, branch: str, timeout_s: float) -> Pushed:
+        command = ["push", "--porcelain"]
+        pushed = self._talk(command, "origin", f"{commit}:{branch}", timeout_s=timeout_s)
         tracking = TRACKING + branch.removeprefix(HEADS)
-        if self._repository.tip(tracking) is None:
+        if pushed == ACCEPTED and self._repository.tip(tracking) is None:
             self._repository.run("update-ref", tracking, commit)
+        return pushed
 
-    def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> bytes:
+    def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> Pushed:
+        """Run Git against the remote. ConfigurationError if that refuses us."""
         deadline = time.monotonic() + timeout_s
 
         def is_given_up() -> bool:
             return self._stop.is_overdue() or time.monotonic() >= deadline
 
-        extra = self._environment()
-        done = self._repository.talk(*command, *arguments, extra=extra, is_given_up=is_given_up)
+        extra, path = self._environment(), self._repository.path
+        done = git_process.talk(path, *command, *arguments, extra=extra, is_given_up=is_given_up)
+        name = f"STORE_REMOTE {self._address.url}"
         if done is None:
-            what = f"no answer to git {command[0]}"
-            raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {what}")
+            why = f"{name} cannot be reached: no answer to git {command[0]}"
+            return Pushed(Reply.UNKNOWN, why)
         said = (done.stdout + done.stderr).decode("utf-8", "replace")
         # A shallow fetch from a remote that is empty ends with 1 and says nothing.
         is_empty = command[0] == "fetch" and done.returncode == 1 and not said.strip()
         if done.returncode == 0 or is_empty:
-            return done.stdout
+            return ACCEPTED
         if done.returncode < 0:
             killed = f"git {command[0]} was killed by signal {-done.returncode}"
-            raise Unavailable(f"STORE_REMOTE {self._address.url}: {killed}")
+            return Pushed(Reply.UNKNOWN, f"{name}: {killed}")
         if any(text in said for text in _FORBIDDEN):
-            raise ConfigurationError(f"STORE_REMOTE {self._address.url} refuses us: {_gist(said)}")
+            raise ConfigurationError(f"{name} refuses us: {gist(said)}")
         if any(text in said for text in _MOVED):
             # What a push finds locked is the remote's, and not ours to remove.
             ours = command[0] == "fetch" and _LOCKED in said
-            raise (Locked if ours else Refused)(_gist(said))
-        raise Unavailable(f"STORE_REMOTE {self._address.url} cannot be reached: {_gist(said)}")
+            return Pushed(Reply.LOCKED if ours else Reply.MOVED, gist(said))
+        return Pushed(Reply.UNKNOWN, f"{name} cannot be reached: {gist(said)}")
 
     @functools.cached_property
     def _ssh(self) -> dict[str, str]:
@@ -290,7 +291,9 @@ class Remote:
         if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
             return {}
         wish = ["config", "--get", "core.sshCommand"]
-        found = self._repository.talk(*wish, extra={}, is_given_up=self._stop.is_overdue)
+        found = git_process.talk(
+            self._repository.path, *wish, extra={}, is_given_up=self._stop.is_overdue
+        )
         return {} if found and found.stdout else {"GIT_SSH_COMMAND": _SSH}
 
     def _environment(self) -> dict[str, str]:
@@ -300,15 +303,3 @@ class Remote:
             extra["STORE_REMOTE_USER"] = self._address.user
             extra["STORE_REMOTE_PASSWORD"] = self._address.password
         return extra
-
-
-def _gist(said: str) -> str:
-    """The line that says why: the first complaint."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    complaints = [
-        line for line in lines if line.startswith(("fatal:", "error:", "!", "remote: error"))
-    ]
-    said_first = (complaints or lines or ["git said nothing"])[0]
-    if said_first.endswith(":"):  # what follows is the reason
-        said_first = " ".join(lines[lines.index(said_first) :][:2])
-    return said_first.replace("\t", " ")

@@ -11,6 +11,7 @@ import random
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -18,10 +19,11 @@ from typing import NamedTuple, TypeVar
 from discogs_crawler import clock
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import Unavailable
-from discogs_crawler.records import is_segment_name, parse_record_path, record_path, segment_of
-from discogs_crawler.store import fast_import, git, stale_locks
-from discogs_crawler.store.fast_import import Entry, Locked, Refused
+from discogs_crawler.records import parse_record_path, record_path, segment_of
+from discogs_crawler.store import fast_import, objects, stale_locks
+from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed, Reply
 from discogs_crawler.store.git import Author, Repository
+from discogs_crawler.store.objects import EMPTY_TREE, FOLDER
 from discogs_crawler.store.remote import CRAWL, HEADS, Remote
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PENDING = "refs/crawler/pending/"
 
 
-class Change(NamedTuple):
+class Edit(NamedTuple):
     """A record to store, or with `data` None to remove."""
 
     id: int
@@ -76,17 +78,24 @@ class Committed(NamedTuple):
         return self.segments.get(segment_of(record_id), self.revision)
 
 
-class _Unsure(Exception):
-    """The connection broke during a push: the remote may have the commit, or not."""
+class TreePair(NamedTuple):
+    """Two trees to compare, and the path at which they lie in the store."""
 
-    def __init__(self, cause: Unavailable, committed: Committed) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.committed = committed
+    repository: Repository
+    prefix: str
+    old: str
+    new: str
 
 
-class Store:
+def _subject(kind: str, done: Committed) -> str:
+    counts = {"added": done.added, "changed": done.updated, "removed": done.removed}
+    return f"{kind}: " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+class SingleStore:
     """Records in one repository: all of them, or with `prefix` those of `releases/13/`."""
+
+    layout = "single"
 
     def __init__(
         self,
@@ -126,11 +135,16 @@ class Store:
         """The revision up to which consumers may read now; None if the store is empty."""
         return self.refresh()
 
-    def parts(self) -> list["Store"]:
+    @property
+    def top(self) -> "SingleStore":
+        """The one whose revisions consumers read."""
+        return self
+
+    def parts(self) -> list["SingleStore"]:
         """The stores of single repositories that this one consists of."""
         return [self]
 
-    def part(self, kind: str, segment: int) -> "Store":
+    def part(self, kind: str, segment: int) -> "SingleStore":
         """The store of the repository that has a segment."""
         return self
 
@@ -138,10 +152,24 @@ class Store:
         """All repositories of the store."""
         return [self.repository]
 
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]:
+        """Where the trees are that differ between two revisions of the store."""
+        yield TreePair(self.repository, "", old or EMPTY_TREE, new)
+
+    def settled_tip(self, part: "SingleStore") -> str | Pushed:
+        """The tip of one of `parts`, to commit on so that `pin` has nothing else to pin."""
+        return part.refresh() or Pushed(Reply.MOVED, "the store has gone")
+
+    def pin(
+        self, tips: Mapping[str, str | None], trailers: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Let readers have these commits of the parts, by prefix; here they do. The new tip."""
+        return self.tip()
+
     def commit(
         self,
         kind: str,
-        changes: Sequence[Change],
+        changes: Sequence[Edit],
         still_ours: Callable[[], Collection[int]],
         trailers: Mapping[str, str],
     ) -> Committed:
@@ -152,90 +180,78 @@ class Store:
         Unavailable after `patience_s` in which others were always faster or the remote was down.
         """
         batch = {change.id: change.data for change in sorted(changes)}
-        unsure: Committed | None = None
+        sent: list[Committed] = []  # the remote did not answer: it may have them
 
-        def attempt() -> Committed:
-            nonlocal unsure
-            try:
-                base = self.refresh()
-                if unsure and fast_import.contains(self.repository, base, unsure.revision):
-                    return unsure
-                ours = still_ours()
-                left = {i: data for i, data in batch.items() if i in ours}
-                return self._commit_on(base, kind, left, trailers)
-            except _Unsure as broken:
-                unsure = broken.committed
-                still_ours()
-                raise broken.cause from None
-            except Unavailable:
-                still_ours()
-                raise
+        def attempt() -> Committed | Pushed:
+            base = self.refresh()
+            for done in sent:
+                if objects.contains(self.repository.path, base, done.revision):
+                    return done
+            ours = still_ours()
+            left = {i: data for i, data in batch.items() if i in ours}
+            entries, done = self._difference(base, kind, left)
+            if not entries:
+                return done
+            made = self.publish(base, entries, fast_import.describe(_subject(kind, done), trailers))
+            if not isinstance(made, Pushed):
+                return done._replace(revision=made)
+            if made.commit:
+                sent.append(done._replace(revision=made.commit))
+            return made
 
-        return self.retried(attempt)
+        return self.retried(attempt, while_down=still_ours)
 
-    def retried(self, attempt: Callable[[], _T]) -> _T:
-        """What `attempt` returns, again as long as it is Refused or the remote is down.
+    def retried(
+        self, attempt: Callable[[], _T | Pushed], while_down: Callable[[], object] = lambda: None
+    ) -> _T:
+        """What `attempt` returns, again as long as its push is not accepted or the remote is down.
 
-        A remote that is down is not waited for when it is time to end.
+        A remote that is down is not waited for when it is time to end; `while_down` is called
+        before each wait for it.
         """
         deadline = time.monotonic() + self.patience_s
         sleep: Callable[[float], object]
         for number in itertools.count():
             try:
-                return attempt()
-            except Refused as refused:
-                log.info("%s: again on the new tip: %s", self.repository.path, refused)
-                if isinstance(refused, Locked):
-                    stale_locks.remove_locks(self.repository)
-                error = Unavailable(
-                    f"{self.repository.path}: others always commit first: {refused}"
-                )
-                sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
-            except Unavailable as down:
+                result = attempt()
+            except Unavailable as error:
+                result = Pushed(Reply.UNKNOWN, str(error))
+            if not isinstance(result, Pushed):
+                return result
+            why = result.why
+            if result.reply is Reply.UNKNOWN:
+                while_down()
                 if self._remote is None or self._stop:
-                    raise
-                log.warning("%s; trying again", down)
-                error, sleep, wait_s = down, self._stop.wait, min(DOWN_S, 2 ** min(number, 10))
+                    raise Unavailable(why)
+                log.warning("%s; trying again", why)
+                sleep, wait_s = self._stop.wait, min(DOWN_S, 2 ** min(number, 10))
+            else:
+                log.info("%s: again on the new tip: %s", self.repository.path, why)
+                sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
+                why = f"{self.repository.path}: others always commit first: {why}"
+            if result.reply is Reply.LOCKED:
+                stale_locks.remove_locks(self.repository)
             if time.monotonic() + wait_s > deadline:
-                raise error
+                raise Unavailable(why)
             sleep(random.uniform(0.5, 1) * wait_s)
         raise AssertionError("unreachable")
 
-    def _commit_on(
-        self,
-        base: str | None,
-        kind: str,
-        batch: Mapping[int, bytes | None],
-        trailers: Mapping[str, str],
-    ) -> Committed:
+    def _difference(
+        self, base: str | None, kind: str, batch: Mapping[int, bytes | None]
+    ) -> tuple[list[Entry], Committed]:
+        """What a commit on `base` has to change, and how much that is."""
         paths = {i: record_path(kind, i).removeprefix(self.prefix) for i in batch}
         before = fast_import.stored(self.repository, base, paths.values())
-        added: set[int] = set()
-        updated: set[int] = set()
-        removed: set[int] = set()
-        for i, data in batch.items():
-            if data is None:
-                if paths[i] in before:
-                    removed.add(i)
-            elif paths[i] not in before:
-                added.add(i)
-            elif before[paths[i]] != fast_import.blob_id(data):
-                updated.add(i)
-        changed = frozenset(added | updated | removed)
-        counts = (len(added), len(updated), len(removed))
-        result = Committed(base or "", frozenset(batch), changed, *counts)
-        if not changed:
-            return result
-        words = zip(counts, ("added", "changed", "removed"), strict=True)
-        subject = f"{kind}: " + ", ".join(f"{count} {word}" for count, word in words if count)
-        entries = [Entry(paths[i], batch[i]) for i in batch if i in changed]
-        made = self._import(base, entries, fast_import.describe(subject, trailers), ())
-        result = result._replace(revision=made)
-        try:
-            self._push(made)
-        except Unavailable as broken:
-            raise _Unsure(broken, result) from broken
-        return result
+        changed = {
+            i: "added" if paths[i] not in before else "removed" if data is None else "updated"
+            for i, data in batch.items()
+            if before.get(paths[i]) != (None if data is None else fast_import.blob_id(data))
+        }
+        entries = [Entry(paths[i], batch[i]) for i in changed]
+        counts = Counter(changed.values())
+        added, updated, removed = counts["added"], counts["updated"], counts["removed"]
+        ids = frozenset(batch)
+        return entries, Committed(base or "", ids, frozenset(changed), added, updated, removed)
 
     def publish(
         self,
@@ -243,14 +259,26 @@ class Store:
         entries: Iterable[Entry],
         message: str,
         parents: Iterable[str] = (),
-    ) -> str:
+    ) -> str | Pushed:
         """Put files, also other ones than records, on exactly `base`; the commit, durable.
 
-        Refused if the branch has moved away from `base`.
+        With a remote it is on a reference of its own until that has answered.
         """
-        made = self._import(base, entries, message, parents)
-        self._push(made)
-        return made
+        ref = self._branch
+        if self._remote:
+            ref = f"{PENDING}{int(clock.now())}-{secrets.token_hex(8)}"
+        made = fast_import.commit(
+            self.repository, ref, base, entries, message, self.author, parents=parents
+        )
+        if self._remote is None or isinstance(made, Pushed):
+            return made
+        try:
+            pushed = self._remote.push(made, self._branch)
+        finally:
+            self.repository.call("update-ref", "-d", ref, made)
+        if pushed == ACCEPTED:
+            return made
+        return pushed._replace(commit=made) if pushed.reply is Reply.UNKNOWN else pushed
 
     def branches(self) -> dict[str, str]:
         """The branches that workers commit to besides the main one, and their tips."""
@@ -258,40 +286,16 @@ class Store:
         tips = {ref.removeprefix(prefix): tip for ref, tip in self.repository.refs(prefix).items()}
         return {name: tip for name, tip in tips.items() if BRANCH.fullmatch(name)}
 
-    def advance(self, commit: str, branch: str = "") -> None:
-        """Move our branch, or that one of `branches`, to a descendant; Refused if it is not one."""
+    def advance(self, commit: str, branch: str = "") -> Pushed:
+        """Move our branch, or that one of `branches`, to a descendant; MOVED if it is not one."""
         ref = f"{HEADS}{CRAWL}{branch}" if branch else self._branch
         if self._remote:
-            self._remote.push(commit, ref)
-            return
+            return self._remote.push(commit, ref)
         before = self.repository.tip(ref)
-        if before and not fast_import.contains(self.repository, commit, before):
-            raise Refused(f"{ref} is not an ancestor of {commit}")
+        if before and not objects.contains(self.repository.path, commit, before):
+            return Pushed(Reply.MOVED, f"{ref} is not an ancestor of {commit}")
         with stale_locks.writing(self.repository):
-            done = self.repository.call("update-ref", ref, commit, before or "0" * 40)
-        if done.returncode:
-            raise Refused(done.stderr.decode("utf-8", "replace").strip())
-
-    def _import(
-        self, base: str | None, entries: Iterable[Entry], message: str, parents: Iterable[str]
-    ) -> str:
-        ref = self._branch
-        if self._remote:
-            ref = f"{PENDING}{int(clock.now())}-{secrets.token_hex(8)}"
-        return fast_import.commit(
-            self.repository, ref, base, entries, message, self.author, parents=parents
-        )
-
-    def _push(self, made: str) -> None:
-        """Let the remote have the commit, which is on a reference of its own until then."""
-        if self._remote is None:
-            return
-        try:
-            self._remote.push(made, self._branch)
-        finally:
-            for ref, commit in self.repository.refs(PENDING).items():
-                if commit == made:
-                    self.repository.call("update-ref", "-d", ref, commit)
+            return fast_import.move(self.repository, ref, before, commit)
 
     def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
         """Those of the records that are stored."""
@@ -301,7 +305,7 @@ class Store:
         for start in range(0, len(wanted) if tip else 0, READ_AT_ONCE):
             block = wanted[start : start + READ_AT_ONCE]
             paths = [record_path(kind, i).removeprefix(self.prefix) for i in block]
-            blobs = git.read_blobs(self.repository, [f"{tip}:{path}" for path in paths])
+            blobs = objects.contents(self.repository.path, [f"{tip}:{path}" for path in paths])
             found |= {i: data for i, data in zip(block, blobs, strict=True) if data is not None}
         return found
 
@@ -313,10 +317,9 @@ class Store:
         if self.prefix:
             folders = [""] if self.prefix.startswith(f"{kind}/") else []
         else:
-            listing = self.repository.run("ls-tree", "-d", "--name-only", tip, f"{kind}/")
-            paths = listing.decode(errors="replace").splitlines()
-            names = [path.rpartition("/")[2] for path in paths]
-            folders = [f"{kind}/{name}" for name in sorted(filter(is_segment_name, names), key=int)]
+            paths = objects.segments(self.repository.path, tip, FOLDER)
+            folders = sorted(paths, key=lambda path: int(path.rpartition("/")[2]))
+            folders = [path for path in folders if path.startswith(f"{kind}/")]
         for folder in folders:
             yield from self._ids_below(tip, folder)
 

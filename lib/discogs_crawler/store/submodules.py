@@ -5,38 +5,33 @@ same. Workers commit to those repositories; the superproject `STORE/discogs.git`
 each, and is what consumers clone and read. It is advanced by whoever reads, under a lock.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from discogs_crawler import locks
 from discogs_crawler.records import KINDS, segment_of
-from discogs_crawler.store import fast_import, git
-from discogs_crawler.store.fast_import import Entry
+from discogs_crawler.store import fast_import, git, objects
+from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.single import Change, Committed, Store
-
-_PIN = re.compile(r"160000 commit ([0-9a-f]{40})\t(.+)")
+from discogs_crawler.store.objects import EMPTY_TREE, GITLINK
+from discogs_crawler.store.single import Committed, Edit, SingleStore, TreePair
 
 
 class SubmoduleStore:
-    """Records in many repositories; the same methods as `Store`."""
+    """Records in many repositories."""
+
+    layout = "submodules"
 
     def __init__(self, superproject: Repository, branch: str, main: str, author: Author) -> None:
         self.repository = superproject
         self.author = author
-        self.prefix = ""
         self._folder = superproject.path.parent
         self._branch = branch
         self._main = main
-        self._top = Store(superproject, main, main, author)
+        self.top = SingleStore(superproject, main, main, author)
 
     def tip(self) -> str | None:
         """The newest commit of the superproject, None if nothing was pinned yet."""
-        return self._top.tip()
-
-    def refresh(self) -> str | None:
-        """The same as `tip`: this layout has no remote."""
-        return self.tip()
+        return self.top.tip()
 
     def settle(self) -> str | None:
         """Pin what is committed by now; the commit of the superproject that has it."""
@@ -47,28 +42,27 @@ class SubmoduleStore:
     ) -> str | None:
         """Let the superproject have these commits, by prefix (`releases/13/`); its new tip."""
         with locks.exclusive(self._folder / "pins.lock", "pinning", wait=True):
-            return self._top.retried(lambda: self._pin(tips, trailers or {}))
+            return self.top.retried(lambda: self._pin(tips, trailers or {}))
 
-    def _pin(self, tips: Mapping[str, str | None], trailers: Mapping[str, str]) -> str | None:
+    def _pin(
+        self, tips: Mapping[str, str | None], trailers: Mapping[str, str]
+    ) -> str | Pushed | None:
         base = self.tip()
         before = self.pins(base)
         wanted = {prefix.rstrip("/"): tip for prefix, tip in tips.items() if tip}
         moved = {path: tip for path, tip in sorted(wanted.items()) if before.get(path) != tip}
         if not moved:
             return base
-        entries = [Entry(path, None, tip, "160000") for path, tip in moved.items()]
+        entries = [Entry(path, None, tip, GITLINK) for path, tip in moved.items()]
         entries.append(Entry(".gitmodules", _gitmodules({*before, *wanted})))
         subject = f"pins: {', '.join(list(moved)[:5])}" + (", ..." if len(moved) > 5 else "")
-        return self._top.publish(base, entries, fast_import.describe(subject, trailers))
+        return self.top.publish(base, entries, fast_import.describe(subject, trailers))
 
     def pins(self, revision: str | None) -> dict[str, str]:
         """The commits that a commit of the superproject pins, by path (`releases/13`)."""
-        if revision is None:
-            return {}
-        listing = self.repository.run("ls-tree", "-r", revision).decode()
-        return {match[2]: match[1] for match in map(_PIN.fullmatch, listing.splitlines()) if match}
+        return objects.segments(self.repository.path, revision, GITLINK) if revision else {}
 
-    def parts(self) -> list[Store]:
+    def parts(self) -> list[SingleStore]:
         """The stores of the segments, in the order of kinds and numbers."""
         found = []
         for kind in KINDS:
@@ -76,7 +70,7 @@ class SubmoduleStore:
             found += [self._part(kind, number) for number in numbers]
         return found
 
-    def part(self, kind: str, segment: int) -> Store:
+    def part(self, kind: str, segment: int) -> SingleStore:
         """The store of a segment, made if there is none."""
         part = self._part(kind, segment)
         if not part.repository.path.exists():
@@ -88,21 +82,41 @@ class SubmoduleStore:
         """All repositories of the store."""
         return [self.repository, *(part.repository for part in self.parts())]
 
-    def _part(self, kind: str, segment: int) -> Store:
+    def spans(self, old: str | None, new: str) -> Iterator[TreePair]:
+        """The superproject, then the parts whose pins differ."""
+        yield TreePair(self.repository, "", old or EMPTY_TREE, new)
+        before = self.pins(old)
+        parts = {part.prefix: part.repository for part in self.parts()}
+        for path, pinned in self.pins(new).items():
+            prefix = f"{path}/"
+            if before.get(path) != pinned and prefix in parts:
+                yield TreePair(parts[prefix], prefix, before.get(path, EMPTY_TREE), pinned)
+
+    def settled_tip(self, part: SingleStore) -> str | Pushed:
+        """See `SingleStore.settled_tip`: one that is pinned."""
+        self.settle()
+        pinned = self.pins(self.tip()).get(part.prefix.rstrip("/"))
+        if pinned is None or pinned != part.tip():
+            return Pushed(Reply.MOVED, "a worker has committed")
+        return pinned
+
+    def _part(self, kind: str, segment: int) -> SingleStore:
         name = f"{segment:02d}"
         repository = Repository(self._folder / kind / f"{name}.git")
         if repository.path.exists():
             repository.check_branch(self._main)
-        return Store(repository, self._branch, self._main, self.author, prefix=f"{kind}/{name}/")
+        return SingleStore(
+            repository, self._branch, self._main, self.author, prefix=f"{kind}/{name}/"
+        )
 
     def commit(
         self,
         kind: str,
-        changes: Sequence[Change],
+        changes: Sequence[Edit],
         still_ours: Callable[[], Collection[int]],
         trailers: Mapping[str, str],
     ) -> Committed:
-        """As `Store.commit`, with one commit for each segment that the batch touches."""
+        """As `SingleStore.commit`, with one commit for each segment that the batch touches."""
         done = Committed("", frozenset(), frozenset(), 0, 0, 0)
         for segment in sorted({segment_of(change.id) for change in changes}):
             part = self.part(kind, segment)
@@ -118,14 +132,6 @@ class SubmoduleStore:
                 {**done.segments, segment: more.revision},
             )
         return done
-
-    def publish(self, base: str | None, entries: Iterable[Entry], message: str) -> str:
-        """Put files that are not records into the superproject; see `Store.publish`."""
-        return self._top.publish(base, entries, message)
-
-    def retried(self, attempt: Callable[[], str | None]) -> str | None:
-        """See `Store.retried`."""
-        return self._top.retried(attempt)
 
     def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
         """Those of the records that are stored."""

@@ -11,7 +11,7 @@ from discogs_crawler.api.cleaning import Rules
 from discogs_crawler.broker.limiter import Limiter, Reason
 from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.errors import BadData, ConfigurationError
-from discogs_crawler.store.layouts import Change
+from discogs_crawler.store.layouts import Edit
 from discogs_crawler.worker.batch import Batch, Item
 from discogs_crawler.worker.circuit_breaker import FAILURES, CircuitBreaker
 from discogs_crawler.worker.fetchers import Fetched
@@ -151,7 +151,7 @@ class Settler:
         change = None
         # Only a 404 that was asked for to confirm an earlier one removes what is stored.
         if data is not None or lease.reason == "confirm":
-            change = Change(lease.id, data)
+            change = Edit(lease.id, data)
         outcome = answer.outcome if data is None else "stored"
         result = self._result(fetched, outcome)._replace(successor=answer.successor)
         self._batch.add(Item(lease, result, change))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from discogs_crawler.broker.messages import CLASSES, Lease, Result
-from discogs_crawler.store.layouts import Change, Committed
+from discogs_crawler.store.layouts import Committed, Edit
 
 
 class Item(NamedTuple):
@@ -14,7 +14,7 @@ class Item(NamedTuple):
 
     lease: Lease
     result: Result
-    change: Change | None
+    change: Edit | None
 
 
 class Batch:
@@ -38,7 +38,7 @@ class Batch:
 
     def commit(
         self,
-        store: Callable[[list[Change]], Committed],
+        store: Callable[[list[Edit]], Committed],
         report: Callable[[list[tuple[Lease, Result]]], Collection[int]],
     ) -> "Done":
         """Store the changes, then report the results of what is stored or had no change.

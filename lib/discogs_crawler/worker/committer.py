@@ -8,7 +8,7 @@ from pathlib import Path
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import CrawlerError
 from discogs_crawler.seeding import exchange
-from discogs_crawler.store.layouts import AnyStore, Change, Committed
+from discogs_crawler.store.layouts import Committed, Edit, Store
 from discogs_crawler.worker import local_ledger
 from discogs_crawler.worker.batch import Batch, Done
 from discogs_crawler.worker.lease_keeper import Leases
@@ -25,7 +25,7 @@ class Committer:
         kind: str,
         cleaner: str,
         owner: str,
-        store: AnyStore,
+        store: Store,
         queue: Queue,
         leases: Leases,
         database: Path,
@@ -47,7 +47,7 @@ class Committer:
             **self._signature,
         }
 
-        def store(changes: list[Change]) -> Committed:
+        def store(changes: list[Edit]) -> Committed:
             return self._store.commit(
                 self._kind, changes, lambda: self._leases.renew(leases), trailers
             )

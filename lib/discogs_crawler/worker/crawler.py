@@ -23,7 +23,7 @@ from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, UsageError
 from discogs_crawler.records import segment_of
-from discogs_crawler.store.layouts import AnyStore, open_store
+from discogs_crawler.store.layouts import Store, open_store
 from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import local_ledger, statusline
 from discogs_crawler.worker.answer_policy import Settler
@@ -93,7 +93,7 @@ def crawl(settings: Settings, task: CrawlTask, stop: Stop) -> CrawlOutcome:
 class _Parts(NamedTuple):
     """What a worker is made of."""
 
-    store: AnyStore
+    store: Store
     queue: Queue
     limiter: Limiter
     leases: Leases
@@ -176,7 +176,7 @@ class _Crawler:
         """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
         store, database = self._parts.store, self._settings.database
         number = local_ledger.stored(database)
-        store.refresh()
+        store.top.refresh()
         if number and not any(part.tip() for part in store.parts()):
             raise ConfigurationError(
                 f"{store.repository.path}: it is empty, but {database} says that "

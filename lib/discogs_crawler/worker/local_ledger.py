@@ -13,7 +13,7 @@ from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import layouts
-from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store.layouts import Store
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def refuse_to_begin_anew(settings: Settings) -> None:
         )
 
 
-def refuse_older_copy(path: Path, store: AnyStore) -> None:
+def refuse_older_copy(path: Path, store: Store) -> None:
     """ConfigurationError if the store lacks commits that the ledger at `path` knows of."""
     with opened(path) as ledger:
         layouts.refuse_older_copy(store, ledger.revisions() if ledger else [])

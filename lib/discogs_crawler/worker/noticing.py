@@ -14,8 +14,8 @@ from discogs_crawler.broker.observations import Observations
 from discogs_crawler.errors import CrawlerError
 from discogs_crawler.observed import Tally
 from discogs_crawler.records import record_path
-from discogs_crawler.store import git
-from discogs_crawler.store.layouts import AnyStore
+from discogs_crawler.store import objects
+from discogs_crawler.store.layouts import Store
 from discogs_crawler.store.remote import is_partial
 from discogs_crawler.worker.batch import Done
 
@@ -45,7 +45,7 @@ class Noticing:
         for what, path in schema_paths.differences(document, self._shape):
             self._tally.note(what, path, record_id)
 
-    def compare(self, store: AnyStore, done: Done) -> None:
+    def compare(self, store: Store, done: Done) -> None:
         """Compare some of the records that were fetched again with those stored before."""
         again = [
             result
@@ -81,9 +81,7 @@ class Noticing:
             self._tally.add(noticed)
 
 
-def _versions(
-    store: AnyStore, kind: str, results: list[Result]
-) -> Iterator[tuple[int, bytes, bytes]]:
+def _versions(store: Store, kind: str, results: list[Result]) -> Iterator[tuple[int, bytes, bytes]]:
     """Id, old and new version of the records that an answer was stored of before."""
     for part in store.parts():
         paths = {result.id: record_path(kind, result.id) for result in results}
@@ -93,7 +91,7 @@ def _versions(
             for result in mine
             for before in ("~1", "")
         ]
-        blobs = list(git.read_blobs(part.repository, names))
+        blobs = list(objects.contents(part.repository.path, names))
         for result, old, new in zip(mine, blobs[::2], blobs[1::2], strict=True):
             if old and new and not old.startswith(_IMPORTED):
                 yield result.id, old, new

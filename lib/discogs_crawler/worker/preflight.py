@@ -15,7 +15,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
-from discogs_crawler.store import git
+from discogs_crawler.store import git_process
 from discogs_crawler.store.layouts import open_store
 from discogs_crawler.worker import local_ledger
 
@@ -82,7 +82,7 @@ def _way(opened: Ledger, kind: str) -> str:
 
 def _store(settings: Settings, kind: str) -> str:
     version = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False)
-    git.check_version()
+    git_process.check_version()
     try:
         store = open_store(settings, create=False)
     except ConfigurationError:

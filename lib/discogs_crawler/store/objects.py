@@ -1,0 +1,133 @@
+"""Read Git's objects: what names stand for, what differs between two trees, what files hold."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from discogs_crawler.records import KINDS, is_segment_name
+from discogs_crawler.store import git_process
+
+# The name that every Git knows for a tree without entries: what there was before the first commit.
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+# Put by `maintain_store.py --reclean` on commits that change records without a change at Discogs.
+TECHNICAL = "Technical"
+
+# Modes of what is in a tree.
+FILE = "100644"
+FOLDER = "040000"
+GITLINK = "160000"
+ABSENT = "000000"
+
+# Bytes that are read at once.
+_BLOCK = 1 << 18
+
+_RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
+
+
+class TreeDifference(NamedTuple):
+    """A path at which two trees differ: modes (ABSENT: nothing there) and objects."""
+
+    old_mode: str
+    new_mode: str
+    old: str
+    new: str
+    path: str
+
+
+def differences(
+    folder: Path, old: str, new: str, *, prefix: str = "", recursive: bool = True
+) -> Iterator[TreeDifference]:
+    """The files that differ between two trees that lie at `prefix`, or only their entries."""
+    options = ["-r"] * recursive + ["--raw", "--no-abbrev", "--no-renames", "-z"]
+    with git_process.running(folder, "diff-tree", *options, old, new) as pipes:
+        rest = b""
+        while block := pipes.stdout.read(_BLOCK):
+            rest += block
+            end = 0
+            for match in _RAW.finditer(rest):
+                path = prefix + match[2].decode(errors="replace")
+                yield TreeDifference._make((*match[1].decode().split(" "), path))
+                end = match.end()
+            rest = rest[end:]
+
+
+def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
+    """The paths (`releases/13`) of the segments that have this mode, and their objects."""
+    command = ("ls-tree", "--full-tree", revision, *(f"{kind}/" for kind in KINDS))
+    listing = git_process.run(folder, *command).decode(errors="replace")
+    found = re.findall(rf"^{mode} \w+ ([0-9a-f]+)\t(\w+/(\w+))$", listing, re.MULTILINE)
+    return {path: oid for oid, path, name in found if is_segment_name(name)}
+
+
+def contents(folder: Path, names: Sequence[str]) -> Iterator[bytes | None]:
+    """What the objects hold that `names` (`REV:path` or ids) stand for; None for what is not.
+
+    For batches: the names are sent before the first answer is read.
+    """
+    stdin = "".join(f"{name}\n" for name in names).encode()
+    if not stdin:
+        return
+    answer = io.BytesIO(git_process.run(folder, "cat-file", "--batch", stdin=stdin))
+    for _ in names:
+        what, data = next_object(answer)
+        yield None if what == "missing" else data[:-1]
+
+
+def next_object(stream: IO[bytes], largest_b: int | None = None) -> tuple[str, bytes]:
+    """The type (or `missing`) of the object that `git cat-file` prints next, and what it holds.
+
+    That ends with a line feed more; it is empty if it is larger than `largest_b`. BrokenPipeError
+    if Git has ended within: why is for `running` to find out.
+    """
+    header = _unless_ended(stream.readline()).decode(errors="replace").split()
+    if header[-1] == "missing":
+        return "missing", b""
+    size = int(header[2]) + 1
+    if largest_b is None or size <= largest_b:
+        return header[1], _unless_ended(stream.read(size))
+    for start in range(0, size, _BLOCK):
+        stream.read(min(_BLOCK, size - start))
+    return header[1], b""
+
+
+def _unless_ended(read: bytes) -> bytes:
+    if not read.endswith(b"\n"):
+        raise BrokenPipeError
+    return read
+
+
+def look_up(folder: Path, names: Sequence[str], *, network: bool = False) -> list[str | None]:
+    """The objects that these names (`HEAD^{commit}`, `REVISION:releases`) mean; None: nothing."""
+    if any("\n" in name or "\0" in name for name in names):
+        return [None] * len(names)
+    given = "".join(f"{name}\n" for name in names).encode()
+    command = ("cat-file", "--batch-check=%(objectname) found")
+    answers = git_process.run(folder, *command, stdin=given, network=network)
+    lines = answers.decode(errors="replace").split("\n")[:-1]
+    return [line.split()[0] if line.endswith(" found") else None for line in lines]
+
+
+def contains(folder: Path, tip: str | None, revision: str) -> bool:
+    """Whether commit `tip` is `revision` or one of its descendants."""
+    if tip is None or tip == revision:
+        return tip == revision
+    command = ("merge-base", "--is-ancestor", revision, tip)
+    done = git_process.call(folder, *command)
+    if done.returncode not in (0, 1):
+        raise git_process.failure(folder, command, done.returncode, done.stderr)
+    return done.returncode == 0
+
+
+def commits_between(
+    folder: Path, old: str | None, new: str, at_most: int | None = None
+) -> int | None:
+    """How many commits `new` is ahead of `old` along first parents; None if one is unknown."""
+    names = [f"{name}^{{commit}}" for name in (new, old) if name]
+    if None in look_up(folder, names):
+        return None
+    limit = [] if at_most is None else [f"--max-count={at_most}"]
+    selection = [new, f"^{old}"] if old else [new]
+    return int(git_process.run(folder, "rev-list", "--count", "--first-parent", *limit, *selection))
