@@ -20,6 +20,8 @@ from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import canonical, dump_json
+from discogs_crawler.importing import commit as import_commit
+from discogs_crawler.importing.lanes import ENTRY
 from discogs_crawler.ledger import database
 from discogs_crawler.records import record_path, segment_of
 from discogs_crawler.store import layouts
@@ -182,6 +184,35 @@ def test_a_record_of_the_api_is_never_replaced(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.month())
     assert [i for i, day in copy.days().items() if day is None] == ids[:8]
     assert {day for i, day in copy.days().items() if i in ids[8:10]} == {copy.day_name()}
+
+
+def test_what_a_worker_commits_just_before_an_import_is_not_replaced(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = layouts.open_store(config.load(environ=copy.environment)).top
+    refresh, before_a_commit = store.refresh, [[1], [2]]
+
+    def slow_refresh() -> str | None:
+        tip = refresh()
+        if before_a_commit:
+            copy.commit_as_worker(before_a_commit.pop(0))
+        return tip
+
+    monkeypatch.setattr(store, "refresh", slow_refresh)
+    entries = b""
+    for i in (1, 2, 3):
+        data = exact_json.dumps({cleaning.DUMP: "20260101", "id": i})
+        oid = store.repository.run("hash-object", "-w", "--stdin", stdin=data).strip()
+        entries += ENTRY.pack(i, 2, bytes.fromhex(oid.decode()))
+    days = ["", "", "20260101"]
+    outcome = import_commit.put(store, "releases", entries, days, {"Source": "dump x"})
+    assert outcome.counts == import_commit.Counts(added=1, kept=2)
+    assert copy.days() == {1: None, 2: None, 3: "20260101"}
+
+    before_a_commit.append([3])
+    gone, counts = import_commit.remove(store, "releases", [3], {"Source": "dump x"})
+    assert (gone, counts) == ([], import_commit.Counts(kept=1))
+    assert copy.days() == {1: None, 2: None, 3: None}
 
 
 def test_what_a_worker_removed_does_not_come_back(copy: Copy) -> None:
