@@ -131,7 +131,7 @@ def record_dump(book: Ledger, path: Path, kind: str = "releases", **changes: obj
         "result_sha256": hashlib.sha256(text).digest(),
         "canonical_version": 1,
     }
-    book.record_dump(DumpFacts(**(values | changes))._asdict())
+    book.record_dump(DumpFacts(**(values | changes)).as_row())
 
 
 def some_contents(ids: int, seed_number: int = 1) -> dict[int, str]:

@@ -10,7 +10,6 @@ from shutil import which
 import pytest
 import sqlite_utils
 
-from discogs_crawler.api.schema_paths import SCHEMAS
 from tests import readme
 from tests.conftest import ROOT, program
 from tests.discogs import answers, invent
@@ -148,11 +147,7 @@ def test_a_rule_that_every_changed_release_must_obey(
     assert wrong.read_text() == expected
 
 
-def test_is_a_record_what_you_expect(
-    store: SingleStore, consume: Callable[[str], Path], tmp_path: Path
-) -> None:
-    schema = SCHEMAS / "releases.schema.json"
-    (tmp_path / "consumer" / schema.name).write_bytes(schema.read_bytes())
+def test_is_a_record_what_you_expect(store: SingleStore, consume: Callable[[str], Path]) -> None:
     good, odd = (
         answers.answer("releases", invent.facts("releases", number), number) for number in (1, 2)
     )

@@ -33,11 +33,7 @@ in it is described, as JSON Schema, in `KIND.schema.json` at
 https://github.com/armijnhemel/crawler_for_discogs/tree/HEAD/lib/discogs_crawler/data/schema
 
 A record that begins with `"_dump": "YYYYMMDD"` was made from the monthly dump of that day: it has
-the fields that dumps have, in the same shape. All others are as the API gave them. Which are from a
-dump, or what the API brought instead:
-
-    git --git-dir discogs.git grep -l -F '  "_dump": ' {branch} -- releases/00/00
-    git --git-dir discogs.git log --first-parent --grep='^Source: dump'
+the fields that dumps have, in the same shape. All others are as the API gave them.
 
 ## Clone
 
@@ -67,6 +63,11 @@ pass any of this on. This copy is not affiliated with, sponsored or endorsed by 
 """
 
 _SINGLE_RECIPES = """\
+Which records are from a dump, and the commits that brought them:
+
+    git --git-dir discogs.git grep -l -F '  "_dump": ' {branch} -- releases/00/00
+    git --git-dir discogs.git log --first-parent --grep='^Source: dump'
+
 Only the newest state, records downloaded as you ask for them:
 
     git clone --bare --depth=1 --filter=blob:none URL discogs.git

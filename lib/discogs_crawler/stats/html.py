@@ -159,7 +159,8 @@ def _drift(kind: KindStats) -> Iterator[Any]:
 def _consumers(snapshot: Snapshot) -> Any:
     text = "Commits that each consumer of the store has yet to get."
     none = "Nobody has exported anything yet."
-    return card(tables.consumers(snapshot, folders=True), text if snapshot.consumers else none)
+    said = " ".join([text, *(line + "." for line in tables.folders(snapshot))])
+    return card(tables.consumers(snapshot), said if snapshot.consumers else none)
 
 
 def _runs(snapshot: Snapshot) -> Any:

@@ -127,7 +127,8 @@ def _others(snapshot: Snapshot) -> Iterator[Sample]:
         yield Sample("consumer_exported_timestamp_seconds", exported, row.exported, of)
         if row.folder:
             number = "Number of the last file of export_changes.py --into."
-            yield Sample("consumer_file_sequence", number, row.sequence, of)
+            where = {**of, "folder": row.folder}
+            yield Sample("consumer_file_sequence", number, row.sequence, where)
     for run in snapshot.runs:
         of = {"script": run.script, "kind": run.kind}
         ended = "How the last run of a script ended."

@@ -63,8 +63,8 @@ def segments(chosen: Iterable[SegmentStats], head: str) -> Table:
     return Table("Map of the id space", heads, rows)
 
 
-def consumers(snapshot: Snapshot, *, folders: bool = False) -> Table:
-    """Who has got how far; `folders`: and where its files are."""
+def consumers(snapshot: Snapshot) -> Table:
+    """Who has got how far."""
     rows = [
         (
             row.name,
@@ -73,15 +73,20 @@ def consumers(snapshot: Snapshot, *, folders: bool = False) -> Table:
             minute(row.exported),
             count(row.behind),
             count(row.sequence or None),
-            *([row.folder or "–"] if folders else []),
         )
         for row in snapshot.consumers
     ]
-    return Table(
-        "Consumers",
-        ("name", "kind", "revision", "exported", "commits behind", "file", "into"),
-        rows,
-    )
+    heads = ("name", "kind", "revision", "exported", "commits behind", "file")
+    return Table("Consumers", heads, rows)
+
+
+def folders(snapshot: Snapshot) -> list[str]:
+    """Where the files of consumers are, one line for each that gets any."""
+    return [
+        f"{row.name}: file {count(row.sequence)} in {row.folder}"
+        for row in snapshot.consumers
+        if row.folder
+    ]
 
 
 def runs(snapshot: Snapshot) -> Table:

@@ -29,7 +29,10 @@ def render(snapshot: Snapshot) -> str:
     parts = [_head(snapshot), *problems, ""]
     for kind in snapshot.kinds:
         parts += [*_kind(kind), ""]
-    parts += [*_titled(tables.consumers(snapshot)), *_titled(tables.runs(snapshot), RUNS)]
+    parts += _titled(tables.consumers(snapshot))
+    if folders := tables.folders(snapshot):
+        parts += [*folders, ""]
+    parts += _titled(tables.runs(snapshot), RUNS)
     lines = re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n").split("\n")
     return "\n".join(_cut(line.rstrip()) for line in lines) + "\n"
 
