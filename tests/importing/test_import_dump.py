@@ -206,12 +206,12 @@ def test_what_a_worker_commits_just_before_an_import_is_not_replaced(
         entries += ENTRY.pack(i, 2, bytes.fromhex(oid.decode()))
     days = ["", "", "20260101"]
     outcome = import_commit.put(store, "releases", entries, days, {"Source": "dump x"})
-    assert outcome.counts == import_commit.Counts(added=1, kept=2)
+    assert outcome.counts == import_commit.ImportCounts(added=1, kept=2)
     assert copy.days() == {1: None, 2: None, 3: "20260101"}
 
     before_a_commit.append([3])
     gone, counts = import_commit.remove(store, "releases", [3], {"Source": "dump x"})
-    assert (gone, counts) == ([], import_commit.Counts(kept=1))
+    assert (gone, counts) == ([], import_commit.ImportCounts(kept=1))
     assert copy.days() == {1: None, 2: None, 3: None}
 
 

@@ -22,7 +22,7 @@ LOOK_UP = 10_000
 READ = 1_000
 
 
-class Counts(NamedTuple):
+class ImportCounts(NamedTuple):
     """What a commit did."""
 
     added: int = 0
@@ -31,12 +31,12 @@ class Counts(NamedTuple):
     kept: int = 0
     """records of the API, and those that a worker has removed: not touched"""
 
-    def plus(self, other: "Counts") -> "Counts":
+    def plus(self, other: "ImportCounts") -> "ImportCounts":
         """The sums."""
-        return Counts(*map(sum, zip(self, other, strict=True)))
+        return ImportCounts(*map(sum, zip(self, other, strict=True)))
 
 
-class Row(NamedTuple):
+class ImportedRow(NamedTuple):
     """An ENTRY."""
 
     id: int
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     """What came of entries: those that are in the store now, as they were given."""
 
     entries: bytes
-    counts: Counts
+    counts: ImportCounts
 
 
 def put(
@@ -75,17 +75,17 @@ def put(
 
 def remove(
     store: SingleStore, kind: str, ids: Iterable[int], trailers: Mapping[str, str]
-) -> tuple[list[int], Counts]:
+) -> tuple[list[int], ImportCounts]:
     """Remove those of the records that came from a dump; which are not in the store any more."""
     wanted = list(ids)
 
-    def attempt() -> tuple[list[int], Counts] | Pushed:
+    def attempt() -> tuple[list[int], ImportCounts] | Pushed:
         base = store.refresh()
         stored: dict[int, bytes] = {}
         for part in _slices(wanted, LOOK_UP):
             stored |= _stored(store, base, kind, part)
         ours = _from_dump(store.repository, stored)
-        counts = Counts(removed=len(ours), kept=len(stored) - len(ours))
+        counts = ImportCounts(removed=len(ours), kept=len(stored) - len(ours))
         if ours:
             gone = [Entry(_path(store, kind, i), None) for i in wanted if i in ours]
             message = fast_import.describe(_subject(kind, counts), trailers)
@@ -105,10 +105,10 @@ def _decide(
     store: SingleStore, base: str | None, kind: str, entries: bytes, days: Sequence[str]
 ) -> tuple[Outcome, bytes]:
     """What is in the store afterwards, and of that what is not there yet."""
-    there, changes, counts = bytearray(), bytearray(), Counts()
+    there, changes, counts = bytearray(), bytearray(), ImportCounts()
     size = ENTRY.size * LOOK_UP
     for start in range(0, len(entries), size):
-        rows = [Row._make(row) for row in ENTRY.iter_unpack(entries[start : start + size])]
+        rows = [ImportedRow._make(row) for row in ENTRY.iter_unpack(entries[start : start + size])]
         stored = _stored(store, base, kind, [row.id for row in rows])
         verdicts = _look(store.repository, rows, stored, days)
         numbers = collections.Counter(verdicts)
@@ -118,12 +118,15 @@ def _decide(
                 there += packed
             if verdict in ("added", "changed"):
                 changes += packed
-        counts = counts.plus(Counts(numbers["added"], numbers["changed"], 0, numbers["kept"]))
+        counts = counts.plus(ImportCounts(numbers["added"], numbers["changed"], 0, numbers["kept"]))
     return Outcome(bytes(there), counts), bytes(changes)
 
 
 def _look(
-    repository: Repository, rows: Sequence[Row], stored: Mapping[int, bytes], days: Sequence[str]
+    repository: Repository,
+    rows: Sequence[ImportedRow],
+    stored: Mapping[int, bytes],
+    days: Sequence[str],
 ) -> list[str]:
     """For each row what it is to the store: added, changed, same, or kept as the store has it."""
     verdicts = []
@@ -145,7 +148,7 @@ def _look(
     return verdicts
 
 
-def _compare(row: Row, before: bytes, days: Sequence[str]) -> str:
+def _compare(row: ImportedRow, before: bytes, days: Sequence[str]) -> str:
     """The same for a record that is stored in other bytes."""
     if not before.startswith(FROM_DUMP):
         return "kept"
@@ -180,7 +183,7 @@ def _slices(ids: list[int], size: int) -> Iterator[list[int]]:
         yield ids[start : start + size]
 
 
-def _subject(kind: str, counts: Counts) -> str:
+def _subject(kind: str, counts: ImportCounts) -> str:
     words = (
         (counts.added, "imported"),
         (counts.changed, "imported again"),

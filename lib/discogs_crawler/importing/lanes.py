@@ -54,7 +54,7 @@ class Setup(NamedTuple):
     """the arguments of git"""
 
 
-class Answer(NamedTuple):
+class LaneAnswer(NamedTuple):
     """What came of a batch."""
 
     entries: bytes
@@ -140,7 +140,7 @@ class Lane:
         """Have everything saved to disk; `take` then gives one answer more."""
         self._ahead.put(None)
 
-    def take(self) -> Answer | Failure:
+    def take(self) -> LaneAnswer | Failure:
         """The next answer, in the order of what was asked."""
         return self._results.get() or self._lost()
 
@@ -216,7 +216,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     converter = Converter(setup.kind, setup.rules)
     imports = _Imports(setup.fast_import)
 
-    def answer(message: Answer | Failure) -> None:
+    def answer(message: LaneAnswer | Failure) -> None:
         pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
@@ -226,7 +226,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         except EOFError:
             return
         if request is None:
-            answer(imports.finish() or Answer(b"", ()))
+            answer(imports.finish() or LaneAnswer(b"", ()))
             continue
         repository, records = request
         try:
@@ -240,7 +240,7 @@ def _store(
     days: Sequence[str],
     pipe: IO[bytes],
     records: Sequence[tuple[int, int, bytes]],
-) -> Answer:
+) -> LaneAnswer:
     entries, damaged = [], []
     for record_id, marks, xml in records:
         try:
@@ -253,7 +253,7 @@ def _store(
         blob = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
         blob.update(data)
         entries.append(ENTRY.pack(record_id, marks, blob.digest()))
-    return Answer(b"".join(entries), damaged)
+    return LaneAnswer(b"".join(entries), damaged)
 
 
 class Lanes:
@@ -284,7 +284,7 @@ class Lanes:
         lane.put(repository, records)
         self._order.append(lane)
 
-    def finish(self) -> list[Answer]:
+    def finish(self) -> list[LaneAnswer]:
         """Have all blobs saved to disk; the answers to the batches in the order of `put`."""
         for lane in self._lanes:
             lane.flush()
@@ -295,7 +295,7 @@ class Lanes:
         return answers
 
 
-def _whole(answer: Answer | Failure) -> Answer:
+def _whole(answer: LaneAnswer | Failure) -> LaneAnswer:
     if isinstance(answer, Failure):
         _raise(answer)
         raise AssertionError("unreachable")

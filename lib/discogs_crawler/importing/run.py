@@ -25,9 +25,9 @@ from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.importing import commit
 from discogs_crawler.importing import selection as import_selection
-from discogs_crawler.importing.commit import Counts
+from discogs_crawler.importing.commit import ImportCounts
 from discogs_crawler.importing.cut import Record, cut
-from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, Answer, Lanes, Setup
+from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, LaneAnswer, Lanes, Setup
 from discogs_crawler.importing.selection import Selection
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
@@ -51,7 +51,7 @@ class ImportReport(NamedTuple):
 
     file: str
     kind: str
-    counts: Counts
+    counts: ImportCounts
     damaged: int
     seconds: float
 
@@ -132,7 +132,7 @@ def import_dump(
         "Source": f"dump {path.name}",
         "Cleaner": cleaning.rules_for(settings, dump.kind).name,
     }
-    counts, damaged = Counts(), 0
+    counts, damaged = ImportCounts(), 0
     if gone := import_selection.vanished(opened, dump, force=force):
         counts = _remove(store, opened, dump.kind, gone, trailers)
     if dump.imported is None:
@@ -147,8 +147,8 @@ def import_dump(
 
 def _remove(
     store: Store, opened: Ledger, kind: str, ids: Sequence[int], trailers: dict[str, str]
-) -> Counts:
-    counts = Counts()
+) -> ImportCounts:
+    counts = ImportCounts()
     parts: dict[Path, tuple[SingleStore, list[int]]] = {}
     for record_id in ids:
         part = store.part(kind, segment_of(record_id))
@@ -180,8 +180,8 @@ class _Run:
         self._segment = self._bytes = self._staged = 0
         self._parts: dict[int, SingleStore] = {}
         self._places: list[int] = []
-        self._saving: Future[Counts] | None = None
-        self.counts = Counts()
+        self._saving: Future[ImportCounts] | None = None
+        self.counts = ImportCounts()
         self.damaged = 0
 
     def go(self, stop: Stop) -> None:
@@ -245,13 +245,13 @@ class _Run:
             self.counts = self.counts.plus(self._saving.result())
             self._saving = None
 
-    def _commit(self, places: list[int], answers: list[Answer]) -> Counts:
+    def _commit(self, places: list[int], answers: list[LaneAnswer]) -> ImportCounts:
         """Commit, then note; in a thread of its own, with its own connection to the ledger."""
         entries: dict[Path, list[bytes]] = collections.defaultdict(list)
         stores = {self._parts[segment].repository.path: self._parts[segment] for segment in places}
         for segment, answer in zip(places, answers, strict=True):
             entries[self._parts[segment].repository.path].append(answer.entries)
-        counts = Counts()
+        counts = ImportCounts()
         for path, pieces in entries.items():
             outcome = commit.put(
                 stores[path], self._kind, b"".join(pieces), self._days, self._trailers
