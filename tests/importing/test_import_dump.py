@@ -454,6 +454,17 @@ def test_a_lost_ledger_knows_again_what_a_dump_brought(copy: Copy) -> None:
     assert copy.states() == {"imported": RECORDS - 4, "stored": 4}
 
 
+def test_a_ledger_that_is_lost_after_a_conversion_knows_what_a_dump_brought(copy: Copy) -> None:
+    path = copy.accept()
+    copy.call("import_dump.py", "-d", path)
+    copy.commit_as_worker(sorted(copy.records())[:4])
+    copy.call("maintain_store.py", "--to-submodules")
+    copy.settings = {"STORE_LAYOUT": "submodules"}
+    (copy.folder / "state" / "crawler.db").unlink()
+    copy.call("seed_queue.py", "--rebuild-ledger", "--adopt", "-n", f"{path}.hashes")
+    assert copy.states() == {"imported": RECORDS - 4, "stored": 4}
+
+
 def test_a_lost_ledger_of_last_month_is_brought_up_to_date(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.accept("--adopt"))
     ids = sorted(copy.records())

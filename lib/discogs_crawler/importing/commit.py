@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 def put(
     store: SingleStore, kind: str, entries: bytes, days: Sequence[str], trailers: Mapping[str, str]
 ) -> Outcome:
-    """Commit to one repository the records that may be; see import_lanes.ENTRY, `days` by marks."""
+    """Commit to one repository the records that may be; see lanes.ENTRY, `days` by marks."""
 
     def attempt() -> Outcome | Pushed:
         base = store.refresh()

@@ -159,12 +159,14 @@ def layout_of(repository: Repository) -> str:
 def origins(opened: Store, kind: str) -> Iterator[tuple[int, bool]]:
     """The ids of all stored records of a kind, ascending; whether a dump brought the record.
 
-    They are read for that, which takes an hour for 20 million, unless nothing was ever imported.
+    They are read for that, which takes an hour for 20 million, unless nothing was ever imported. A
+    conversion's snapshot does not say what was imported before it.
     """
+    marks = ("--grep=^Source: dump ", "--grep=: snapshot$")
     for part in opened.parts():
         ids = part.ids(kind)
         tip = part.tip()
-        search = ("log", "-1", "--format=%H", "--grep=^Source: dump ", *([tip] if tip else []))
+        search = ("log", "-1", "--format=%H", *marks, *([tip] if tip else []))
         if tip is None or not part.repository.run(*search):
             yield from ((record_id, False) for record_id in ids)
             continue
