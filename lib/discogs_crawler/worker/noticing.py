@@ -17,6 +17,7 @@ from discogs_crawler.records import record_path
 from discogs_crawler.store import objects
 from discogs_crawler.store.layouts import Store
 from discogs_crawler.store.remote import is_partial
+from discogs_crawler.store.single import FROM_DUMP
 from discogs_crawler.worker.batch import Done
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ UNPROMPTED = ("manual", "confirm", "refresh")
 
 # Records of a commit that are compared with what was stored before: 1 % of a worker's time.
 COMPARED = 10
-
-# The first key of a record that was imported from a dump, and has fewer fields than any answer.
-_IMPORTED = b'{\n  "_dump"'
 
 
 class Noticing:
@@ -82,7 +80,10 @@ class Noticing:
 
 
 def _versions(store: Store, kind: str, results: list[Result]) -> Iterator[tuple[int, bytes, bytes]]:
-    """Id, old and new version of the records that an answer was stored of before."""
+    """Id, old and new version of the records that an answer was stored of before.
+
+    One that was imported has fewer fields than any answer.
+    """
     for part in store.parts():
         paths = {result.id: record_path(kind, result.id) for result in results}
         mine = [result for result in results if paths[result.id].startswith(part.prefix)]
@@ -93,7 +94,7 @@ def _versions(store: Store, kind: str, results: list[Result]) -> Iterator[tuple[
         ]
         blobs = list(objects.contents(part.repository.path, names))
         for result, old, new in zip(mine, blobs[::2], blobs[1::2], strict=True):
-            if old and new and not old.startswith(_IMPORTED):
+            if old and new and not old.startswith(FROM_DUMP):
                 yield result.id, old, new
 
 
