@@ -348,6 +348,19 @@ def test_segments_are_imported_into_their_repositories(
     assert {segment_of(i) for i, day in copy.days().items() if day == copy.day_name()} == {3}
 
 
+def test_where_the_ledger_says_that_there_is_a_store_none_is_made(copy: Copy) -> None:
+    """Its disk was not mounted: only what had changed would have been in the new one."""
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    store = copy.folder / "state" / "store"
+    store.rename(store.with_name("mounted elsewhere"))
+    copy.world.edit("releases", sorted(copy.world.alive["releases"])[:3])
+    path = copy.month("--adopt")
+    for script in (("import_dump.py", "-d", path), ("worker.py", "--until-empty")):
+        said = copy.call(*script, code=78)
+        assert f"there is no store, but the ledger says that {RECORDS} records are in it" in said
+        assert not store.exists()
+
+
 def test_a_converted_store_is_imported_into_as_before(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.accept("--adopt"))
     ids = sorted(copy.records())

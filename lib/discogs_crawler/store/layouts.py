@@ -106,6 +106,19 @@ def open_store(
     return SingleStore(repository, name, settings.store_branch, author, remote=remote, stop=stop)
 
 
+def refuse_to_begin_anew(settings: Settings, records: int) -> None:
+    """Make no store where the ledger says that there is one: its disk may not be mounted.
+
+    ConfigurationError if the ledger has so many records, and no store is here or at a remote.
+    """
+    if records and not settings.store_remote and not repository_path(settings).exists():
+        raise ConfigurationError(
+            f"{settings.store}: there is no store, but the ledger says that {records:,} records "
+            "are in it: mount its disk, set STORE, or put its copy back; to begin anew, move "
+            f"{settings.database} away, too"
+        )
+
+
 def lacks(store: Store, revisions: Collection[str]) -> str:
     """The first of the commits that no branch of the store leads to; "" if it has all of them.
 

@@ -23,7 +23,7 @@ from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, CrawlerError, UsageError
 from discogs_crawler.records import segment_of
-from discogs_crawler.store.layouts import Store, open_store
+from discogs_crawler.store.layouts import Store, open_store, refuse_to_begin_anew
 from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import local_ledger, statusline
 from discogs_crawler.worker.answer_policy import Settler
@@ -109,7 +109,8 @@ class _Parts(NamedTuple):
 def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
     kind, prefix = task.kind, settings.redis_prefix
     rules = cleaning.rules_for(settings, kind)
-    local_ledger.refuse_to_begin_anew(settings)
+    # What cannot be used as the ledger is refused here, too.
+    refuse_to_begin_anew(settings, local_ledger.stored(settings.database))
     client = Client(settings, settings.worker_threads + 1)
     redis = private_server.connect(settings)
     store = open_store(settings, branch=task.branch or None, stop=stop)

@@ -8,8 +8,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import layouts
@@ -29,21 +27,7 @@ def opened(path: Path) -> Iterator[Ledger | None]:
 def stored(path: Path) -> int:
     """The number of records that the ledger says the store has; 0 without a ledger."""
     with opened(path) as ledger:
-        return 0 if ledger is None else ledger.count("state = 'stored'")
-
-
-def refuse_to_begin_anew(settings: Settings) -> None:
-    """Make no store where the ledger says that there is one: its disk may not be mounted.
-
-    ConfigurationError; what cannot be used as the ledger is refused here, too.
-    """
-    number = stored(settings.database)
-    if number and not settings.store_remote and not (settings.store / "discogs.git").exists():
-        raise ConfigurationError(
-            f"{settings.store}: there is no store, but the ledger says that {number:,} records "
-            "are in it: mount its disk, set STORE, or put its copy back; to begin anew, move "
-            f"{settings.database} away, too"
-        )
+        return 0 if ledger is None else ledger.count("state IN ('stored', 'imported')")
 
 
 def refuse_older_copy(path: Path, store: Store) -> None:

@@ -16,7 +16,7 @@ from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Un
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import git_process
-from discogs_crawler.store.layouts import open_store
+from discogs_crawler.store.layouts import open_store, refuse_to_begin_anew
 from discogs_crawler.worker import local_ledger
 
 
@@ -88,7 +88,7 @@ def _store(settings: Settings, kind: str) -> str:
     except ConfigurationError:
         if settings.store.exists() and any(settings.store.iterdir()):
             raise
-        local_ledger.refuse_to_begin_anew(settings)
+        refuse_to_begin_anew(settings, local_ledger.stored(settings.database))
         return f"{settings.store}, will be made; {version.stdout.strip()}"
     with contextlib.suppress(BadData):  # of the ledger, which was told above
         local_ledger.refuse_older_copy(settings.database, store)
