@@ -304,16 +304,16 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
         connection.execute("UPDATE dumps SET not_after = not_after - 86400 * 60")
         connection.execute(
             "INSERT INTO dumps (kind, file, not_before, not_after, records, verdict, damaged, "
-            "canonical_version, recorded) VALUES ('releases', 'bad.xml.gz', ?1, ?1, 1, "
-            "'damaged: it is cut off', 0, 1, ?1)",
-            (now,),
+            "canonical_version, recorded) VALUES ('releases', 'bad.xml.gz', :now, :now, 1, "
+            "'damaged: it is cut off', 0, 1, :now)",
+            {"now": now},
         )
         connection.execute(
             "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
-            "VALUES ('seed_queue', 'releases', ?1, ?1, 65, '{}'), "
-            "('seed_queue', 'labels', ?1, ?1, 1, '{\"withheld_confirm\": 2000}'), "
-            "('seed_queue', 'masters', ?1, ?1, 1, '{}')",
-            (now,),
+            "VALUES ('seed_queue', 'releases', :now, :now, 65, '{}'), "
+            "('seed_queue', 'labels', :now, :now, 1, '{\"withheld_confirm\": 2000}'), "
+            "('seed_queue', 'masters', :now, :now, 1, '{}')",
+            {"now": now},
         )
     problems = collect.take(crawler).problems
     assert "bad.xml.gz: damaged: it is cut off" in problems

@@ -166,8 +166,9 @@ def outdated(store: Store, ledger: Ledger, kind: str) -> Iterator[int]:
             continue
         epoch = int(part.repository.run("log", "-1", "--format=%ct", tip))
         segment = int(part.prefix.split("/")[1]) if part.prefix else None
-        condition = "state = 'stored' AND changed > ?1 AND id / ?2 = ifnull(?3, id / ?2)"
-        found = ledger.select(kind, condition, epoch - UNDER_WAY_S, SEGMENT_SIZE, segment)
+        condition = "state = 'stored' AND changed > ? AND (? IS NULL OR id / ? = ?)"
+        since = epoch - UNDER_WAY_S
+        found = ledger.select(kind, condition, since, segment, SEGMENT_SIZE, segment)
         yield from (row.id for row in found)
 
 

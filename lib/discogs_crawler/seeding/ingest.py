@@ -223,9 +223,9 @@ def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> N
     with ledger.transaction() as connection:
         # Later than any other, though two dumps were accepted within a second.
         connection.execute(
-            "UPDATE dumps SET added = ?2, changed = ?3, retired = ?4, accepted = "
-            "max(?1, (SELECT ifnull(max(accepted), 0) + 1 FROM dumps)) WHERE id = ?5",
-            (int(clock.now()), found.added, found.changed, found.retired, dump.id),
+            "UPDATE dumps SET added = ?, changed = ?, retired = ?, accepted = "
+            "max(?, (SELECT ifnull(max(accepted), 0) + 1 FROM dumps)) WHERE id = ?",
+            (found.added, found.changed, found.retired, int(clock.now()), dump.id),
         )
         # What was begun before and never finished has been compared with the rows themselves.
         connection.execute(

@@ -49,12 +49,12 @@ def correct(ledger: Ledger) -> None:
     with ledger.transaction() as connection:
         for table, column in TIMES:
             connection.execute(
-                f"UPDATE {table} SET {column} = ?1 WHERE {column} > ?1 + ?2", (now, SKEW_S)
+                f"UPDATE {table} SET {column} = ? WHERE {column} > ?", (now, now + SKEW_S)
             )
         today, last_day = now // clock.DAY_S, (now + SKEW_S) // clock.DAY_S
         connection.execute(
-            "INSERT INTO outcomes SELECT kind, ?1, reason, outcome, sum(records) FROM outcomes "
-            "WHERE day > ?2 GROUP BY kind, reason, outcome "
+            "INSERT INTO outcomes SELECT kind, ?, reason, outcome, sum(records) FROM outcomes "
+            "WHERE day > ? GROUP BY kind, reason, outcome "
             "ON CONFLICT DO UPDATE SET records = records + excluded.records",
             (today, last_day),
         )
@@ -71,10 +71,11 @@ def correct(ledger: Ledger) -> None:
 
 def _correct_rows(ledger: Ledger, kind: str, now: int) -> int:
     """The number of records of a kind that had such times."""
-    future = " OR ".join(f"{column} > ?2" for column in _OF_ROWS)
-    condition = f"id > ?1 AND ({future}) ORDER BY id LIMIT {BATCH}"
+    future = " OR ".join(f"{column} > ?" for column in _OF_ROWS)
+    condition = f"id > ? AND ({future}) ORDER BY id LIMIT {BATCH}"
+    to_come = [now + SKEW_S] * len(_OF_ROWS)
     corrected = last = 0
-    while ids := [row.id for row in ledger.select(kind, condition, last, now + SKEW_S)]:
+    while ids := [row.id for row in ledger.select(kind, condition, last, *to_come)]:
         corrected += ledger.revise(kind, ids, lambda row: believed(row, now))
         last = ids[-1]
     return corrected

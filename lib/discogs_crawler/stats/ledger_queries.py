@@ -100,11 +100,11 @@ def later(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, in
     Of the first import only dead letters wait, because it is due from its first day on.
     """
     rows = connection.execute(
-        f"SELECT reason, count(*) FROM {kind} WHERE reason <> 'backfill' AND due > ?1 "
+        f"SELECT reason, count(*) FROM {kind} WHERE reason <> 'backfill' AND due > :now "
         "GROUP BY reason "
         f"UNION ALL SELECT 'backfill', count(*) FROM {kind} "
-        "WHERE failure IS NOT NULL AND reason = 'backfill' AND due > ?1",
-        (int(now),),
+        "WHERE failure IS NOT NULL AND reason = 'backfill' AND due > :now",
+        {"now": int(now)},
     )
     return dict(rows)
 
