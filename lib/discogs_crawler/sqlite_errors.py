@@ -1,6 +1,8 @@
-"""What SQLite's refusals mean for the user: a damaged file, or a disk or a lock in the way."""
+"""What SQLite's refusals mean for the user, and how to wait for one that passes."""
 
+import random
 import sqlite3
+import time
 from pathlib import Path
 
 from discogs_crawler.errors import BadData, CrawlerError, Unavailable
@@ -15,6 +17,22 @@ _CIRCUMSTANCES = {
     *(sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
 }
+
+
+def use_wal(connection: sqlite3.Connection, busy_s: float) -> None:
+    """Let readers and one writer work at once; wait up to `busy_s` for others who open the file.
+
+    SQLite's own timeout does not hold for the change of a file's journal.
+    """
+    deadline = time.monotonic() + busy_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.02))
 
 
 def meaning(error: BaseException, ledger: Path) -> CrawlerError | None:

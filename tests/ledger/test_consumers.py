@@ -94,8 +94,10 @@ def _open(path: Path) -> int:
 
 
 def test_many_can_make_the_file_at_once(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        assert pool.map(_open, [tmp_path / "places.db"] * 8) == [0] * 8
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        for number in range(12):
+            path = tmp_path / f"places{number}.db"
+            assert pool.map(_open, [path] * 16, chunksize=1) == [0] * 16
 
 
 def test_a_failed_transaction_leaves_no_trace(tmp_path: Path) -> None:

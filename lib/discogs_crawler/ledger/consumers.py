@@ -132,7 +132,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         with contextlib.closing(connection):
-            connection.execute("PRAGMA journal_mode = WAL")
+            sqlite_errors.use_wal(connection, BUSY_S)
             connection.execute("PRAGMA synchronous = FULL")
             if not has_tables(connection):
                 with _transaction(connection):

@@ -290,7 +290,7 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     if not read_only:
-        connection.execute("PRAGMA journal_mode = WAL")
+        sqlite_errors.use_wal(connection, BUSY_S)
     return connection
 
 
