@@ -1,7 +1,10 @@
 """Hashes made by processes are those made here; a process that is killed is said."""
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -64,3 +67,19 @@ def test_few_records_start_no_process() -> None:
         for _ in range(hash_workers.PATIENCE // len(RECORDS)):
             hasher.submit(RECORDS)
         assert not hasher.workers
+
+
+@pytest.mark.parametrize(
+    "command", [["dumps.hash_workers", "releases"], ["importing.lanes"]], ids=lambda c: c[0]
+)
+@pytest.mark.parametrize("sent", [b"", pickle.dumps([b"<release id='1'/>" * 9])[:40]])
+def test_a_process_whose_starter_is_killed_ends_without_a_word(
+    command: list[str], sent: bytes
+) -> None:
+    module, *arguments = command
+    ended = subprocess.run(
+        [sys.executable, "-m", f"discogs_crawler.{module}", *arguments],
+        input=sent,
+        capture_output=True,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")

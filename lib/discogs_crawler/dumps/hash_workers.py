@@ -10,10 +10,10 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from discogs_crawler.dumps import canonical
 from discogs_crawler.errors import Unavailable
@@ -139,13 +139,18 @@ class HashWorker:
 
 def _serve(kind: str, requests: IO[bytes], answers: IO[bytes]) -> None:
     """What a worker does, until there are no more requests."""
-    while True:
-        try:
-            records = pickle.load(requests)
-        except EOFError:
-            return
+    for records in received(requests):
         pickle.dump(hash_records(records, kind), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
+
+
+def received(requests: IO[bytes]) -> Iterator[Any]:
+    """What the process at the other end has sent, until it ends or is killed, even within one."""
+    while True:
+        try:
+            yield pickle.load(requests)
+        except (EOFError, pickle.UnpicklingError):
+            return
 
 
 if __name__ == "__main__":

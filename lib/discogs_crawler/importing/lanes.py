@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple, cast
 from discogs_crawler import files
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.api.cleaning import Rules
-from discogs_crawler.dumps import canonical, dump_json
+from discogs_crawler.dumps import canonical, dump_json, hash_workers
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.importing.cut import Record
 from discogs_crawler.store import git_process
@@ -212,7 +212,10 @@ class _Imports:
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """What a lane does, until there are no more requests."""
-    setup: Setup = pickle.load(requests)
+    messages = hash_workers.received(requests)
+    setup: Setup | None = next(messages, None)
+    if setup is None:
+        return
     converter = Converter(setup.kind, setup.rules)
     imports = _Imports(setup.fast_import)
 
@@ -220,11 +223,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
-    while True:
-        try:
-            request = pickle.load(requests)
-        except EOFError:
-            return
+    for request in messages:
         if request is None:
             answer(imports.finish() or LaneAnswer(b"", ()))
             continue
