@@ -1,5 +1,6 @@
 """Run a script of `bin/` in a forked child: as a process of its own, without the start-up time."""
 
+import contextlib
 import faulthandler
 import functools
 import importlib.util
@@ -51,14 +52,18 @@ def start(
         before()
         parser = module.arguments()
         parser.prog = script
-        code = command.run(module.main, parser, [str(arg) for arg in args])
+        code = 1
+        with contextlib.suppress(KeyboardInterrupt):  # as command.script does
+            code = command.run(module.main, parser, [str(arg) for arg in args])
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 70
     except BaseException:
+        code = 70
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # its disk may be full
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
