@@ -107,3 +107,42 @@ def test_no_process_is_left_wherever_a_signal_meets_a_script(
         assert running.wait(20) == EXIT_PARTLY
     for process in (tmp_path / "started").read_text().split():
         assert not is_alive(process)
+
+
+IN_A_FINALIZER = """
+import pathlib, sys, time
+from discogs_crawler.cli import command
+
+class Closing:
+    def __del__(self):
+        pathlib.Path("closing").touch()
+        time.sleep(60)
+
+def main(flags, settings):
+    command.terminate_like_interrupt()
+    Closing()
+    time.sleep(60)
+    return 0
+
+command.script(main, command.parser("A script."))
+"""
+
+
+def test_a_signal_that_meets_a_finalizer_ends_the_script_too(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment |= {"PYTHONPATH": str(ROOT / "lib")}
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_FINALIZER],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        wait_until((tmp_path / "closing").exists, lambda: "it does not start")
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=20)
+    assert (running.returncode, said) == (
+        EXIT_PARTLY,
+        "-c: interrupted; run it again to go on\n",
+    )

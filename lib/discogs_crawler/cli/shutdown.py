@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -9,15 +10,21 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 # What asks a script to end. Each script blocks them until it listens: until then it has done
-# nothing, but would end with a code that its documentation does not know.
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# nothing, but would end with a code that its documentation does not know. The last is ours.
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
 
 # How long, when it is time to end, we still wait for a remote: a batch takes a second or two.
 GRACE_S = 5
 
+# Python swallows what a handler raises in a finalizer (`__del__`): then it is raised again so much
+# later, until it is heard.
+AGAIN_S = 0.01
+
 # How often a sleeper looks. An event would wake it at once, but its lock may be held by the very
 # thread that the signal interrupts.
 LOOK_S = 0.05
+
+_report_swallowed = sys.unraisablehook
 
 
 def listen(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -28,7 +35,15 @@ def listen(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in ASKING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+    sys.unraisablehook = _ask_again
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+
+
+def _ask_again(swallowed: "sys.UnraisableHookArgs") -> None:
+    if swallowed.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+    else:
+        _report_swallowed(swallowed)
 
 
 class Stop:
