@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Split a Discogs dump into hashes: one line a record, its id and the SHA-1 of its content.
+"""Split a Discogs dump into hashes: one line per record, with its id and the SHA-1 of its content.
 
 Reads discogs_YYYYMMDD_KIND.xml.gz (or plain XML, or standard input), tells the kind from the root
-element, and writes RESULT with lines `id<TAB>sha1`, ascending. The hash is one of the content: it
-is the same whatever videos, images, order of attributes or indentation, so that seed_queue.py
-queues what has changed and not what is spelled differently. Keeps a hash cache in STATE_DIR, with
-which the next month takes a twentieth of the time.
+element, and writes RESULT with lines `id<TAB>sha1`, ascending. Videos, images, the order of
+attributes and indentation make no difference to a hash, so seed_queue.py queues what has changed,
+not what is only written differently. A hash cache in STATE_DIR makes the next month's split about
+four times as fast; the result is the same without it.
 
-The dump is verified in the same pass. If it is cut off, damaged, or not a dump at all, one line
-says what and where, and no RESULT is written. Damaged records in an otherwise whole dump are
-reported, and get the hash of their bytes; more than 100 of them are too many. What is known of the
-dump goes into the ledger, where seed_queue.py finds its kind and date. Elements and attributes that
-no dump had before change nothing: the summary names them, and stats.py.
+The same pass verifies the dump. If it is cut off, damaged, or not a dump at all, one line says what
+is wrong and where, and no RESULT is written. A damaged record in an otherwise whole dump is
+reported and gets the hash of its bytes; more than 100 are too many. What is known about the dump
+goes into the ledger, where seed_queue.py finds its kind and date. Elements and attributes that no
+earlier dump had change nothing; the summary and stats.py name them.
 
 Examples:
     discogs_xml_split.py -d discogs_20261101_releases.xml.gz -r releases.sha1
@@ -56,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--result", help="file for the hashes; - is standard output")
     parser.add_argument("--check", action="store_true", help="only print the verdict")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--verify", action="store_true", help="look into every record, by libxml2")
+    how.add_argument("--verify", action="store_true", help="parse every record with libxml2")
     how.add_argument("--raw", action="store_true", help="hash the records' bytes, parse nothing")
     return parser
 

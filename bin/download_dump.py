@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Download the newest dump from Discogs, verified, and print where it is.
+"""Download the newest dump from Discogs, verify it, and print its path.
 
 Reads the index of the dump site, takes the newest month that is complete (its CHECKSUM file is
-there) and fetches what is not here yet, going on where an earlier run was cut off. A file gets its
-name only once its SHA-256 is right, and the time of its upload for its modification time. Older
-dumps are removed, and what is named after them. If everything is here already, that is one request.
+there) and downloads what is not here yet. An interrupted download goes on where it stopped. A file
+gets its name only when its SHA-256 is right, and the time of its upload as its modification time.
+Older dumps and the files named after them are removed. If everything is here already, the run
+costs one request.
 
 Examples:
     download_dump.py                              the newest dump of releases
-    download_dump.py artists labels masters       one path a line
-    download_dump.py --date 20261101              that of a certain day
+    download_dump.py artists labels masters       one path per line
+    download_dump.py --date 20261101              the dump of that day
 
     dump=$(download_dump.py) && discogs_xml_split.py -d "$dump" -r "$dump.hashes" &&
         seed_queue.py -n "$dump.hashes"           the monthly job, which may run every day
@@ -51,14 +52,14 @@ def arguments() -> argparse.ArgumentParser:
         "kinds", nargs="*", metavar="KIND", help="releases, artists, labels, masters [releases]"
     )
     parser.add_argument(
-        "--date", type=_date, default="latest", metavar="YYYYMMDD", help="of a dump [latest]"
+        "--date", type=_date, default="latest", metavar="YYYYMMDD", help="date of the dump [latest]"
     )
     parser.add_argument(
         "--keep",
         type=command.positive,
         default=2,
         metavar="N",
-        help="dumps of a kind that stay [2]",
+        help="number of dumps of a kind to keep [2]",
     )
     return parser
 

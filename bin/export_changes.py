@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Give a consumer every change of the store since its last export, once.
 
-A consumer is a name. Its first export begins at the start of history (or at --from), each later
-one where the last ended. What is printed goes up to the tip as it was at the beginning, and only
-when every byte of it has been taken does the consumer's place move. An export that was cut short
-is repeated as a whole by the next.
+A consumer is a name. Its first export begins at the start of history (or at --from), each later one
+where the last ended. An export goes up to the tip as it was when the run began. The consumer's
+place moves only when every byte has been taken. An export that was cut short is repeated as a whole
+by the next.
 
-Formats, one line a change, in the order of paths:
+Formats, one line per change, in the order of paths:
 
   names    releases/13/99/99/13999999.json, as `git diff --name-only` prints it
   status   A, M or D (added, modified, deleted), a tab, and the path
@@ -17,28 +17,28 @@ Formats, one line a change, in the order of paths:
 --previous adds "previous" to each line of jsonl: the record before the change, or null if it was
 added. So a reader can tell what changed.
 
---exec gives all that to the standard input of a shell command, which is not started if there is
-nothing. The place moves when it has read all of it and ended with 0; what it has no use for it
-gives to `cat > /dev/null`. (What it has read and thrown away, as `head -1` does with the rest of a
-block, nobody can know.) It finds EXPORT_CONSUMER, EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and
-EXPORT_TO in its environment; the last two are revisions that
-`git --git-dir "$EXPORT_REPOSITORY" diff` knows.
+--exec gives all that to the standard input of a shell command; if nothing changed, the command is
+not started. The place moves when the command has read everything and ended with 0, so it must read
+its input to the end (`cat > /dev/null` is enough). Input that it reads and throws away, as
+`head -1` does with the rest of a block, counts as read. Its environment has EXPORT_CONSUMER,
+EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and EXPORT_TO; the last two are revisions for
+`git --git-dir "$EXPORT_REPOSITORY" diff`.
 
 --into DIR writes numbered files that anybody can follow through a web server, without Git and each
-change exactly once: DIR/NAME-000000123.jsonl.gz, and DIR/NAME.state.json, which names the last of
-them, the first that is kept, and a baseline with all records. --keep DAYS removes those that are
-older; then a new baseline is written from time to time. The README shows a reader of 40 lines.
-Killed at any point, nothing is missing or announced twice. (With standard output an export is lost
-if we are killed with SIGKILL in the instant between moving the place and ending.)
+change exactly once: DIR/NAME-000000123.jsonl.gz, and DIR/NAME.state.json, which names the last
+file, the first that is kept, and a baseline with all records. --keep DAYS removes older files; then
+a new baseline is written from time to time. data/examples/follow.py is a reader of 40 lines. If the
+export is killed at any point, nothing is missing or announced twice. (With standard output an
+export is lost if SIGKILL comes in the instant between the move of the place and the end.)
 
---from may stay in a crontab: it is where a new consumer begins. For one that is known, a revision
-other than the one it began at is refused; --reset moves it, which may repeat changes or skip them.
+--from may stay in a crontab: it is where a new consumer begins. For a known consumer a revision
+other than the one it began at is refused; --reset moves it, which may repeat or skip changes.
 
-Without --repository it reads the crawler's own store, and the places of its consumers are in the
-ledger. With it no crawler is needed: of a URL it keeps a copy without records in the state folder
+Without --repository it reads the crawler's own store, and the ledger has the places of consumers.
+With --repository no crawler is needed. Of a URL it keeps a copy without records in the state folder
 and fetches those that it exports; a folder is a clone that you keep up to date yourself. The places
 are then in a SQLite file beside the clone, NAME.consumers.db. Such a store need not be trusted:
-what is no record in its place is left out, with one warning.
+anything that is not a record in its place is left out, with one warning.
 
 Example:
 
@@ -48,10 +48,10 @@ Example:
   export_changes.py --consumer web --kind all --into /srv/www/discogs --keep 90
   export_changes.py --list
 
-Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed,
-nothing is lost, run it again; 64 usage; 65 the consumer's revision is not in the repository, or
-that is damaged; 69 the disk is full or a remote does not answer; 75 another export to this
-consumer is running, the store is being converted, or nothing is stored yet; 78 configuration.
+Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed
+(nothing is lost, run it again); 64 usage; 65 the consumer's revision is not in the repository, or
+the repository is damaged; 69 the disk is full or a remote does not answer; 75 another export to
+this consumer is running, the store is being converted, or nothing is stored yet; 78 configuration.
 """
 
 import signal
@@ -99,7 +99,7 @@ def arguments() -> argparse.ArgumentParser:
     task.add_argument("--list", action="store_true", help="show all consumers and their places")
     parser.add_argument("--format", choices=FORMATS, help="default: names; with --into jsonl")
     parser.add_argument(
-        "--previous", action="store_true", help="with jsonl: the record before the change, too"
+        "--previous", action="store_true", help="with jsonl: also the record before the change"
     )
     parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
     parser.add_argument("--kind", choices=(*KINDS, export_run.ALL), help="default: releases")
@@ -115,22 +115,24 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-technical",
         action="store_true",
-        help="leave out changes that the crawler made by itself (new cleaning rules)",
+        help="leave out changes that only new cleaning rules made",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--exec", dest="line", metavar="CMD", help="give it to a shell command")
-    where.add_argument("--into", type=Path, metavar="DIR", help="write it into numbered files")
+    where.add_argument(
+        "--exec", dest="line", metavar="CMD", help="give the changes to a shell command"
+    )
+    where.add_argument("--into", type=Path, metavar="DIR", help="write numbered files")
     parser.add_argument(
         "--keep", type=command.positive, metavar="DAYS", help="with --into: remove older files"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print it, but do not move")
+    parser.add_argument("--dry-run", action="store_true", help="print, but do not move the place")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--reset", metavar="REV", help="only move the consumer: to start, now or a revision"
     )
     instead.add_argument("--forget", action="store_true", help="only forget the consumer")
     parser.add_argument(
-        "--repository", metavar="URL|DIR", help="read this one, not the crawler's own"
+        "--repository", metavar="URL|DIR", help="read this store instead of the crawler's own"
     )
     return parser
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Keep the store in order: merge, pack, back up, check.
 
-Without an option, for a nightly cron job: merges the branches of `worker.py --branch`, pins the
-submodules, renews the repository's README, joins its packs, removes what killed processes left,
-copies the ledger to STATE_DIR/backups (two are kept) and checks the records that are new since
-the last check. Workers may go on meanwhile.
+Without an option it does the nightly work: it merges the branches of `worker.py --branch`, pins the
+submodules, renews the repository's README, packs the repositories, removes what killed processes
+left behind, copies the ledger to STATE_DIR/backups (two copies are kept) and checks the records
+that are new since the last check. Workers may go on meanwhile.
 
 Examples:
 
@@ -13,13 +13,14 @@ Examples:
     maintain_store.py --check            # every month: all records, git fsck, ledger against Git
     maintain_store.py --refetch          # if they differ, e.g. with an older copy of the store
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
-    maintain_store.py --to-submodules    # one repository for each kind and million, for good
+    maintain_store.py --to-submodules    # one repository per kind and million, for good
 
-What a check finds goes to stdout, one line each, the first ten of a sort (-v: all).
+A check prints its findings to stdout, one per line, the first ten of each sort (-v: all).
 A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, the remote or the
-disk failed, 75 it runs already or there is no store yet, 78 a setting or a permission is wrong.
+disk failed, 75 it is running already or there is no store yet, 78 a setting or a permission is
+wrong.
 """
 
 import signal

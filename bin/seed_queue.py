@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """Queue the records that have to be fetched: those that a dump shows to be new, changed or gone.
 
-Every run reads the results of the workers into the ledger, records what is wanted, and hands to
-the queue all that is due and not yet there. Run it with -n after each dump, and daily without.
-Interrupted anywhere, run it again.
+Every run reads the workers' results into the ledger, records what is wanted, and puts into the
+queue everything that is due and not there yet. Run it with -n after each dump, and daily without.
+If it is interrupted, run it again.
 
   seed_queue.py -n hashes.txt              what differs from the last dump (the first: everything)
   seed_queue.py -n new.txt -o old.txt      what differs from old.txt, or from the last dump
   seed_queue.py                            daily: what has become due since
-  seed_queue.py --discover 20000           also numbers that are newer than the dump
+  seed_queue.py --discover 20000           also ids that are newer than the dump
   seed_queue.py --ids 249504 5000-5010     these, before all others
   seed_queue.py --dead --kind artists      list what could not be fetched
-  seed_queue.py --rebuild-ledger           all of the store again, unless --adopt trusts it
+  seed_queue.py --rebuild-ledger           make a lost ledger again (--adopt: trust the store)
 
-Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
-not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 another
-run has not ended within half an hour, or the hashes were written anew meanwhile, 78 configuration.
+Exit codes: 0 done, 1 done, but confirmations of removed records were withheld, 64 usage, 65 the
+hashes are damaged or were rejected (nothing was changed), 69 Redis is not available, 75 another run
+has not ended within half an hour, or the hashes were written again meanwhile, 78 configuration.
 """
 
 import signal
@@ -49,9 +49,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX", "STORE")
     parser.add_argument("-n", "--new", type=Path, metavar="FILE", help="hashes of a dump")
     parser.add_argument("-o", "--old", type=Path, metavar="FILE", help="hashes to compare with")
-    parser.add_argument("--kind", choices=KINDS, help="what is queued [releases]")
+    parser.add_argument("--kind", choices=KINDS, help="kind of records [releases]")
     parser.add_argument(
-        "--dump-date", metavar="YYYYMMDD", help="of a dump that was split elsewhere"
+        "--dump-date", metavar="YYYYMMDD", help="date of a dump that was split elsewhere"
     )
     parser.add_argument(
         "--ids", nargs="+", metavar="ID", help="fetch these first: numbers, ranges, a file, or -"
@@ -60,17 +60,21 @@ def arguments() -> argparse.ArgumentParser:
         "--discover",
         type=command.positive,
         metavar="N",
-        help="ask for the N numbers above the highest",
+        help="fetch the N ids above the highest known",
     )
     parser.add_argument(
         "--refresh", type=command.positive, metavar="N", help="fetch the N oldest copies again"
     )
     parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
-    parser.add_argument("--dead", action="store_true", help="list the dead letters, nothing else")
+    parser.add_argument("--dead", action="store_true", help="only list the dead letters")
     parser.add_argument(
-        "--adopt", action="store_true", help="other hashes are no reason to fetch a record"
+        "--adopt",
+        action="store_true",
+        help="take changed hashes as they are, fetch nothing because of them",
     )
-    parser.add_argument("--force", action="store_true", help="believe the dump and the answers")
+    parser.add_argument(
+        "--force", action="store_true", help="accept a dump or answers that look wrong"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
     parser.add_argument(
         "--rebuild-ledger",

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""How the crawler stands: what is stored, queued, failed and missing, and how fast it goes.
+"""Show the state of the crawler: what is stored, queued, failed and missing, and how fast it goes.
 
 Prints tables for a terminal of 80 columns, or with --json everything as one JSON object (times are
 UTC epoch seconds, durations seconds, shares 0 to 1, null is unknown). --html writes one
 self-contained page with plots, --prometheus a file for node_exporter's textfile collector; with
-either of them nothing is printed unless --json asks for it. Each file is there whole or not at all.
+either of them nothing is printed unless --json asks for it. Each file is written whole or not at
+all.
 
-It only reads: run it as often as you like, while everything else runs. That Redis is not there is
-said, and the rest is shown.
+It only reads: run it as often as you like, while everything else runs. Without Redis it says so and
+shows the rest.
 
 Examples:
 
@@ -43,7 +44,7 @@ from discogs_crawler.stats.snapshot import plain
 
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "RATE_IDENTITY")
-    parser.add_argument("--kind", choices=KINDS, help="only this kind [all of which there is any]")
+    parser.add_argument("--kind", choices=KINDS, help="only this kind [all that have records]")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots")
     parser.add_argument("--prometheus", metavar="FILE", type=Path, help="write metrics")

@@ -1,29 +1,30 @@
 #!/usr/bin/env python3
-"""Fetch what is in the queue from the API and commit it to the store, all the time.
+"""Fetch what is in the queue from the API and commit it to the store, until told to stop.
 
-Claims ids from the queue, asks the API for them as fast as its quota allows, removes what is
-volatile, and commits the records in batches. Any number of workers may run, on any number of
-machines, as long as they use one Redis: they share the quota and never get in each other's way.
+Claims ids from the queue, asks the API for them as fast as its quota allows, removes the fields
+that change on every fetch, and commits the records in batches. Any number of workers may run on any
+number of machines, as long as they use one Redis: they share the quota and never get in each
+other's way.
 
-Runs until it is told to stop: SIGTERM, Ctrl-C or a closed terminal let it commit what it has
-fetched and give the rest back to the queue. A second signal ends it at once; nothing is lost then
-either. On a terminal one line shows the progress; -v logs every commit, -vv every answer.
+SIGTERM, Ctrl-C or a closed terminal let it commit what it has fetched and give the rest back to
+the queue. A second signal ends it at once; nothing is lost then either. On a terminal one line
+shows the progress; -v logs every commit, -vv every answer.
 
-An id that gets no sensible answer is asked for again after 1, 5 and 30 minutes, 3 and 12 hours
-(RETRY_DELAYS), then it is a dead letter (see seed_queue.py --dead). While the API is down nothing
-counts and nothing is given up.
+An id without a usable answer is asked for again after 1, 5 and 30 minutes, 3 and 12 hours
+(RETRY_DELAYS); then it is a dead letter (see seed_queue.py --dead). While the API is down no
+attempt is counted and no id is given up.
 
 Example:
 
-    worker.py                               for ever, e.g. in tmux or under systemd
+    worker.py                               without end, e.g. in tmux or under systemd
     worker.py --until-empty --max-seconds 3000    hourly, from cron
     worker.py --check                       what is configured, and does it work?
-    worker.py --branch a --segments 0-18    a crawler of its own branch, for half of the ids
+    worker.py --branch a --segments 0-18    commits to its own branch, and fetches half of the ids
 
 Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left (also: ended
-by a second signal); 64 usage; 69 Redis, the disk or the remote were away for an hour, or when it
-was told to stop: what could not be stored went back into the queue; 78 configuration, e.g. the API
-does not accept the token.
+by a second signal); 64 usage; 69 Redis, the disk or the remote were not available for an hour, or
+when it was told to stop (what could not be stored went back into the queue); 78 configuration, e.g.
+the API does not accept the token.
 """
 
 import signal
@@ -68,9 +69,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--until-empty",
         action="store_true",
-        help="end when nothing is waiting, under way anywhere, or to be tried again later",
+        help="end when nothing is pending, leased to any worker, or waiting for another attempt",
     )
-    parser.add_argument("--check", action="store_true", help="look at everything and end")
+    parser.add_argument(
+        "--check", action="store_true", help="check settings and services, then end"
+    )
     return parser
 
 

@@ -1,12 +1,13 @@
-"""The README, taken apart.
+"""The README and the texts beside the code, taken apart.
 
-What its fences mean:
+What their fences mean:
 
     ```sh       runs in the suite as it stands: tests/test_readme_runs.py, or
-                tests/export/test_export_readme.py where a comment above it says what it runs
+                tests/export/test_export_readme.py where a comment above it says so
     ```console  `$ command` runs there too, and prints what is below it. A line of `...` stands for
                 any number of lines, `...` at the end of a line for the rest of it.
     ```text     is shown, and no more
+    ```mermaid  is drawn by GitHub
 """
 
 import re
@@ -14,8 +15,22 @@ from typing import NamedTuple
 
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-FENCES = {"sh", "console", "text", "json"}
+LIB = "lib/discogs_crawler"
+TEXTS = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "tests/README.md",
+        "tests/bench/README.md",
+        f"{LIB}/README.md",
+        f"{LIB}/ledger/README.md",
+        f"{LIB}/broker/README.md",
+        f"{LIB}/maintenance/README.md",
+    )
+}
+README = TEXTS["README.md"]
+_LINES = re.DOTALL | re.MULTILINE
+FENCES = {"sh", "console", "text", "mermaid"}
 
 
 class Block(NamedTuple):
@@ -35,10 +50,9 @@ class Shown(NamedTuple):
 
 
 def blocks(language: str = "") -> list[Block]:
-    """The blocks of the README in their order, of one language or of all."""
-    found = re.findall(
-        r"^ *(?:<!-- (.*?) -->\n *)?```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE
-    )
+    """The blocks of all texts in their order, of one language or of all."""
+    fence = re.compile(r"^ *(?:<!-- (.*?) -->\n *)?```(\w*)\n(.*?)^ *```$", _LINES)
+    found = [match for text in TEXTS.values() for match in fence.findall(text)]
     every = [Block(name, marker, text) for marker, name, text in found]
     return [block for block in every if language in ("", block.language)]
 
@@ -53,13 +67,15 @@ def shown() -> list[Shown]:
     return pairs
 
 
-def section(title: str) -> str:
-    """The text below the heading that has `title` in it, up to the next of its level or higher."""
-    match = re.search(rf"^(#+) [^\n]*{re.escape(title)}[^\n]*\n", README, re.MULTILINE)
-    assert match is not None, f"README has no section {title}"
-    rest = README[match.end() :]
-    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
+def section(title: str, name: str = "README.md") -> str:
+    """What is below the heading that has `title` in it, up to the next of its level or higher."""
+    text = TEXTS[name]
+    # A comment in a block is no heading.
+    headings = re.sub(r"^```.*?^```$", lambda block: "-" * len(block[0]), text, flags=_LINES)
+    match = re.search(rf"^(#+) [^\n]*{re.escape(title)}[^\n]*\n", headings, re.MULTILINE)
+    assert match is not None, f"{name} has no section {title}"
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", headings[match.end() :], re.MULTILINE)
+    return text[match.end() : match.end() + end.start() if end else None]
 
 
 # What no two runs share.

@@ -1,4 +1,4 @@
-"""The README and --help cannot lie: every name in them is one the code knows, and the reverse."""
+"""The texts and --help cannot lie: every name in them is one the code knows, and the reverse."""
 
 import functools
 import re
@@ -10,8 +10,10 @@ import pytest
 
 from discogs_crawler import errors
 from discogs_crawler.config import SETTINGS
+from tests import picture
+from tests.bench.__main__ import BENCHES
 from tests.conftest import ROOT
-from tests.readme import README, section
+from tests.readme import README, TEXTS, section
 
 SCRIPTS = sorted(path.name for path in (ROOT / "bin").glob("*.py"))
 COMMON = {
@@ -91,10 +93,58 @@ def test_the_help_of_a_script_has_an_example_and_its_exit_codes(script: str) -> 
         assert f"| {code} |" in section("Exit codes")
 
 
-def test_every_file_named_in_the_readme_is_there() -> None:
-    named = set(re.findall(r"`((?:bin|lib|tests)/[\w./-]+)`", README))
-    assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_and_every_test_that_is_named_is_there(name: str) -> None:
+    named = re.findall(r"`((?:bin|lib|tests)/[\w./-]+)(?:::(\w+))?`", TEXTS[name])
+    assert [file for file, _ in named if not (ROOT / file).exists()] == []
+    sources = {file: (ROOT / file).read_text() for file, test in named if test}
+    assert [test for file, test in named if test and f"def {test}(" not in sources[file]] == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_to_a_file_and_a_heading(name: str) -> None:
+    for target in re.findall(r"\]\(((?!https:)[^)]+)\)", TEXTS[name]):
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_module_to_run_is_there_and_knows_its_flags(name: str) -> None:
+    for module, rest in re.findall(r"python -m (tests[\w.]*)([^`\n#]*)", TEXTS[name]):
+        path = ROOT / module.replace(".NAME", "").replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        source = path.read_text()
+        flags = set(re.findall(r"--[a-z][a-z-]*", rest)) - {"--help"}
+        assert [flag for flag in flags if f'"{flag}"' not in source] == [], module
+
+
+def test_every_benchmark_has_its_figures() -> None:
+    text = TEXTS["tests/bench/README.md"]
+    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(BENCHES)
+    for bench in BENCHES:
+        described = section(bench, "tests/bench/README.md")
+        assert described.strip().startswith(f"`python -m tests.bench.{bench} "), bench
+        assert re.search(r"^\|[-:]+", described, re.MULTILINE), f"no table of {bench}"
+
+
+def test_each_invariant_has_a_mechanism_and_a_test() -> None:
+    rows = re.findall(r"^\| (P\d+) \| .+ \| .+ \| (.+) \|$", TEXTS["tests/README.md"], re.MULTILINE)
+    assert [name for name, _ in rows] == [f"P{number}" for number in range(1, 11)]
+    assert all("::test_" in tests for _, tests in rows)
+
+
+def test_the_readme_can_be_read_to_the_end() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 450
+
+
+def test_the_picture_is_that_of_the_report(tmp_path: Path) -> None:
+    assert picture.draw(picture.invented_snapshot(tmp_path)) == picture.TARGET.read_bytes()
+    assert str(picture.TARGET.relative_to(ROOT)) in TEXTS["README.md"]
 
 
 def test_the_units_to_enable_are_those_there_are() -> None:

@@ -1,4 +1,4 @@
-"""What the README says one can look at is there, and there is no more: ledger, queue, folder."""
+"""What the texts say one can look at is there, and there is no more: ledger, queue, numbers."""
 
 import json
 import re
@@ -19,10 +19,12 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import KINDS
 from tests.conftest import ROOT, Run
 from tests.invented_ledger import invent
-from tests.readme import section, shown
+from tests.readme import LIB, TEXTS, section, shown
 
-LEDGER = section("Look into the ledger")
-COMMANDS = re.findall(r"^\| .* \| `([A-Z]+ [^`]*)` \|$", section("Look into the queue"), re.M)
+LEDGER = section("Questions", f"{LIB}/ledger/README.md")
+QUEUE = TEXTS[f"{LIB}/broker/README.md"]
+NUMBERS = section("The numbers as JSON", f"{LIB}/ledger/README.md")
+COMMANDS = re.findall(r"^\| .* \| `([A-Z]+ [^`]*)` \|$", QUEUE, re.M)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def words(line: str) -> str:
 
 def check_fields(document: dict[str, Any]) -> None:
     """The table of fields has those of the JSON and no others."""
-    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", section("stats.py"), re.MULTILINE)
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", NUMBERS, re.MULTILINE)
     fields = {name: meaning for names, meaning in rows for name in names.split("`, `")}
     assert [name.removesuffix("[]") for name in fields] == list(document)
     for name, part in (

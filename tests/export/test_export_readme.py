@@ -1,6 +1,7 @@
 """The consumers that the README shows and names work as they stand there."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,21 @@ from tests.conftest import ROOT, program
 from tests.discogs import answers, invent
 from tests.plain_git import SingleStore
 
+[EXAMPLES] = [block.text for block in readme.blocks("sh") if block.marker == "run: examples"]
 
-def block(marker: str) -> str:
-    """The fenced block below the comment `<!-- marker -->` in the README."""
-    [found] = [block.text for block in readme.blocks() if block.marker == marker]
-    return found
+
+def lines_for(example: str) -> str:
+    """The first line of the README's block of consumers, and the one that runs `example`."""
+    first, *others = EXAMPLES.splitlines()
+    [line] = [line for line in others if f"/{example}" in line]
+    return f"{first}\n{line}\n"
+
+
+def test_the_examples_are_those_named_in_the_readme() -> None:
+    folder = ROOT / readme.LIB / "data" / "examples"
+    named = set(re.findall(r"[a-z_]+\.(?:py|sh)\b", EXAMPLES)) - {"export_changes.py"}
+    assert named | {"follow.py"} == {path.name for path in folder.iterdir() if path.suffix}
+    assert "`follow.py`" in readme.section("Consume the data")
 
 
 def release(number: int, **fields: object) -> bytes:
@@ -38,18 +49,18 @@ def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path
     folder = tmp_path / "consumer"
     programs = tmp_path / "programs"
     folder.mkdir()
-    (folder / "lib").symlink_to(ROOT / "lib")
+    for name in ("bin", "lib"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").mkdir()
+    program(folder / ".venv" / "bin", "python", f'exec {sys.executable} "$@"')
     program(programs, "sendmail", f'echo "$@" >> {folder}/mail; cat >> {folder}/mail')
-    (programs / "python3").symlink_to(sys.executable)
-    # A link to an interpreter of a virtual environment is not one itself.
-    packages = str(Path(sqlite_utils.__file__).parents[1])
-    path = f"{programs}:{ROOT / 'bin'}:{environment['PATH']}"
+    path = f"{programs}:{environment['PATH']}"
 
     def run(name: str) -> Path:
         subprocess.run(
-            ["sh", "-ec", block(f"run: {name}")],
+            ["sh", "-ec", lines_for(name)],
             cwd=folder,
-            env=environment | {"PATH": path, "PYTHONPATH": packages},
+            env=environment | {"PATH": path},
             check=True,
             timeout=60,
         )
@@ -135,7 +146,7 @@ def test_a_rule_that_every_changed_release_must_obey(
             ("releases", 4): release(4, year=1999, released="March 1999"),
         }
     )
-    wrong = consume("jq") / "wrong_years.txt"
+    wrong = consume("odd_years.sh") / "wrong_years.txt"
     expected = (
         "https://www.discogs.com/release/2: 1989, but 1999\n"
         "https://www.discogs.com/release/4: March 1999, but 1999\n"
@@ -143,7 +154,7 @@ def test_a_rule_that_every_changed_release_must_obey(
     assert wrong.read_text() == expected
     store.commit({("releases", 2): None})
     store.commit({("releases", 1): release(1, year=1998, released="1999-03-00")}, technical=True)
-    consume("jq")
+    consume("odd_years.sh")
     assert wrong.read_text() == expected
 
 

@@ -2,6 +2,8 @@
 """Follow the files of `export_changes.py --into` on any web server, into a SQLite database.
 
 Example, from cron: follow.py https://example.org/discogs/web.state.json music.db
+
+It begins with the baseline, which has all records, and then takes each numbered file in order.
 """
 
 import gzip

@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Mail the new releases of a label: mail_label.py LABEL_ID ADDRESS < changes.jsonl"""
+"""Mail the new releases of a label: mail_label.py LABEL_ID ADDRESS < changes.jsonl
+
+Use it with `export_changes.py --from now`, and start it when the first import is done: what a dump
+brought has no `date_added`. An artist is in `release["artists"]` and `release["extraartists"]`, and
+in the same fields of each track. The mail goes to `sendmail`.
+"""
 
 import datetime
 import email.message

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Print what differs from a schema: validate.py SCHEMA < changes.jsonl"""
+"""Print what differs from a schema: validate.py SCHEMA < changes.jsonl
+
+The schemas in `data/schema` have all that Discogs sends today. A field that it adds is allowed.
+"""
 
 import json
 import pathlib
