@@ -142,6 +142,24 @@ def test_an_older_redis_asks_for_nothing_that_is_done(crawler: Installation) -> 
     crawler.assert_whole()
 
 
+def test_a_redis_of_an_older_life_asks_for_nothing_that_is_done(crawler: Installation) -> None:
+    """Backed up, lost, filled again by a seed, read; then the backup was put back."""
+    crawler.run("seed_queue.py", "--ids", *crawler.ids[:10])
+    crawler.run("worker.py", "--limit", 1)
+    crawler.back_up()
+    crawler.run("worker.py", "--until-empty")
+    crawler.client.flushall()
+    crawler.run("seed_queue.py", "--ids", *crawler.ids[10:])
+    crawler.run("worker.py", "--until-empty")
+    crawler.asked()
+    crawler.restore("redis")
+    assert "Redis was put back from an older copy" in crawler.run("seed_queue.py")
+    assert "older copy" not in crawler.run("seed_queue.py")
+    crawler.crawl()
+    assert crawler.asked() == []
+    crawler.assert_whole()
+
+
 def test_an_older_store_is_refused_until_what_it_lacks_is_wanted_again(
     crawler: Installation,
 ) -> None:
@@ -226,8 +244,10 @@ def test_an_older_store_of_submodules(crawler: Installation) -> None:
 
 @pytest.mark.long
 def test_a_converted_store_is_no_older_copy(crawler: Installation) -> None:
+    """Nor is it when the old repository, which was kept, is gone."""
     crawler.live()
     crawler.run("maintain_store.py", "--to-submodules")
+    shutil.rmtree(crawler.state / "store" / "single.git")
     crawler.environment["STORE_LAYOUT"] = "submodules"
     crawler.crawl()
     assert crawler.asked() == []

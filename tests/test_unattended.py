@@ -1,8 +1,10 @@
 """What runs unattended: crontab.example and the systemd samples, each line as it would be run."""
 
+import contextlib
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -268,6 +270,26 @@ def test_a_dead_mans_switch_that_is_dead_itself_is_only_a_warning(run: Run, site
         assert done.returncode == 0
         assert done.stderr.count("HEALTHCHECK_URL could not be pinged") == 2
         assert "secret-key" not in done.stderr
+
+
+def test_a_dead_mans_switch_that_says_very_much_is_not_listened_to(run: Run, site) -> None:
+    def answer_without_end(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = server.accept()
+                with caller, contextlib.suppress(OSError):
+                    caller.recv(4096)
+                    caller.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    while True:
+                        caller.sendall(b"x" * 65_536)
+
+    site.publish(20261001, {"releases": dump.compressed(invented(3), "releases")})
+    arguments = ("download_dump.py", "--date", "20261001", "--dump-site", site.url)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer_without_end, args=(server,), daemon=True).start()
+        done = run(*arguments, HEALTHCHECK_URL=f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        assert (done.returncode, done.stderr) == (0, "")
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_dump_is_split_again_only_if_it_or_its_hashes_have_changed(run: Run, tmp_path) -> None:

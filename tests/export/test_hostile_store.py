@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def exported(
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Hostile:
-    return Hostile(tmp_path / "hostile" / "discogs.git", random.Random(0), "")
+    return Hostile(tmp_path / "hostile" / "discogs.git", random.Random(0), "", shuffles=False)
 
 
 @pytest.fixture
@@ -372,3 +373,88 @@ def test_no_setting_of_a_store_on_this_machine_runs_a_program(
     with contextlib.suppress(CrawlerError):
         exported(mirror.of_url(f"file://{folder}", tmp_path / "mirrors"))
     assert not (tmp_path / "trace").exists()
+
+
+def bomb(hostile: Hostile, leaf: Node, levels: int) -> tuple[bytes, bytes]:
+    """A folder whose 100 folders are all the same one, and so on: 100 ** levels leaves."""
+    tree = hostile.tree(leaf)
+    for _ in range(levels):
+        tree = hostile.tree({b"%02d" % number: (b"40000", tree) for number in range(100)})
+    return b"40000", tree
+
+
+@pytest.mark.parametrize("form", ["names", "jsonl"])
+@pytest.mark.parametrize("place", ["x", "releases/x", "releases/00/x", "releases/00/00/00/1.x"])
+def test_trees_that_nest_and_repeat_are_not_entered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hostile: Hostile, place: str, form: str
+) -> None:
+    node: Node = {}
+    add(node, "releases/00/00/00/1.json", record(1))
+    add(node, place, b"")
+    *folders, name = place.encode().split(b"/")
+    folder = node
+    for part in folders:
+        folder = folder[part][1]  # type: ignore[assignment]
+    folder[name] = bomb(hostile, {b"1.json": (b"100644", record(1))}, 10)
+    first = hostile.commit(node).decode()
+    del folder[name]
+    hostile.commit(node, first.encode())
+    url = f"file://{hostile.folder}"
+    source = mirror.of_url(url, tmp_path / "mirrors")
+    assert exported(source._replace(tip=first), form).count("\n") == 1
+    (warning,) = caplog.messages
+    assert f"1 of what lies there are no records and not exported; the first: {place}" in warning
+    assert exported(source, form, first) == ""
+
+
+def test_trees_that_repeat_in_place_are_refused(tmp_path: Path, run: Run, hostile: Hostile) -> None:
+    leaf: Node = {b"1.json": (b"100644", record(1))}
+    segments = {b"%02d" % n: bomb(hostile, leaf, 2) for n in range(100)}
+    hostile.commit({kind.encode(): (b"40000", dict(segments)) for kind in KINDS})
+    for form in ("ids", "jsonl"):
+        flags = ("--consumer", form, "--format", form, "--repository", hostile.folder)
+        done = run(SCRIPT, *flags)
+        assert done.returncode == 65
+        assert re.fullmatch(
+            r"export_changes.py: .*: no record, like 10,000 others.*\n", done.stderr
+        )
+
+
+def test_a_folder_without_end_is_refused(tmp_path: Path, hostile: Hostile) -> None:
+    nothing = b"0123456789" * 4
+    many: Node = {b"%05d" % number: (b"160000", nothing) for number in range(20_000)}
+    for node in (many, {b"releases": (b"40000", {b"00": (b"40000", many)})}):
+        hostile.commit(node)  # type: ignore[arg-type]
+        source = mirror.of_folder(hostile.folder, tmp_path / "views")
+        with pytest.raises(BadData, match="a folder with 10,000 entries"):
+            exported(source)
+
+
+def test_what_is_larger_than_any_record_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hostile: Hostile
+) -> None:
+    """By its head it has a terabyte; whoever reads on finds that it ends."""
+    node: Node = {}
+    add(node, "releases/00/00/00/1.json", b"giant")
+    add(node, "releases/00/00/00/2.json", record(2))
+    first = hostile.commit(node)
+    oid = hostile.put(b"blob", b"giant").decode()
+    giant = hostile.folder / "objects" / oid[:2] / oid[2:]
+    giant.write_bytes(zlib.compress(b"blob 1099511627776\0" + bytes(100)))
+    source = mirror.of_folder(hostile.folder, tmp_path / "views")
+    assert [json.loads(line)["id"] for line in exported(source).splitlines()] == [2]
+    (warning,) = caplog.messages
+    assert "1 of what lies there are no records" in warning
+    add(node, "releases/00/00/00/1.json", record(1))
+    hostile.commit(node, first)
+    printed = exported(source, "jsonl", first.decode(), previous=True)
+    assert [json.loads(line)["previous"] for line in printed.splitlines()] == [None]
+
+
+def test_a_list_of_submodules_without_end_is_refused(tmp_path: Path, hostile: Hostile) -> None:
+    text = b'[submodule "x"]\n\tpath = releases/00\n\turl = ../x.git\n' * 50_000
+    node: Node = {b".gitmodules": (b"100644", text)}
+    node[b"releases"] = (b"40000", {b"00": (b"160000", b"0123456789" * 4)})
+    hostile.commit(node)
+    with pytest.raises(BadData, match="gitmodules is too large"):
+        mirror.of_url(f"file://{hostile.folder}", tmp_path / "mirrors")

@@ -70,8 +70,10 @@ Node = dict[bytes, tuple[bytes, "Node | bytes"]]
 class Hostile:
     """A repository, written object by object."""
 
-    def __init__(self, folder: Path, rng: random.Random, canary: str) -> None:
-        self.folder, self.rng, self._canary = folder, rng, canary
+    def __init__(
+        self, folder: Path, rng: random.Random, canary: str, *, shuffles: bool = True
+    ) -> None:
+        self.folder, self.rng, self._canary, self._shuffles = folder, rng, canary, shuffles
         self.sorted = True
         for name in ("objects/pack", "objects/info", "refs/heads"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ class Hostile:
         for name, (mode, content) in node.items():
             if isinstance(content, dict):
                 oid = self.tree(content)
-            elif mode == b"160000" and len(content) == 40:
+            elif mode in (b"160000", b"40000") and len(content) == 40:
                 oid = content
             else:
                 oid = self.put(b"blob", content)
@@ -106,11 +108,11 @@ class Hostile:
         entries.sort()
         # Git takes the name `a/b` in one tree for `b` in the tree `a` when it compares two.
         self.sorted &= not any(b"/" in name for name in node)
-        if entries and self.rng.random() < 0.03:
+        if entries and self._shuffles and self.rng.random() < 0.03:
             self.rng.shuffle(entries)
             entries.append(self.rng.choice(entries))
             self.sorted = False
-        if entries and self.rng.random() < 0.005:
+        if entries and self._shuffles and self.rng.random() < 0.005:
             entries[-1] = (*entries[-1][:3], b"0123456789" * 4)
         body = b"".join(
             b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode()))

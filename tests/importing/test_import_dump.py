@@ -520,3 +520,39 @@ def test_an_older_ledger_is_upgraded(tmp_path: Path) -> None:
             (1, 1, 0)
         ]
         assert book.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("layout", ["single", pytest.param("submodules", marks=pytest.mark.long)])
+def test_a_store_put_back_behind_an_import_is_found_at_once(copy: Copy, layout: str) -> None:
+    """No worker has ever run. What the import brought is for the next import to bring again."""
+    copy.settings["STORE_LAYOUT"] = layout
+    copy.call("import_dump.py", "-d", copy.accept())
+    parts = [part.repository for part in copy.store.parts()]
+    before = {part: part.tip("refs/heads/main") for part in parts}
+    ids = sorted(copy.world.alive["releases"])
+    copy.world.edit("releases", ids[:3])
+    copy.world.remove("releases", ids[5:6])
+    copy.world.add("releases", [ids[-1] + 1])
+    path = copy.month()
+    copy.call("import_dump.py", "-d", path)
+    whole = copy.records()
+    for part, tip in before.items():
+        assert tip
+        part.run("update-ref", "refs/heads/main", tip)
+    assert copy.records() != whole
+    for command in (
+        ["seed_queue.py"],
+        ["import_dump.py", "-d", path],
+        ["worker.py", "--until-empty"],
+        ["maintain_store.py"],
+    ):
+        assert "--refetch" in copy.call(*command, code=78)
+    wants = copy.ledger("SELECT id, due, reason, since FROM releases")
+    said = copy.call("maintain_store.py", "--refetch")
+    assert "for import_dump.py to look at" in said
+    assert "wanted again" not in said
+    assert copy.ledger("SELECT id, due, reason, since FROM releases") == wants
+    copy.call("import_dump.py", "-d", path)
+    assert copy.records() == whole
+    assert copy.call("maintain_store.py", "--check") == ""
+    assert copy.call("maintain_store.py", "--refetch") == ""

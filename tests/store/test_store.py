@@ -477,6 +477,21 @@ def test_a_branch_moves_only_forward(plain: Settings) -> None:
     assert opened.tip() == second
 
 
+@pytest.mark.parametrize("where", ["a commit before", "nowhere"])
+def test_a_branch_that_is_put_back_under_a_writer_is_told(plain: Settings, where: str) -> None:
+    """What it commits later would hide that the records between are lost."""
+    opened, other = layouts.open_store(plain), layouts.open_store(plain)
+    put(opened, [1])
+    tip = put(opened, [2]).revision
+    put(other, [3])
+    put(opened, [4])
+    move = ["update-ref", "refs/heads/main", f"{tip}~1"] if where != "nowhere" else []
+    opened.repository.run(*(move or ["update-ref", "-d", "refs/heads/main"]))
+    with pytest.raises(ConfigurationError, match=r"was put back behind commit .* --refetch"):
+        put(opened, [5])
+    assert 5 not in opened.ids("releases")
+
+
 def test_waiting_for_others_ends(plain: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = layouts.open_store(plain)
     part = opened.parts()[0]

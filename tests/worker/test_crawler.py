@@ -468,6 +468,20 @@ def test_a_branch_gets_the_commits_and_its_segment(
     assert queue.branches() == {0: "a"}
 
 
+def test_what_only_a_branch_may_fetch_is_not_waited_for_without_end(
+    queue: Queue, ids: list[int], work: Work, monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    """Its worker has ended, and the branch is not merged."""
+    monkeypatch.setattr("discogs_crawler.worker.crawler.ABANDONED_S", 0.5)
+    api.world.add("releases", [5_000_001])
+    queue.push("new", [*ids[:5], 5_000_001])
+    queue.give_back(queue.claim("gone", 1, {0}, "a"))
+    outcome = work(UNTIL_EMPTY)
+    assert (outcome.empty, outcome.counts["stored"]) == (False, 1)
+    assert work(CrawlTask("releases", branch="a", until_empty=True)).empty
+    assert work(UNTIL_EMPTY).empty
+
+
 def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: Work) -> None:
     queue.push("new", ids)
     outcome = work(CrawlTask("releases", limit=7))

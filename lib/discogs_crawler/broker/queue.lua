@@ -6,6 +6,7 @@ all keys of one PREFIX lie in one slot of a cluster. SEG is an id divided by 1,0
 of an id in a bitmap is the rest.
 
   :about               hash        layout: version of this table; generation: random, made with it;
+                                   born: when that was, as a stream id;
                                    seen: epoch at which lapsed leases were last looked for;
                                read: the last result that the ledger has and that was dropped
   :known               hash        SEG -> number of ids in our hands, wherever they are
@@ -282,7 +283,8 @@ local function begin()
     call('DEL', about, known, leased, leases, holders, delayed, attempts, lapses, results)
     call('DEL', branches, frozen)
     generation = ARGV[3]
-    call('HSET', about, 'layout', layout, 'generation', generation)
+    local born = string.format('%d-0', time[1] * 1000 + math.floor(time[2] / 1000))
+    call('HSET', about, 'layout', layout, 'generation', generation, 'born', born)
 end
 
 -- Commands --------------------------------------------------------------------------------------
@@ -415,22 +417,25 @@ function commands.forget(of_generation, up_to)
     return #read
 end
 
--- GENERATION CURSOR: begin anew if these keys are an older copy, 1 or 0: CURSOR is the last result
--- that the ledger has of this generation, and here it is neither waiting nor dropped. So ids that
--- the ledger has done wait here once more. Results that came after it are kept.
+-- GENERATION CURSOR: begin anew if these keys are an older copy, the generation that begins or '':
+-- CURSOR is the last result that the ledger has, and here it is neither waiting nor dropped; or
+-- these are of another generation than it, and began before it came. So ids that the ledger has
+-- done wait here once more. Results that came after it are kept.
 function commands.rewind(of_generation, cursor)
-    local read = call('HGET', about, 'read')
-    if of_generation ~= generation or not read or not is_later(cursor, read)
-        or call('XRANGE', results, cursor, cursor)[1] then
-        return 0
+    local since = call('HGET', about, 'read')
+    if of_generation ~= generation then
+        since = call('HGET', about, 'born') or since
+    elseif call('XRANGE', results, cursor, cursor)[1] then
+        return ''
     end
+    if not since or not is_later(cursor, since) then return '' end
     local unread = call('XRANGE', results, '(' .. cursor, '+')
     begin()
     for _, entry in ipairs(unread) do
         call('XADD', results, '*', unpack(entry[2]))
         set_bit(known, entry[2][2], 1)
     end
-    return 1
+    return generation
 end
 
 -- LEASE_S SUSPICIOUS FATAL BRANCH: let nobody claim in those of its segments in which nothing is

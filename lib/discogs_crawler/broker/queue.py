@@ -168,13 +168,15 @@ class Queue:
             forgotten += read
         return forgotten
 
-    def rewind(self, generation: str, stream_id: str) -> bool:
-        """Begin anew if Redis was put back from a copy that is older than this result of it.
+    def rewind(self, generation: str, stream_id: str) -> str:
+        """Begin anew if Redis was put back from a copy that is older than this result.
+
+        The generation that begins, "" if it is no older copy.
 
         The ledger has read that result, so ids that are done wait in such a copy once more. What is
         in the queue is dropped, leases too, but for results that the ledger has not read.
         """
-        return bool(self._call("rewind", generation, stream_id))
+        return str(self._call("rewind", generation, stream_id).decode())
 
     def freeze_segments(self, branch: str) -> set[int]:
         """Let nobody claim in the segments of `branch` in which nothing is leased; these.

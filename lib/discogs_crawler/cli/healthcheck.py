@@ -48,7 +48,11 @@ def _ping(url: str) -> None:
 
     try:
         # Retries would be logged by urllib3, with the URL.
-        answer = urllib3.request("GET", url, timeout=TIMEOUT_S, retries=False)
+        answer = urllib3.request(
+            "GET", url, timeout=TIMEOUT_S, retries=False, preload_content=False
+        )
+        # What it says is never read, for it may not end.
+        answer.close()
     except (HTTPError, ValueError) as error:
         log.warning("HEALTHCHECK_URL could not be pinged: %s", type(error).__name__)
         return

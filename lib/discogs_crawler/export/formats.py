@@ -140,7 +140,7 @@ def _seen_lines(
     output_format: str, subtree: Subtree, left_out: LeftOut, end: bytes
 ) -> Iterator[bytes]:
     separator = b"\0" if end == b"\0" else b"\t"
-    for change in _changes(subtree, left_out):
+    for change in _changes(subtree, left_out, foreign=True):
         path = record_path(change.kind, change.id).encode()
         if output_format == "names":
             yield path + end
@@ -163,8 +163,10 @@ def _json_lines(
     line = b'{"kind":"%%b","id":%%d,"status":"%%b","revision":"%b","data":%%b%%b}%b'
     line %= (revision.encode(), end)
     before, more = None, b""
-    changes = fetch(_changes(subtree, left_out, previous=previous))
-    for change, data in read_records(subtree, changes, foreign=foreign):
+    changes = fetch(_changes(subtree, left_out, foreign=foreign, previous=previous))
+    if foreign:
+        changes = _no_giants(subtree, changes, left_out)
+    for change, data in read_records(subtree, changes):
         if data is None:
             value = None
         else:
@@ -184,9 +186,28 @@ def _checked(change: Change, data: bytes, left_out: LeftOut) -> bytes | None:
     line = one_line(data)
     if _is_record(line, change.id):
         return _CONTROL.sub(_escaped, line)
-    if change.status != BEFORE:
-        left_out.add(record_path(change.kind, change.id))
+    _leave_out(change, left_out)
     return None
+
+
+def _leave_out(change: Change, left_out: LeftOut) -> None:
+    note = left_out.meet if change.status == BEFORE else left_out.add
+    note(record_path(change.kind, change.id))
+
+
+def _no_giants(subtree: Subtree, changes: Iterator[Change], left_out: LeftOut) -> Iterator[Change]:
+    """The changes; what is larger than any record, or no file, is not to be read."""
+    command = ("cat-file", "--batch-check=%(objecttype) %(objectsize)")
+    for group in _groups(changes, FETCH_AT_ONCE):
+        names = "".join(f"{change.blob}\n" for change in group if change.blob).encode()
+        answers = iter(git_process.run(subtree.folder, *command, stdin=names).splitlines())
+        for change in group:
+            what, _, size = next(answers).partition(b" ") if change.blob else (b"", b"", b"")
+            if size.isdigit() and (what != b"blob" or int(size) > LARGEST_B):
+                _leave_out(change, left_out)
+                yield change._replace(blob="")
+            else:
+                yield change
 
 
 def _is_record(line: bytes, record_id: int) -> bool:
@@ -224,14 +245,18 @@ def _joined(lines: Iterator[bytes]) -> Blocks:
         yield b"".join(waiting), len(waiting)
 
 
-def _changes(subtree: Subtree, left_out: LeftOut, *, previous: bool = False) -> Iterator[Change]:
+def _changes(
+    subtree: Subtree, left_out: LeftOut, *, foreign: bool, previous: bool = False
+) -> Iterator[Change]:
     """The records among what differs: regular files in their place."""
-    trees = (subtree.old, subtree.new)
-    found = objects.differences(subtree.folder, *trees, prefix=subtree.prefix)
+    compare = objects.differences_in_segment if foreign else objects.differences
+    found = compare(subtree.folder, subtree.old, subtree.new, prefix=subtree.prefix)
     for old_mode, new_mode, before, blob, path in found:
         record = parse_record_path(path)
         if new_mode != ABSENT and (record is None or new_mode != FILE):
             left_out.add(path)
+        elif record is None:
+            left_out.meet(path)
         if record is None or FILE not in (old_mode, new_mode):
             continue
         if previous:
@@ -243,7 +268,7 @@ def _changes(subtree: Subtree, left_out: LeftOut, *, previous: bool = False) -> 
 
 
 def read_records(
-    subtree: Subtree, changes: Iterable[Change], *, foreign: bool = False
+    subtree: Subtree, changes: Iterable[Change]
 ) -> Iterator[tuple[Change, bytes | None]]:
     """Each change with what its blob says and a line feed (None: there is no record).
 
@@ -266,25 +291,25 @@ def read_records(
             reader.stdin.flush()
             asked.append((group, reader.stdout))
             if len(asked) == 2 * READERS:
-                yield from _answers(subtree, *asked.popleft(), foreign=foreign)
+                yield from _answers(subtree, *asked.popleft())
         for group, stream in asked:
-            yield from _answers(subtree, group, stream, foreign=foreign)
+            yield from _answers(subtree, group, stream)
 
 
 def _answers(
-    subtree: Subtree, group: Sequence[Change], stream: IO[bytes], *, foreign: bool
+    subtree: Subtree, group: Sequence[Change], stream: IO[bytes]
 ) -> Iterator[tuple[Change, bytes | None]]:
     for change in group:
         if not change.blob:
             yield change, None
             continue
-        what, data = objects.next_object(stream, LARGEST_B if foreign else None)
-        if what == "missing" or (what != "blob" and not foreign):
+        what, data = objects.next_object(stream)
+        if what != "blob":
             raise BadData(
                 f"{subtree.folder}: {change.kind} {change.id}: object {change.blob} is"
                 f" {what}; the repository is pruned or damaged: see git fsck"
             )
-        yield change, data if what == "blob" else b""
+        yield change, data
 
 
 def _groups(changes: Iterable[Change], size: int) -> Iterator[Sequence[Change]]:

@@ -50,6 +50,9 @@ _REMOTE = re.compile(r"((https?|ssh|git|file)://|/|[\w.-]+@[\w.-]+:)[ !#-\[\]-~]
 _SIBLING = re.compile(r"\.\./(\w[\w.+-]*(/\w[\w.+-]*)*/?)", re.ASCII)
 _PARENT = re.compile(r"(.+[^/:]/|[^/:]+:/?)[^/]+/*")
 
+# A .gitmodules has 90 bytes for each of at most 4,000 segments.
+LARGEST_LIST_B = 1 << 20
+
 _NO_NEGOTIATION = ("-c", "fetch.negotiationAlgorithm=noop")
 _THOSE_HERE = (
     *("rev-list", "--objects", "--no-walk", "--no-object-names"),
@@ -190,6 +193,8 @@ def _submodule_urls(folder: Path, url: str) -> dict[str, str]:
     blob = objects.look_up(folder, [f"{TIP}:.gitmodules"], network=True)[0]
     if blob is None:
         return {}
+    if int(git_process.run(folder, "cat-file", "-s", blob)) > LARGEST_LIST_B:
+        raise BadData(f"{without_login(url)}: .gitmodules is too large for that of a store")
     command = ("config", "--no-includes", "--blob", blob, "-z", "--list")
     values = _parsed(git_process.run(folder, *command))
     found = {}

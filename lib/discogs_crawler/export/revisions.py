@@ -23,6 +23,9 @@ from discogs_crawler.store.objects import (
     TreeDifference,
 )
 
+# Of what is left out each may take as long as the largest record: a second.
+MOST_LEFT_OUT = 10_000
+
 
 class StoreSource(NamedTuple):
     """A repository to read: its Git folder, the ref that is its tip, and how to call it.
@@ -58,10 +61,22 @@ class LeftOut:
     def __init__(self) -> None:
         self.number = 0
         self.first = ""
+        self._met = 0
 
     def add(self, path: str) -> None:
+        """Count what is there now."""
         self.number += 1
         self.first = self.first or path
+        self.meet(path)
+
+    def meet(self, path: str) -> None:
+        """Go on past what is there or was there before; BadData if there is no end of it."""
+        self._met += 1
+        if self._met > MOST_LEFT_OUT:
+            raise BadData(
+                f"{path}: no record, like {MOST_LEFT_OUT:,} others that lie where records do: "
+                "this is no store"
+            )
 
 
 def tip_of(source: StoreSource) -> str | None:
@@ -107,7 +122,7 @@ def subtrees(
     folder: Path, stretch: Stretch, kinds: Sequence[str], left_out: LeftOut
 ) -> Iterator[Subtree]:
     """The subtrees that differ between the two ends, in the order of their paths."""
-    for kind in _entries(folder, *stretch):
+    for kind in objects.few_differences(folder, *stretch):
         if kind.path not in KINDS:
             if kind.new_mode not in (FILE, ABSENT):
                 left_out.add(kind.path)
@@ -115,12 +130,8 @@ def subtrees(
             if kind.new_mode not in (FOLDER, ABSENT):
                 left_out.add(kind.path)
             trees = (_tree(kind.old_mode, kind.old), _tree(kind.new_mode, kind.new))
-            for entry in _entries(folder, *trees):
+            for entry in objects.few_differences(folder, *trees):
                 yield from _subtree(folder, kind.path, entry, left_out)
-
-
-def _entries(folder: Path, old: str, new: str) -> list[TreeDifference]:
-    return list(objects.differences(folder, old, new, recursive=False))
 
 
 def _tree(mode: str, oid: str, *, wanted: str = FOLDER) -> str:

@@ -34,7 +34,13 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
 from discogs_crawler.store import fast_import, git_process
-from discogs_crawler.store.layouts import SingleStore, Store, open_store, refuse_to_begin_anew
+from discogs_crawler.store.layouts import (
+    SingleStore,
+    Store,
+    open_store,
+    refuse_older_copy,
+    refuse_to_begin_anew,
+)
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +117,7 @@ def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
         refuse_to_begin_anew(settings, ledger.count("state IN ('stored', 'imported')"))
         stop = Stop()
         store = open_store(settings, stop=stop)
+        refuse_older_copy(store, ledger.revisions())
         with ledger.run("import_dump", dump.kind) as kept:
             report = import_dump(path, dump, store, ledger, settings, stop, force=force)
             kept.counts |= {**report.counts._asdict(), "damaged": report.damaged}
@@ -157,6 +164,7 @@ def _remove(
     for part, wanted in parts.values():
         gone, done = commit.remove(part, kind, wanted, trailers)
         import_selection.note_removed(opened, kind, gone)
+        import_selection.note_revision(opened, kind, part.tip())
         counts = counts.plus(done)
     return counts
 
@@ -264,4 +272,5 @@ class _Run:
             )
             with database.open(self._settings.database) as opened:
                 import_selection.note_imported(opened, self._kind, brought)
+                import_selection.note_revision(opened, self._kind, stores[path].tip())
         return counts

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData
+from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import BATCH, Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding.dump_guard import RETIRED_SHARE
@@ -89,6 +90,12 @@ def note_removed(ledger: Ledger, kind: str, ids: Iterable[int]) -> None:
     """Note that the store has no import of these any more."""
     update = f"UPDATE {kind} SET imported = NULL WHERE id = ?"
     _in_batches(ledger, update, ((record_id,) for record_id in ids))
+
+
+def note_revision(ledger: Ledger, kind: str, revision: str | None) -> None:
+    """Note that the store must have this commit, with what it has got of a dump."""
+    with ledger.transaction():
+        ledger.note_revision(kind + database.IMPORTED, [revision or ""])
 
 
 def note_done(ledger: Ledger, dump: DumpRow) -> None:

@@ -52,6 +52,10 @@ _SAVE = (
 )
 
 
+# After a kind in `store_revisions`: what imports have committed, which workers commit beside.
+IMPORTED = " imported"
+
+
 class Ledger:
     """An open ledger. Use it as a context manager, or call `close`."""
 
@@ -209,18 +213,26 @@ class Ledger:
         ).fetchone()
         return None if row is None else DumpRow._make(row)
 
-    def note_revision(self, kind: str, commits: Sequence[str]) -> None:
-        """Remember the last of these commits, within the caller's transaction."""
+    def note_revision(self, source: str, commits: Sequence[str]) -> None:
+        """Remember the last of these commits, within the caller's transaction.
+
+        `source` is the kind of the results that were in them, or with IMPORTED that of a dump.
+        """
         for revision in list(filter(None, commits))[-1:]:
             self.db.conn.execute(
                 "INSERT INTO store_revisions VALUES (?, ?) "
                 "ON CONFLICT (kind) DO UPDATE SET revision = excluded.revision",
-                (kind, revision),
+                (source, revision),
             )
 
     def revisions(self) -> list[str]:
         """Commits that the store must have, for the ledger knows what is in them."""
         return [row[0] for row in self.db.execute("SELECT revision FROM store_revisions")]
+
+    def move_revisions(self, revision: str) -> None:
+        """The store has all of them in this commit now."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE store_revisions SET revision = ?", (revision,))
 
     def forget_revisions(self) -> None:
         """The store need not have them: what was in them is wanted again."""

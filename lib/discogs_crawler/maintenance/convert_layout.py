@@ -173,4 +173,6 @@ def _move_consumers(ledger: Ledger | None, moved_file: Path) -> None:
     moved: dict[str, str] = json.loads(moved_file.read_bytes())
     if ledger is not None:
         consumers.move_all(ledger.db.conn, moved)
+        for newest in list(moved.values())[-1:]:
+            ledger.move_revisions(newest)
     moved_file.unlink()

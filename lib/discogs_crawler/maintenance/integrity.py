@@ -21,6 +21,7 @@ from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
 from discogs_crawler.store.objects import ABSENT, FILE, GITLINK, TreeDifference
+from discogs_crawler.store.single import FROM_DUMP
 
 # Records read at once: a megabyte or two.
 BLOCK = 500
@@ -33,6 +34,13 @@ SHOWN = 10
 
 # From a request to the commit of its answer, if the remote is down meanwhile.
 UNDER_WAY_S = 3_600
+
+# What an answer or an import has changed after an epoch; an import that has not ended may have.
+_LATER = (
+    "(state = 'stored' AND changed > ? OR state = 'imported' AND imported IN "
+    "(SELECT id FROM dumps WHERE imported IS NULL OR imported > ?)) "
+    "AND (? IS NULL OR id / ? = ?)"
+)
 
 # Files in the root that are not records.
 OTHERS = {"README.md", ".gitmodules"}
@@ -158,18 +166,22 @@ def one_sided(store: Store, ledger: Ledger, kind: str) -> Iterator[Row]:
         yield from (row for row in rows if row.stored != (row.id in in_git))
 
 
-def outdated(store: Store, ledger: Ledger, kind: str) -> Iterator[int]:
-    """Ids of what has changed, by the ledger, after the last commit of a store that is older."""
+def outdated(store: Store, ledger: Ledger, kind: str) -> Iterator[Row]:
+    """What has changed, by the ledger, after the last commit of a store that is older."""
     for part in store.parts():
         tip = part.tip()
         if tip is None or not (part.prefix or kind).startswith(kind):
             continue
         epoch = int(part.repository.run("log", "-1", "--format=%ct", tip))
         segment = int(part.prefix.split("/")[1]) if part.prefix else None
-        condition = "state = 'stored' AND changed > ? AND (? IS NULL OR id / ? = ?)"
         since = epoch - UNDER_WAY_S
-        found = ledger.select(kind, condition, since, segment, SEGMENT_SIZE, segment)
-        yield from (row.id for row in found)
+        values = (since, since, segment, SEGMENT_SIZE, segment)
+        yield from ledger.select(kind, _LATER, *values)
+
+
+def from_dump(store: Store, kind: str, ids: Collection[int]) -> set[int]:
+    """Those of the ids whose record a dump has brought."""
+    return {i for i, data in store.read(kind, ids).items() if data.startswith(FROM_DUMP)}
 
 
 def _present(store: Store, kind: str, ids: Collection[int]) -> set[int]:

@@ -3,7 +3,6 @@
 Each returns an exit code. Without a ledger they do what needs none.
 """
 
-import array
 import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from discogs_crawler.maintenance import (
 from discogs_crawler.maintenance import reclean as recleaning
 from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
-from discogs_crawler.seeding import exchange, on_demand
+from discogs_crawler.seeding import exchange, on_demand, rebuild
 from discogs_crawler.store import layouts
 from discogs_crawler.store.layouts import Store
 
@@ -188,7 +187,10 @@ def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
 
 
 def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Want again what Git lacks or has as it was, and what it has though it was removed."""
+    """Want again what Git lacks or has as it was, and what it has though it was removed.
+
+    What came from a dump is for the next import to put right.
+    """
     settings = upkeep.settings
     if ledger is None:
         raise UsageError(f"--refetch: {settings.database}: there is no ledger to compare with")
@@ -197,14 +199,18 @@ def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
     store.settle()
     for kind, queue in zip(KINDS, _queues(settings), strict=True):
         exchange.drain(ledger, queue, wait=True)
-        again = {reason: array.array("I") for reason in ("manual", "confirm")}
-        for row in integrity.one_sided(store, ledger, kind):
-            again["confirm" if row.misses else "manual"].append(row.id)
-        if is_older:
-            again["manual"].extend(integrity.outdated(store, ledger, kind))
-        for reason, ids in again.items():
-            on_demand.want_ids(ledger, kind, ids, reason)
-        if number := len(set().union(*again.values())):
+        rows = list(integrity.one_sided(store, ledger, kind))
+        unknown = [row.id for row in rows if not (row.stored or row.misses)]
+        kept = integrity.from_dump(store, kind, unknown)
+        rows += integrity.outdated(store, ledger, kind) if is_older else []
+        lost = [row.id for row in rows if row.imported is not None]
+        number = rebuild.import_again(ledger, kind, lost, kept)
+        if number:
+            upkeep.tell(f"{kind}: {number:,} for import_dump.py to look at, with the last dump")
+        for reason in ("manual", "confirm"):
+            ids = {row.id for row in rows if (reason == "confirm") == bool(row.misses)}
+            on_demand.want_ids(ledger, kind, ids.difference(lost, kept), reason)
+        if number := len({row.id for row in rows}.difference(lost, kept)):
             upkeep.tell(f"{kind}: {number:,} wanted again; seed_queue.py --kind {kind} queues them")
     ledger.forget_revisions()
     return EXIT_DONE

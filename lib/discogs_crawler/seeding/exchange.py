@@ -7,6 +7,7 @@ that satisfies it. So Redis may lose everything: the next run hands out again wh
 import contextlib
 import logging
 import operator
+import sqlite3
 from collections import Counter
 
 from discogs_crawler import clock
@@ -75,7 +76,10 @@ def read_results(
 def _leave_older_copy(ledger: Ledger, queue: Queue) -> None:
     """Empty a queue that was put back from a backup, in which ids wait that are done."""
     cursor = _cursor(ledger, queue.kind)
-    if cursor and queue.rewind(*cursor):
+    begun = queue.rewind(*cursor) if cursor else ""
+    if begun:
+        with ledger.transaction() as connection:
+            _move_cursor(connection, queue.kind, begun, "0-0")
         log.warning(
             "%s: Redis was put back from an older copy, in which what is done waits again: the "
             "queue was emptied, and seed_queue.py fills it with what is still wanted",
@@ -88,6 +92,16 @@ def _cursor(ledger: Ledger, kind: str) -> tuple[str, str] | None:
     query = "SELECT generation, stream_id FROM results_cursor WHERE kind = ?"
     row: tuple[str, str] | None = ledger.db.conn.execute(query, (kind,)).fetchone()
     return row
+
+
+def _move_cursor(
+    connection: sqlite3.Connection, kind: str, generation: str, stream_id: str
+) -> None:
+    connection.execute(
+        "INSERT INTO results_cursor VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE "
+        "SET generation = excluded.generation, stream_id = excluded.stream_id",
+        (kind, generation, stream_id),
+    )
 
 
 def _apply(
@@ -114,11 +128,7 @@ def _apply(
             "ON CONFLICT DO UPDATE SET records = records + excluded.records",
             [(kind, *key, number) for key, number in outcomes.items()],
         )
-        connection.execute(
-            "INSERT INTO results_cursor VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE "
-            "SET generation = excluded.generation, stream_id = excluded.stream_id",
-            (kind, generation, entries[-1][0]),
-        )
+        _move_cursor(connection, kind, generation, entries[-1][0])
         ledger.note_revision(kind, [result.commit for result in results])
     counts: Counter[str] = Counter()
     for (_, _, outcome), number in outcomes.items():

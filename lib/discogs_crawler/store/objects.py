@@ -1,11 +1,13 @@
 """Read Git's objects: what names stand for, what differs between two trees, what files hold."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from discogs_crawler.errors import BadData
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import git_process
 
@@ -24,7 +26,16 @@ ABSENT = "000000"
 # Bytes that are read at once.
 _BLOCK = 1 << 18
 
+_OPTIONS = ("--raw", "--no-abbrev", "--no-renames", "-z")
 _RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
+
+# Entries in which two trees of somebody else may differ: a store has at most 1,000 segments.
+MOST_ENTRIES = 10_000
+
+# What `git diff-tree --stdin` repeats, because it names no tree.
+_END = b".\n"
+
+_HUNDRED = re.compile("[0-9]{2}", re.ASCII)
 
 
 class TreeDifference(NamedTuple):
@@ -41,17 +52,89 @@ def differences(
     folder: Path, old: str, new: str, *, prefix: str = "", recursive: bool = True
 ) -> Iterator[TreeDifference]:
     """The files that differ between two trees that lie at `prefix`, or only their entries."""
-    options = ["-r"] * recursive + ["--raw", "--no-abbrev", "--no-renames", "-z"]
-    with git_process.running(folder, "diff-tree", *options, old, new) as pipes:
+    options = ["-r"] * recursive
+    with git_process.running(folder, "diff-tree", *options, *_OPTIONS, old, new) as pipes:
         rest = b""
         while block := pipes.stdout.read(_BLOCK):
             rest += block
             end = 0
             for match in _RAW.finditer(rest):
-                path = prefix + match[2].decode(errors="replace")
-                yield TreeDifference._make((*match[1].decode().split(" "), path))
+                yield _difference(match, prefix)
                 end = match.end()
             rest = rest[end:]
+
+
+def _difference(match: re.Match[bytes], prefix: str) -> TreeDifference:
+    path = prefix + match[2].decode(errors="replace")
+    return TreeDifference._make((*match[1].decode().split(" "), path))
+
+
+def few_differences(folder: Path, old: str, new: str) -> list[TreeDifference]:
+    """The entries, each once, in which two trees differ; BadData if they are MOST_ENTRIES."""
+    return _few(folder, differences(folder, old, new, recursive=False))
+
+
+def _few(folder: Path, found: Iterator[TreeDifference]) -> list[TreeDifference]:
+    entries = list(itertools.islice(found, MOST_ENTRIES))
+    if len(entries) == MOST_ENTRIES:
+        raise BadData(f"{folder}: a folder with {MOST_ENTRIES:,} entries: it is no store")
+    # In a tree that no Git has made a name may stand again and again.
+    return list({(entry.path, *entry[:2]): entry for entry in entries}.values())
+
+
+def differences_in_segment(
+    folder: Path, old: str, new: str, *, prefix: str
+) -> Iterator[TreeDifference]:
+    """As `differences`, of segments by somebody else: only folders where records may be are read.
+
+    Trees that repeat and nest make billions of paths out of a few kB.
+    """
+    before, after = look_up(folder, [f"{old}^{{tree}}", f"{new}^{{tree}}"])
+    both = TreeDifference(FOLDER, FOLDER, before or "", after or "", prefix)
+    with git_process.running(folder, "diff-tree", "--stdin", *_OPTIONS) as pipes:
+        yield from _below(folder, pipes, both, 2)
+
+
+def _below(
+    folder: Path, pipes: git_process.Pipes, parent: TreeDifference, levels: int
+) -> Iterator[TreeDifference]:
+    """What differs in two folders; so many `levels` of folders below them are entered."""
+    found = _compared(folder, pipes, parent)
+    if not levels:
+        yield from found
+        return
+    for entry in _few(folder, found):
+        modes = [entry.old_mode, entry.new_mode]
+        name = entry.path.removeprefix(parent.path)
+        if FOLDER not in modes or not _HUNDRED.fullmatch(name):
+            yield entry
+            continue
+        old = entry.old if entry.old_mode == FOLDER else EMPTY_TREE
+        new = entry.new if entry.new_mode == FOLDER else EMPTY_TREE
+        inside = entry._replace(old=old, new=new, path=entry.path + "/")
+        yield from _below(folder, pipes, inside, levels - 1)
+        others = [ABSENT if mode == FOLDER else mode for mode in modes]
+        if others != [ABSENT, ABSENT]:
+            yield entry._replace(old_mode=others[0], new_mode=others[1])
+
+
+def _compared(
+    folder: Path, pipes: git_process.Pipes, parent: TreeDifference
+) -> Iterator[TreeDifference]:
+    """What differs in the next two trees that `diff-tree --stdin` is asked for."""
+    pair = f"{parent.old} {parent.new}\n".encode()
+    pipes.stdin.write(pair + _END)
+    pipes.stdin.flush()
+    if _unless_ended(pipes.stdout.readline()) != pair:
+        raise BadData(f"{folder}: {parent.path}: a folder is missing or damaged: see git fsck")
+    rest = b""
+    while rest != _END:
+        rest += _unless_ended(pipes.stdout.readline(_BLOCK), b"")
+        end = 0
+        for match in _RAW.finditer(rest):
+            yield _difference(match, parent.path)
+            end = match.end()
+        rest = rest[end:]
 
 
 def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
@@ -76,25 +159,20 @@ def contents(folder: Path, names: Sequence[str]) -> Iterator[bytes | None]:
         yield None if what == "missing" else data[:-1]
 
 
-def next_object(stream: IO[bytes], largest_b: int | None = None) -> tuple[str, bytes]:
+def next_object(stream: IO[bytes]) -> tuple[str, bytes]:
     """The type (or `missing`) of the object that `git cat-file` prints next, and what it holds.
 
-    That ends with a line feed more; it is empty if it is larger than `largest_b`. BrokenPipeError
-    if Git has ended within: why is for `running` to find out.
+    That ends with a line feed more. BrokenPipeError if Git has ended within: why is for `running`
+    to find out.
     """
     header = _unless_ended(stream.readline()).decode(errors="replace").split()
     if header[-1] == "missing":
         return "missing", b""
-    size = int(header[2]) + 1
-    if largest_b is None or size <= largest_b:
-        return header[1], _unless_ended(stream.read(size))
-    for start in range(0, size, _BLOCK):
-        stream.read(min(_BLOCK, size - start))
-    return header[1], b""
+    return header[1], _unless_ended(stream.read(int(header[2]) + 1))
 
 
-def _unless_ended(read: bytes) -> bytes:
-    if not read.endswith(b"\n"):
+def _unless_ended(read: bytes, end: bytes = b"\n") -> bytes:
+    if not (read and read.endswith(end)):
         raise BrokenPipeError
     return read
 

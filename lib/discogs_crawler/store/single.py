@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from discogs_crawler import clock
 from discogs_crawler.cli.shutdown import Stop
-from discogs_crawler.errors import Unavailable
+from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.store import fast_import, objects, stale_locks
 from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed, Reply
@@ -116,6 +116,7 @@ class SingleStore:
         self._stop = Stop() if stop is None else stop
         self._branch = HEADS + branch
         self._tips = (HEADS + branch, HEADS + main)
+        self._published: str | None = None
 
     def tip(self) -> str | None:
         """The newest commit of our branch that counts, None if the store is empty.
@@ -262,8 +263,24 @@ class SingleStore:
     ) -> str | Pushed:
         """Put files, also other ones than records, on exactly `base`; the commit, durable.
 
-        With a remote it is on a reference of its own until that has answered.
+        With a remote it is on a reference of its own until that has answered. ConfigurationError
+        if our last one is not below it: somebody has put the branch back.
         """
+        last = self._published
+        if last and not objects.contains(self.repository.path, base, last):
+            raise ConfigurationError(
+                f"{self.repository.path}: {self._branch} was put back behind commit {last[:12]}, "
+                "which is of this run: put it forward again, or go on from here by "
+                "maintain_store.py --refetch, which wants again what it lacks"
+            )
+        made = self._publish(base, entries, message, parents)
+        if not isinstance(made, Pushed):
+            self._published = made
+        return made
+
+    def _publish(
+        self, base: str | None, entries: Iterable[Entry], message: str, parents: Iterable[str]
+    ) -> str | Pushed:
         ref = self._branch
         if self._remote:
             ref = f"{PENDING}{int(clock.now())}-{secrets.token_hex(8)}"

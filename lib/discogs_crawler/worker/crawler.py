@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections import Counter
 from typing import NamedTuple
 
@@ -45,6 +46,10 @@ TICK_S = 0.2
 
 # Stored records among which witnesses are chosen, when the API has nothing but 404s to say.
 SAMPLE = 1_000
+
+# How long nothing is leased before we take it that no worker of another branch is there: one that
+# is claims again as soon as it has committed.
+ABANDONED_S = 60
 
 
 class CrawlTask(NamedTuple):
@@ -156,6 +161,7 @@ class _Crawler:
     def __init__(self, settings: Settings, task: CrawlTask, stop: Stop, parts: _Parts) -> None:
         self._settings, self._task, self._stop, self._parts = settings, task, stop, parts
         self._line = StatusLine()
+        self._idle_since: float | None = None
 
     def run(self) -> bool:
         """Until there is a reason to end; whether that is an empty queue."""
@@ -208,14 +214,34 @@ class _Crawler:
         if not (self._has_all_settled() and self._parts.claimer.found_none()):
             return False
         retry(self._commit, self._stop)
-        return retry(self._is_queue_empty, self._stop)
+        left = retry(self._left, self._stop)
+        others = retry(self._parts.queue.branches, self._stop)
+        abandoned = {s for s in left if others.get(s, self._task.branch) != self._task.branch}
+        if left != abandoned or retry(self._parts.queue.leased, self._stop):
+            self._idle_since = None
+        elif abandoned:
+            self._end_if_nobody_comes({others[s] for s in abandoned})
+        return not left
 
-    def _is_queue_empty(self) -> bool:
+    def _left(self) -> set[int]:
+        """The segments, of those that we may take, in which something is left for anybody."""
         queue, wanted = self._parts.queue, self._task.segments
-        left = [s for rows in queue.pending().values() for s, ids in rows.items() if ids]
-        left += [segment_of(held.id) for held in queue.leased()]
-        left += [segment_of(delayed.id) for delayed in queue.delayed()]
-        return not left if wanted is None else not wanted.intersection(left)
+        left = {s for rows in queue.pending().values() for s, ids in rows.items() if ids}
+        left.update(segment_of(held.id) for held in queue.leased())
+        left.update(segment_of(delayed.id) for delayed in queue.delayed())
+        return left if wanted is None else left.intersection(wanted)
+
+    def _end_if_nobody_comes(self, branches: set[str]) -> None:
+        """Do not wait without end for a worker of a branch that alone may fetch what is left."""
+        if self._idle_since is None:
+            self._idle_since = time.monotonic()
+        if time.monotonic() - self._idle_since > ABANDONED_S:
+            log.warning(
+                "what is left belongs to branches that nobody works on: %s: start their workers, "
+                "or run maintain_store.py --merge",
+                ", ".join(sorted(branches)),
+            )
+            self._stop.ask()
 
     def _claim(self) -> None:
         parts = self._parts
