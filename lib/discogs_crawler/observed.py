@@ -19,7 +19,8 @@ class Observation(NamedTuple):
     """unknown: the schema does not know the place; missing: nothing is there, as it should be;
     refetched: fetched again (the place is empty); changed: then it had changed"""
     path: str
-    """e.g. `tracklist[].extraartists[].role`, in a dump `tracklist/track/title` or `labels/@id`"""
+    """e.g. `tracklist[].extraartists[].role`, with another type than the schema has
+    `year: string`, in a dump `tracklist/track/title` or `labels/@id`"""
     records: int
     """records in which it was noticed"""
     first: int

@@ -5,12 +5,14 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,16 @@ class Copy:
         assert done.returncode == code, done.stderr + done.stdout
         return done.stdout + done.stderr
 
-    def accept(self, *more: str, kind: str = "releases") -> Path:
+    def accept(
+        self,
+        *more: str,
+        kind: str = "releases",
+        written: Callable[[bytes], bytes] = lambda text: text,
+    ) -> Path:
         """Write a dump of the world as it is, split it, and seed with it."""
         now = time.time() + self.day * DAY_S
         path = self.folder / time.strftime(f"discogs_%Y%m%d_{kind}.xml.gz", time.gmtime(now))
-        dumps.write(path, self.world, kind)
+        path.write_bytes(gzip.compress(written(b"".join(dumps.blocks(self.world, kind))), 1))
         os.utime(path, (now, now))
         hashes = f"{path}.hashes"
         self.call("discogs_xml_split.py", "-d", path, "-r", hashes)
@@ -168,6 +175,39 @@ def test_the_next_month_brings_what_differs_and_removes_what_is_gone(copy: Copy)
     assert all(after[i] == now[i] for i in ids[3:10])
     assert copy.states() == {"imported": len(after), "unfetched": 2}
     assert copy.call("maintain_store.py", "--check") == ""
+
+
+def test_what_discogs_adds_and_removes_is_named_with_the_month(copy: Copy) -> None:
+    """By the import as well, which looks at records that a split knew already."""
+
+    def grown(text: bytes) -> bytes:
+        return text.replace(b"<genres>", b"<mood>blue</mood><genres>")
+
+    def shrunk(text: bytes) -> bytes:
+        return re.sub(rb"<data_quality>[^<]*</data_quality>", b"", grown(text))
+
+    days = []
+    for written in (lambda text: text, grown, shrunk):
+        path = copy.accept("--adopt", written=written)
+        days.append(time.strftime("%Y-%m-%d", time.gmtime(time.time() + copy.day * DAY_S)))
+        copy.call("import_dump.py", "-d", path)
+        copy.day += 31
+    seen = copy.ledger(
+        "SELECT source, what, path, date(first_seen), date(last_seen) FROM drift_dates "
+        "WHERE source <> 'api' ORDER BY source, path"
+    )
+    assert seen == [
+        (source, *row)
+        for source in ("dump", "import")
+        for row in (
+            ("missing", "data_quality", days[2], days[2]),
+            ("unknown", "mood", days[1], days[2]),
+        )
+    ]
+    copy.day -= 31
+    said = copy.call("stats.py")
+    assert f"new at Discogs since {days[2]}: missing: data_quality\n" in said
+    assert re.search(r"mood +unknown +import +\d+ ", said)
 
 
 def test_a_record_of_the_api_is_never_replaced(copy: Copy) -> None:

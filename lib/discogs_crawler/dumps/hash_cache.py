@@ -37,6 +37,7 @@ class HashCache:
     def __init__(self, file: BinaryIO) -> None:
         self._read = file.read
         self._entry = self._read(_ENTRY) or _END
+        self.is_empty = self._entry is _END
 
     def look_up(self, keys: Iterable[bytes]) -> list[bytes]:
         """The content hash for each key; empty where there is no such record."""

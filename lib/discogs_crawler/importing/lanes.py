@@ -34,6 +34,9 @@ AHEAD = 8
 # More lanes than this wait for the scanner, and each takes 100 MB.
 MAX_LANES = 8
 
+# Records for a lane: to start one takes as long as to convert so many.
+PAYS = 2_000
+
 # A blob that is to be put into a tree: id, marks of the record, object id.
 ENTRY = Struct(">IB20s")
 
@@ -258,8 +261,9 @@ def _store(
 class Lanes:
     """All of them. Use it as a context manager: leaving it ends them."""
 
-    def __init__(self, setup: Setup, environment: dict[str, str], count: int | None = None) -> None:
-        number = min(count or len(os.sched_getaffinity(0)), MAX_LANES)
+    def __init__(self, setup: Setup, environment: dict[str, str], records: int) -> None:
+        """One a core, or as few as these records are worth."""
+        number = min(len(os.sched_getaffinity(0)), MAX_LANES, 1 + records // PAYS)
         self._lanes = [Lane(setup, environment) for _ in range(number)]
         self._order: list[Lane] = []
 

@@ -21,15 +21,18 @@ from discogs_crawler.cli import progress
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps.block_reader import DumpFile, Window
+from discogs_crawler.dumps.canonical import CANONICAL_VERSION
+from discogs_crawler.dumps.hash_cache import open_hash_cache
+from discogs_crawler.dumps.known_elements import ElementWatch
 from discogs_crawler.dumps.prolog import read_prolog
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.importing import commit
 from discogs_crawler.importing import selection as import_selection
 from discogs_crawler.importing.commit import ImportCounts
-from discogs_crawler.importing.cut import Record, cut
+from discogs_crawler.importing.cut import Record, cut, cut_known
 from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, LaneAnswer, Lanes, Setup
 from discogs_crawler.importing.selection import Selection
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
@@ -50,6 +53,11 @@ COMMIT_RECORDS = 500_000
 
 # With a remote: its push, 1.2 kB a record, must not take longer than one waits for it.
 PUSH_RECORDS = 100_000
+
+# Commits into which what is not that much is divided, unless they become smaller than SMALL_COMMIT:
+# all but the last are made while the dump is read on.
+COMMITS = 4
+SMALL_COMMIT = 2_000
 
 
 class ImportReport(NamedTuple):
@@ -146,9 +154,13 @@ def import_dump(
     if dump.imported is None:
         selection = import_selection.select(opened, dump.kind)
         if selection.records:
-            run = _Run(path, dump.kind, store, selection, trailers, settings)
+            cache = opened.hash_cache_of(dump.kind, CANONICAL_VERSION)
+            run = _Run(path, dump.kind, store, selection, cache, trailers, settings)
             run.go(stop)
             counts, damaged = counts.plus(run.counts), run.damaged
+            with opened.transaction() as connection:
+                noticed = run.watch.observations(dump.not_before)
+                drift.record(connection, dump.kind, "import", noticed)
         import_selection.note_done(opened, dump)
     return ImportReport(path.name, dump.kind, counts, damaged, time.monotonic() - started)
 
@@ -178,13 +190,16 @@ class _Run:
         kind: str,
         store: Store,
         selection: Selection,
+        cache_sha256: bytes | None,
         trailers: dict[str, str],
         settings: Settings,
     ) -> None:
         self._path, self._kind, self._store = path, kind, store
         self._selection, self._trailers, self._settings = selection, trailers, settings
+        self._cache_sha256 = cache_sha256
         self._days = ["", "", *(day for day in selection.days for _ in range(2))]  # by marks
-        self._limit = PUSH_RECORDS if settings.store_remote else COMMIT_RECORDS
+        most = PUSH_RECORDS if settings.store_remote else COMMIT_RECORDS
+        self._limit = min(most, max(SMALL_COMMIT, selection.records // COMMITS + 1))
         self._batch: list[Record] = []
         self._segment = self._bytes = self._staged = 0
         self._parts: dict[int, SingleStore] = {}
@@ -192,6 +207,7 @@ class _Run:
         self._saving: Future[ImportCounts] | None = None
         self.counts = ImportCounts()
         self.damaged = 0
+        self.watch = ElementWatch(kind)
 
     def go(self, stop: Stop) -> None:
         """Do all of it. When it is interrupted, a remote that is down is not waited for."""
@@ -200,10 +216,9 @@ class _Run:
         with contextlib.ExitStack() as stack:
             saver = stack.enter_context(ThreadPoolExecutor(1, "commit"))
             stack.callback(stop.ask)
-            lanes = stack.enter_context(Lanes(setup, git_process.environment()))
-            advance = stack.enter_context(
-                progress.bar("import", self._selection.records, "records/s")
-            )
+            wanted = self._selection.records
+            lanes = stack.enter_context(Lanes(setup, git_process.environment(), wanted))
+            advance = stack.enter_context(progress.bar("import", wanted, "records/s"))
             for records in self._records(stack):
                 for record in records:
                     self._take(lanes, record)
@@ -214,9 +229,21 @@ class _Run:
             self._wait()
 
     def _records(self, stack: contextlib.ExitStack) -> Iterator[list[Record]]:
-        file = stack.enter_context(DumpFile(self._path))
-        window = stack.enter_context(Window(file))
-        return cut(window, read_prolog(window, self._kind), self._selection.marks)
+        """What is wanted of the dump: by the split's hash cache, and if that lacks any without it.
+
+        It lacks damaged records, and all if the state folder has lost it.
+        """
+        marks, state_dir = self._selection.marks, self._settings.state_dir
+        cache = stack.enter_context(open_hash_cache(state_dir, self._kind, self._cache_sha256))
+        if not cache.is_empty:
+            window = self._open(stack)
+            yield from cut_known(window, read_prolog(window, self._kind), marks, cache)
+        if marks.count(0) < len(marks):
+            window = self._open(stack)
+            yield from cut(window, read_prolog(window, self._kind), marks)
+
+    def _open(self, stack: contextlib.ExitStack) -> Window:
+        return stack.enter_context(Window(stack.enter_context(DumpFile(self._path))))
 
     def _take(self, lanes: Lanes, record: Record) -> None:
         segment = segment_of(record.id)
@@ -232,6 +259,8 @@ class _Run:
         if part is None:
             part = self._parts[self._segment] = self._store.part(self._kind, self._segment)
         lanes.put(part.repository.path, self._batch)
+        ids, _, texts = zip(*self._batch, strict=True)
+        self.watch.look_at_some(ids, texts)
         self._places.append(self._segment)
         self._staged += len(self._batch)
         self._batch, self._bytes = [], 0

@@ -29,7 +29,7 @@ KEPT_DAYS = 90
 _TABLES = """
 CREATE TABLE drift (  -- what Discogs sends that the schema does not know, and what it lacks
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
-    source TEXT NOT NULL,         -- api or dump
+    source TEXT NOT NULL,         -- api, dump (its split) or import (of a dump)
     what TEXT NOT NULL,           -- unknown: the schema lacks it; missing: these records lack it
     path TEXT NOT NULL,           -- where: a[].b in an answer, a/b or a/@b in a dump
     first_seen INTEGER NOT NULL,  -- epoch of the first such record; of a dump its date
@@ -66,7 +66,7 @@ class Drift(NamedTuple):
     """What is new, or missing, in one place of the records of a kind."""
 
     source: str
-    """api or dump"""
+    """api, dump (noticed by its split) or import (of a dump)"""
     what: str
     """unknown or missing"""
     path: str

@@ -45,7 +45,8 @@ def problems(kind: KindStats, now: int) -> Iterator[str]:
     """What is new of late, and which fields should not be stored."""
     new = [row for row in kind.drift if now - row.first_seen < DAYS * DAY_S]
     for what, words in (("unknown", "not known"), ("missing", "missing")):
-        paths = [row.path for row in new if row.what == what]
+        # A split and an import of the same dump notice the same.
+        paths = [*dict.fromkeys(row.path for row in new if row.what == what)]
         if paths:
             named = ", ".join(paths[:NAMED]) + ", ..." * (len(paths) > NAMED)
             yield f"{kind.kind}: new at Discogs since {date(new[-1].first_seen)}: {words}: {named}"

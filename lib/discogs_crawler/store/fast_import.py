@@ -86,15 +86,16 @@ def stored(repository: Repository, base: str | None, paths: Iterable[str]) -> di
     """
     if base is None:
         return {}
-    wanted = set(paths)
-    folders = sorted({path.rpartition("/")[0] for path in wanted})
+    wanted: dict[str, dict[bytes, str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        wanted.setdefault(folder, {})[name.encode()] = path
+    folders = sorted(wanted)
     names = [f"{base}:{folder}" for folder in folders]
-    found = {}
+    found: dict[str, bytes] = {}
     for folder, tree in zip(folders, objects.contents(repository.path, names), strict=True):
-        for name, oid in _ENTRY.findall(tree or b""):
-            path = "/".join(filter(None, (folder, name.decode(errors="replace"))))
-            if path in wanted:
-                found[path] = oid
+        here = wanted[folder]
+        found |= {here[name]: oid for name, oid in _ENTRY.findall(tree or b"") if name in here}
     return found
 
 
