@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from git import GitConfigParser
 
 from discogs_crawler import config
 from discogs_crawler.api import exact_json
@@ -356,6 +357,26 @@ def test_a_lock_of_the_configuration_stops_nobody(plain: Settings) -> None:
     (repository.path / "config.lock").touch()
     repository.configure({"crawler.test": "here"})
     assert repository.configured("crawler", "test") == "here"
+
+
+def test_whoever_dies_while_he_configures_leaves_it_as_it_was(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = layouts.open_store(plain).repository
+    before = (repository.path / "config").read_text()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GitConfigParser, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            repository.configure({"crawler.test": "here"})
+    assert (repository.path / "config").read_text() == before
+    repository.configure({"crawler.test": "here"})
+    after = repository.run("config", "--list").decode()
+    assert "core.fsync=all\n" in after
+    assert "crawler.test=here\n" in after
 
 
 def test_a_young_lock_is_respected(plain: Settings) -> None:
