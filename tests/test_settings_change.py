@@ -176,3 +176,44 @@ def test_a_remote_may_be_set_changed_and_unset(
     crawler.export(STORE_REMOTE=f"file://{other}")
     crawler.export()
     crawler.assert_whole(STORE_REMOTE=f"file://{other}")
+
+
+def test_a_remote_of_several_repositories_may_be_set_changed_and_unset(
+    crawler: Installation, tmp_path: Path
+) -> None:
+    crawler.run("maintain_store.py", "--to-submodules")
+    crawler.environment["STORE_LAYOUT"] = "submodules"
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        crawler.export(STORE_REMOTE=f"file://{tmp_path}/{name}")
+    crawler.export()
+    says = "it names the folder"
+    crawler.refused("worker.py", says=says, STORE_REMOTE=f"file://{tmp_path}/other/discogs.git")
+    remote = {"STORE_REMOTE": f"{tmp_path}/x-{{repository}}.git"}
+    crawler.assert_whole(**remote)
+    assert "store" in crawler.run("worker.py", "--check", **remote)
+    crawler.run("maintain_store.py", **remote)
+    assert sorted(path.name for path in tmp_path.glob("x-*")) == [
+        "x-discogs.git",
+        "x-releases-00.git",
+    ]
+
+
+def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
+    crawler: Installation, tmp_path: Path, bare: Path
+) -> None:
+    crawler.environment["STORE_REMOTE"] = f"file://{bare}"
+    crawler.export()
+    crawler.crawl(STORE=str(tmp_path / "store of another machine"), DATABASE=str(tmp_path / "no"))
+    said = crawler.run("maintain_store.py", "--to-submodules")
+    assert "let STORE_REMOTE name a folder" in said
+    crawler.refused("worker.py", says="STORE_LAYOUT=submodules")
+    crawler.environment["STORE_LAYOUT"] = "submodules"
+    crawler.refused("worker.py", says="it names the folder")
+    (tmp_path / "there").mkdir()
+    crawler.environment["STORE_REMOTE"] = f"file://{tmp_path}/there"
+    crawler.assert_whole()
+    old = {"STORE_LAYOUT": "single", "STORE_REMOTE": f"file://{tmp_path}/there/discogs.git"}
+    says = "its layout is submodules"
+    crawler.run("seed_queue.py", "--ids", *crawler.ids)
+    crawler.refused("worker.py", says=says, **old, STORE=str(tmp_path / "s"), DATABASE="/nowhere")

@@ -138,7 +138,12 @@ SETTINGS = (
     Setting("DATABASE", "", _path, "the ledger, a SQLite file [STATE_DIR/crawler.db]"),
     Setting("STORE", "", _path, "folder of the Git repositories [STATE_DIR/store]"),
     Setting("STORE_LAYOUT", "single", _one_of("single", "submodules"), "`single` or `submodules`"),
-    Setting("STORE_REMOTE", "", Secret, "Git URL that a commit must reach before it counts [none]"),
+    Setting(
+        "STORE_REMOTE",
+        "",
+        Secret,
+        "Git URL that a commit must reach before it counts; with submodules, of a folder [none]",
+    ),
     Setting(
         "STORE_BRANCH",
         "main",

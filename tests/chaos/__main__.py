@@ -1,6 +1,6 @@
 """Hurt the whole system for as many rounds as you like, and print what came of it.
 
-    python -m tests.chaos [--rounds 1000] [--seed 1] [--remote]
+    python -m tests.chaos [--rounds 1000] [--seed 1] [--remote] [--submodules]
 
 Prints a Markdown table; exits 1 if anything was lost, stale, left behind or stuck. Its folder stays
 in that case, with a file `bugN` or `stuckN` of what each script concerned has said.
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--remote", action="store_true", help="with a remote that comes and goes")
+    parser.add_argument("--submodules", action="store_true", help="with several repositories")
     flags = parser.parse_args()
     columns = ["rounds", "kills", "kills of Git", "freezes", "Redis kills", "remote away"]
     columns += ["full disks", "requests", "429", *WRONG]
@@ -33,7 +34,9 @@ def main() -> int:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for start in range(0, flags.rounds, ROUNDS_A_LIFE):
         folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-        system = System(folder, flags.seed + start, remote=flags.remote)
+        system = System(
+            folder, flags.seed + start, remote=flags.remote, submodules=flags.submodules
+        )
         try:
             for _ in range(min(ROUNDS_A_LIFE, flags.rounds - start)):
                 system.round()

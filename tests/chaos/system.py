@@ -26,7 +26,9 @@ from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.broker import private_server
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path
-from discogs_crawler.store import layouts
+from discogs_crawler.store import git_process, layouts, objects
+from discogs_crawler.store.git import Repository
+from discogs_crawler.store.layouts import SubmoduleStore
 from tests.chaos import scripts
 from tests.chaos.consumer import EXPORT, EXPORT_FILES, Consumer, Follower
 from tests.conftest import ROOT, bare_environment
@@ -56,6 +58,8 @@ FULL_DISK_B = 2_000
 ROUND_S = 1.2
 STOP_S = 20
 
+MAIN = "refs/heads/main"
+
 # How long it lies in wait for a Git to kill.
 WAIT_FOR_GIT_S = 0.3
 
@@ -63,8 +67,10 @@ WAIT_FOR_GIT_S = 0.3
 class System:
     """Everything that a round starts, hurts and counts. `table` is what was done, and what came."""
 
-    def __init__(self, folder: Path, seed: int, *, remote: bool) -> None:
-        """With `remote` every commit has to reach a bare repository that comes and goes."""
+    def __init__(
+        self, folder: Path, seed: int, *, remote: bool = False, submodules: bool = False
+    ) -> None:
+        """With `remote` every commit has to reach a repository, or several, that come and go."""
         self.chance = random.Random(seed)
         self.folder = folder
         self.world = invented(RECORDS)
@@ -73,7 +79,7 @@ class System:
         self.table: collections.Counter[str] = collections.Counter()
         self.consumer = Consumer(folder / "s" / "crawler.db")
         self.follower = Follower(folder / "files")
-        self.remote = folder / "remote.git" if remote else None
+        self.remote = folder / ("remote" if submodules else "remote.git") if remote else None
         self.upstream, self.url = self._start_upstream()
         self.environment = bare_environment(folder, folder / "s") | {
             "DISCOGS_API": self.url,
@@ -84,9 +90,13 @@ class System:
             "COMMIT_EVERY": "20",
             "COMMIT_SECONDS": "0.3",
         }
+        if submodules:
+            self.environment["STORE_LAYOUT"] = "submodules"
         if self.remote:
-            subprocess.run(["git", "init", "--quiet", "--bare", self.remote], check=True)
             self.environment["STORE_REMOTE"] = str(self.remote)
+            self.remote.mkdir()
+            if not submodules:
+                subprocess.run(["git", "init", "--quiet", "--bare", self.remote], check=True)
 
     def _start_upstream(self) -> tuple["subprocess.Popen[str]", str]:
         command = [sys.executable, "-m", "tests.discogs", "--records", str(RECORDS)]
@@ -325,10 +335,31 @@ class System:
         requests = [json.loads(line) for line in self.ask_upstream("/-/journal").splitlines()]
         self.table["requests"] = len(requests)
         self.table["429"] = sum(request["status"] == 429 for request in requests)
-        fsck = ["git", "-C", settings.store / "discogs.git", "fsck", "--full", "--strict"]
-        self.table["fsck errors"] = subprocess.run(
-            fsck, capture_output=True, check=False
-        ).returncode
+        for repository in held.repositories():
+            fsck = ["git", "-C", repository.path, "fsck", "--full", "--strict"]
+            done = subprocess.run(fsck, capture_output=True, check=False)
+            self.table["fsck errors"] += done.returncode != 0
+        if self.remote and isinstance(held, SubmoduleStore):
+            self.table["pins differ"] = self.wrong_pins(self.remote, held)
+
+    @staticmethod
+    def wrong_pins(remote: Path, held: SubmoduleStore) -> int:
+        """The number of pins, of all that readers of the remote ever saw, that broke a promise.
+
+        A pin names a commit of the main branch that the remote has, and never goes back.
+        """
+        top, wrong, last = remote / "discogs.git", 0, dict[str, str]()
+        history = git_process.run(top, "rev-list", "--first-parent", "--reverse", "main")
+        for revision in history.decode().split():
+            pins = objects.segments(top, revision, objects.GITLINK)
+            wrong += len(last.keys() - pins.keys())
+            for path, pin in pins.items():
+                folder = remote / f"{path}.git"
+                if last.get(path) != pin:
+                    wrong += not objects.contains(folder, Repository(folder).tip(MAIN), pin)
+                    wrong += path in last and not objects.contains(folder, pin, last[path])
+            last = pins
+        return wrong + (last != held.pins(held.tip()))
 
 
 def _gits_of(pid: int) -> list[int]:

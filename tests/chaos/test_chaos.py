@@ -7,14 +7,17 @@ import pytest
 from tests.chaos.system import System
 
 WRONG = ("lost", "not removed", "stale", "consumer differs", "follower differs")
-WRONG += ("bugs", "fsck errors", "did not stop")
+WRONG += ("bugs", "fsck errors", "pins differ", "did not stop")
 
 
-@pytest.mark.parametrize(("seed", "remote"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("seed", "remote", "submodules"),
+    [(1, False, False), (2, True, False), (3, False, True), (4, True, True)],
+)
 def test_after_a_few_bad_days_everything_is_as_upstream_has_it(
-    seed: int, remote: bool, tmp_path: Path
+    seed: int, remote: bool, submodules: bool, tmp_path: Path
 ) -> None:
-    system = System(tmp_path, seed, remote=remote)
+    system = System(tmp_path, seed, remote=remote, submodules=submodules)
     try:
         for _ in range(4):
             system.round()

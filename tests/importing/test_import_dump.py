@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -367,15 +368,24 @@ def test_recleaning_leaves_where_a_record_is_from(copy: Copy) -> None:
     assert copy.records() == expected(path, "releases", copy.day_name(), REMOVE_FIELDS="notes")
 
 
+@pytest.mark.parametrize("remote", [False, True])
 def test_segments_are_imported_into_their_repositories(
-    run: Run, tmp_path: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, environment: dict[str, str], remote: bool
 ) -> None:
     world = World()
     world.add("releases", [1, 2, 999_999, 1_000_000, 1_000_001, 3_500_000])
     copy = Copy(run, tmp_path, environment, world)
     copy.settings = {"STORE_LAYOUT": "submodules"}
+    there = tmp_path / "there"
+    if remote:
+        there.mkdir()
+        copy.settings["STORE_REMOTE"] = str(there)
     path = copy.accept("--adopt")
     copy.call("import_dump.py", "-d", path)
+    if remote:
+        shutil.rmtree(tmp_path / "state" / "store")
+        copy.call("worker.py", "--until-empty")
+        copy.call("maintain_store.py")
     assert copy.records() == expected(path, "releases", copy.day_name())
     names = {part.prefix for part in copy.store.parts()}
     assert names == {"releases/00/", "releases/01/", "releases/03/"}

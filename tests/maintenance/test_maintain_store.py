@@ -25,7 +25,7 @@ from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
 from discogs_crawler.records import KINDS, record_path
-from discogs_crawler.store import layouts, objects
+from discogs_crawler.store import layouts, objects, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run
@@ -423,11 +423,17 @@ def with_notes(number: int) -> bytes:
     return exact_json.dumps({"id": exact_json.Number(str(number)), "notes": "x"})
 
 
-@pytest.mark.parametrize("layout", ["single", "submodules"])
+@pytest.mark.parametrize(
+    ("layout", "remote"), [("single", False), ("submodules", False), ("submodules", True)]
+)
 def test_changed_rules_are_applied_in_technical_commits(
-    run: Run, environment: dict[str, str], layout: str
+    run: Run, environment: dict[str, str], tmp_path: Path, layout: str, remote: bool
 ) -> None:
     environment["STORE_LAYOUT"] = layout
+    if remote:
+        (tmp_path / "there").mkdir()
+        environment["STORE_REMOTE"] = str(tmp_path / "there")
+        database.open(config.load(environ=environment).database).close()
     both = layouts.open_store(config.load(environ=environment))
     ids = [*range(1, 1_500), 2_000_001]
     both.commit("releases", [Edit(i, with_notes(i)) for i in ids], everything, {})
@@ -639,9 +645,27 @@ def test_a_conversion_converts_everything_or_nothing(
     run: Run, settings: Settings, wrong: dict[str, str]
 ) -> None:
     put(opened(settings), [1])
-    assert run("maintain_store.py", "--to-submodules", **wrong).returncode in (64, 78)
+    assert run("maintain_store.py", "--to-submodules", **wrong).returncode in (69, 78)
     assert not (settings.store / "single.git").exists()
     assert list(opened(settings).ids("releases")) == [1]
+
+
+def test_a_conversion_waits_for_a_commit_that_is_on_its_way_to_the_remote(
+    run: Run, settings: Settings, environment: dict[str, str], tmp_path: Path
+) -> None:
+    subprocess.run(["git", "init", "-qb", "main", "--bare", tmp_path / "remote.git"], check=True)
+    remote = {"STORE_REMOTE": str(tmp_path / "remote.git")}
+    database.open(settings.database).close()
+    main = opened(config.load(environ=environment | remote))
+    put(main, [1])
+    pending = f"{single.PENDING}{int(time.time())}-0"
+    alone = SingleStore(main.repository, "x", "main", main.author)
+    commit = alone.publish(main.tip(), [Entry("x", b"x")], "on its way\n")
+    main.repository.run("update-ref", pending, str(commit))
+    done = run("maintain_store.py", "--to-submodules", **remote)
+    assert (done.returncode, "on its way to the remote: end all" in done.stderr) == (75, True)
+    main.repository.run("update-ref", "-d", pending)
+    assert run("maintain_store.py", "--to-submodules", **remote).returncode == 0
 
 
 def test_an_export_and_a_conversion_do_not_meet(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from git import GitConfigParser
 
 from discogs_crawler import config
 from discogs_crawler.api import exact_json
@@ -60,15 +61,36 @@ def plain(tmp_path: Path) -> Settings:
 
 
 class TestBothLayouts:
-    """What every store does."""
+    """What every store does, alone and as the machine with the ledger that has a remote."""
 
-    @pytest.fixture(params=["single", "submodules"])
-    def opened(self, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-        environ = {
+    @pytest.fixture(
+        params=[
+            ("single", ""),
+            ("submodules", ""),
+            ("single", "remote.git"),
+            ("submodules", "remote"),
+            ("submodules", "remote/x-{repository}.git"),
+        ],
+        ids=" ".join,
+    )
+    def environ(self, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+        layout, remote = request.param
+        (tmp_path / "state").mkdir()
+        if remote:
+            (tmp_path / "state" / "crawler.db").touch()
+            (tmp_path / "remote").mkdir()
+            subprocess.run(
+                ["git", "init", "-qb", "main", "--bare", tmp_path / "remote.git"], check=True
+            )
+        return {
             "STATE_DIR": str(tmp_path / "state"),
             "ENV_FILE": os.devnull,
-            "STORE_LAYOUT": request.param,
+            "STORE_LAYOUT": layout,
+            "STORE_REMOTE": f"file://{tmp_path}/{remote}" if remote else "",
         }
+
+    @pytest.fixture
+    def opened(self, environ: dict[str, str]) -> Store:
         return layouts.open_store(config.load(environ=environ))
 
     def test_what_was_committed_is_read_back(self, opened: Store) -> None:
@@ -164,6 +186,7 @@ class TestBothLayouts:
 
     def test_a_part_is_committed_to_where_readers_are(self, opened: Store) -> None:
         put(opened, [1, 1_000_001])
+        opened.settle()
         for part, number in zip(opened.parts(), (1, 1_000_001), strict=False):
             base = opened.settled_tip(part)
             assert base == part.tip()
@@ -192,8 +215,9 @@ class TestBothLayouts:
     def test_it_can_be_cloned_with_plain_git(self, opened: Store, tmp_path: Path) -> None:
         put(opened, [1, 13_999_999])
         opened.settle()
-        command = ["git", "-c", "protocol.file.allow=always", "clone", "-q"]
-        command += ["--recurse-submodules", str(opened.repository.path), str(tmp_path / "clone")]
+        remote = opened.repository.configured('remote "origin"', "url")
+        command = ["git", "-c", "protocol.file.allow=always", "clone", "-q", "--recurse-submodules"]
+        command += [remote or str(opened.repository.path), str(tmp_path / "clone")]
         subprocess.run(command, check=True, capture_output=True)
         path = tmp_path / "clone" / "releases" / "13" / "99" / "99" / "13999999.json"
         assert path.read_bytes() == record(13_999_999)
@@ -215,9 +239,9 @@ class TestBothLayouts:
         assert opened.tip() == main
         assert set(branch.read("releases", [1, 2])) == {1, 2}
 
-    def test_many_writers_lose_nothing(self, opened: Store) -> None:
-        state = opened.repository.path.parents[1]
-        writers = [_writer(state, opened.layout, 1 + number * 10, 8) for number in range(3)]
+    def test_many_writers_lose_nothing(self, environ: dict[str, str]) -> None:
+        opened = layouts.open_store(config.load(environ=environ))
+        writers = [_writer(environ, 1 + number * 10, 8) for number in range(3)]
         for writer in writers:
             assert writer.wait(60) == 0
         opened.settle()
@@ -231,8 +255,8 @@ import os, sys
 from discogs_crawler import config
 from discogs_crawler.store import layouts
 from tests.store.test_store import put
-state, layout, start, rounds = sys.argv[1:]
-settings = config.load(environ={"STATE_DIR": state, "ENV_FILE": os.devnull, "STORE_LAYOUT": layout})
+start, rounds = sys.argv[1:]
+settings = config.load(environ=os.environ)
 opened = layouts.open_store(settings)
 for number in range(int(rounds)):
     put(opened, [int(start) + number * 1000])
@@ -241,19 +265,23 @@ for number in range(int(rounds)):
 
 
 def _writer(
-    state: Path, layout: str, start: int, rounds: int, path: str = ""
+    environ: dict[str, str], start: int, rounds: int, path: str = ""
 ) -> "subprocess.Popen[str]":
     """A process that commits one record after another, and prints each when it is stored."""
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    environ = os.environ | {"PYTHONPATH": str(ROOT)} | environ
     if path:
         environ["PATH"] = path
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(state), layout, str(start), str(rounds)],
+        [sys.executable, "-c", WRITER, str(start), str(rounds)],
         env=environ,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def _alone(settings: Settings) -> dict[str, str]:
+    return {"STATE_DIR": str(settings.state_dir), "ENV_FILE": os.devnull}
 
 
 def _after_a_kill(settings: Settings, acked: Iterable[int]) -> None:
@@ -281,7 +309,7 @@ def test_killed_at_any_step_no_stored_record_is_lost(
         f'{before}\n{real} "$@"\ncode=$?\n{after}\nexit $code'
     )
     path = program(tmp_path / "bin", "git", script)
-    writer = _writer(plain.state_dir, "single", 1, 5, path)
+    writer = _writer(_alone(plain), 1, 5, path)
     said, _ = writer.communicate(timeout=60)
     assert writer.returncode == -signal.SIGKILL
     _after_a_kill(plain, [999, *map(int, said.split())])
@@ -289,7 +317,7 @@ def test_killed_at_any_step_no_stored_record_is_lost(
 
 def _killed_at_random(settings: Settings, rounds: int) -> Iterator[list[int]]:
     for number in range(rounds):
-        writer = _writer(settings.state_dir, "single", 1 + number, 1_000)
+        writer = _writer(_alone(settings), 1 + number, 1_000)
         assert writer.stdout is not None
         said = [writer.stdout.readline()]
         time.sleep(0.01 + (number * 7 % 50) / 1_000)
@@ -329,6 +357,26 @@ def test_a_lock_of_the_configuration_stops_nobody(plain: Settings) -> None:
     (repository.path / "config.lock").touch()
     repository.configure({"crawler.test": "here"})
     assert repository.configured("crawler", "test") == "here"
+
+
+def test_whoever_dies_while_he_configures_leaves_it_as_it_was(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = layouts.open_store(plain).repository
+    before = (repository.path / "config").read_text()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GitConfigParser, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            repository.configure({"crawler.test": "here"})
+    assert (repository.path / "config").read_text() == before
+    repository.configure({"crawler.test": "here"})
+    after = repository.run("config", "--list").decode()
+    assert "core.fsync=all\n" in after
+    assert "crawler.test=here\n" in after
 
 
 def test_a_young_lock_is_respected(plain: Settings) -> None:

@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 
 from discogs_crawler import clock, files, locks
+from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, UsageError
+from discogs_crawler.errors import ConfigurationError, TryLater, UsageError
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
@@ -22,7 +23,8 @@ from discogs_crawler.store.conversion import CONVERTING, EXPORTS, KEPT, MOVED
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.layouts import SingleStore, layout_of, repository_path
 from discogs_crawler.store.objects import FOLDER
-from discogs_crawler.store.remote import is_partial
+from discogs_crawler.store.remote import PUSH_S, Remote, is_partial
+from discogs_crawler.store.single import PENDING, pending_since
 from discogs_crawler.store.submodules import SubmoduleStore
 
 log = logging.getLogger(__name__)
@@ -33,11 +35,6 @@ def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
 
     None if there was nothing to do. Writers wait, then stop with 78; TryLater during an export.
     """
-    if settings.store_remote:
-        raise UsageError(
-            "--to-submodules: STORE_REMOTE is for the single layout: end all workers, run "
-            "maintain_store.py, which fetches what they have pushed, then unset it"
-        )
     if not settings.store.is_dir():
         raise ConfigurationError(f"{settings.store}: there is no store yet; worker.py makes it")
     with locks.exclusive(settings.store / EXPORTS, "an export"):
@@ -79,6 +76,15 @@ def _check_whole(source: Repository, settings: Settings) -> None:
             "ledger is"
         )
     main = _main_of(source, settings)
+    main.refresh()
+    on_their_way = [
+        ref
+        for ref, commit in source.refs(PENDING).items()
+        if clock.now() - pending_since(ref) < PUSH_S
+        and not objects.contains(source.path, main.tip(), commit)
+    ]
+    if on_their_way:
+        raise TryLater(f"{source.path}: a commit is on its way to the remote: end all workers")
     unmerged = [
         name
         for name, tip in main.branches().items()
@@ -92,8 +98,13 @@ def _check_whole(source: Repository, settings: Settings) -> None:
 
 
 def _main_of(source: Repository, settings: Settings) -> SingleStore:
+    """The store as it was; with a remote, what has been pushed there is fetched."""
     author = Author(settings.git_author_name, settings.git_author_email)
-    return SingleStore(source, settings.store_branch, settings.store_branch, author)
+    branch, remote = settings.store_branch, None
+    if settings.store_remote and settings.store_layout == "single":
+        address = settings.store_remote.reveal()
+        remote = Remote(source, address, branch, whole=True, stop=Stop())
+    return SingleStore(source, branch, branch, author, remote=remote)
 
 
 def _places(ledger: Ledger | None) -> list[str]:

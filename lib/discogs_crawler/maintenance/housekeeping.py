@@ -16,7 +16,7 @@ from discogs_crawler.errors import Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.store import stale_locks
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.single import PENDING
+from discogs_crawler.store.single import PENDING, pending_since
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ def _packs(repository: Repository) -> int:
 
 def _forget_pending(repository: Repository) -> None:
     for ref, commit in repository.refs(PENDING).items():
-        epoch = ref.removeprefix(PENDING).partition("-")[0]
-        if epoch.isdigit() and clock.now() - int(epoch) > PENDING_S:
+        if clock.now() - pending_since(ref) > PENDING_S:
             repository.call("update-ref", "-d", ref, commit)
 
 

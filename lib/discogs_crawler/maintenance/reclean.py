@@ -36,6 +36,7 @@ def reclean(store: Store, rules: dict[str, Rules], place: Path) -> int:
     rewritten = 0
     names = {kind: rules[kind].name for kind in KINDS}
     done = _read_place(place, names)
+    store.refresh()
     with progress.count("reclean", "records") as advance:
         for part in store.parts():
             key = part.prefix or "all"

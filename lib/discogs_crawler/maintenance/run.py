@@ -104,9 +104,8 @@ def _open_newest(settings: Settings, ledger: Ledger | None) -> Store:
 
 
 def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
+    store.refresh()
     parts = store.parts()
-    for part in parts:
-        part.refresh()
     queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
     merged = merge_branches.merge(parts, queues)
     log.info("branches merged: %d", merged.branches)
@@ -261,6 +260,8 @@ def to_submodules(upkeep: Upkeep, ledger: Ledger | None) -> int:
     store = upkeep.settings.store
     kept = convert_layout.to_submodules(upkeep.settings, ledger)
     done = f"converted; set STORE_LAYOUT=submodules; the old repository is {kept}"
+    if upkeep.settings.store_remote and upkeep.settings.store_layout == "single":
+        done += "; let STORE_REMOTE name a folder for the repositories, which gets them"
     already = f"{store} has that layout already; set STORE_LAYOUT=submodules"
     upkeep.tell(done if kept else already)
     return EXIT_DONE

@@ -6,6 +6,7 @@ process of `git`.
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -13,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from git import Repo, SymbolicReference
+from git import GitConfigParser, Repo, SymbolicReference
 from git.exc import GitError
 
-from discogs_crawler import locks
+from discogs_crawler import files, locks
 from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.store import git_process
 from discogs_crawler.store.git_process import Finished
@@ -47,6 +48,13 @@ class Author(NamedTuple):
 
     name: str
     email: str
+
+
+class _ConfigurationText(io.BytesIO):
+    """What GitPython changes. A file it would empty before it writes, and be killed in between."""
+
+    name = ""
+    """the file that it locks as Git does"""
 
 
 class Repository:
@@ -91,11 +99,16 @@ class Repository:
             stack.enter_context(locks.exclusive(lock, "configuring", wait=True))
             # Git's own lock on the file can then only be that of a process that was killed.
             (self.path / "config.lock").unlink(missing_ok=True)
-            writer = stack.enter_context(stack.enter_context(Repo(self.path)).config_writer())
+            file = self.path / "config"
+            text = _ConfigurationText(file.read_bytes())
+            text.name = str(file)
+            writer = stack.enter_context(GitConfigParser(text, read_only=False))
             for name, value in values.items():
                 section, option = name.rsplit(".", 1)
                 head, _, sub = section.partition(".")
                 writer.set_value(f'{head} "{sub}"' if sub else head, option, value)
+            with files.atomic_write(file) as new:
+                new.write(text.getvalue())
 
     def configured(self, section: str, option: str) -> str:
         """A value of the repository's own configuration, "" if it is not set."""

@@ -1,6 +1,7 @@
 """The store, whose layout is one of two, and how it is opened."""
 
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,8 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.fast_import import Pushed
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.remote import CRAWL, HEADS, Remote, is_partial
+from discogs_crawler.store.git_process import without_login
+from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, is_partial
 from discogs_crawler.store.single import (
     FROM_DUMP,
     READ_AT_ONCE,
@@ -20,7 +22,7 @@ from discogs_crawler.store.single import (
     SingleStore,
     TreePair,
 )
-from discogs_crawler.store.submodules import SubmoduleStore
+from discogs_crawler.store.submodules import Elsewhere, SubmoduleStore
 
 __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_store"]
 
@@ -37,6 +39,7 @@ class Store(Protocol):
     @property
     def top(self) -> SingleStore: ...
     def tip(self) -> str | None: ...
+    def refresh(self) -> str | None: ...
     def settle(self) -> str | None: ...
     def settled_tip(self, part: SingleStore) -> str | Pushed: ...
     def pin(
@@ -89,13 +92,14 @@ def open_store(
     repository.check_branch(settings.store_branch)
     author = Author(settings.git_author_name, settings.git_author_email)
     name = CRAWL + branch if branch else settings.store_branch
-    if settings.store_layout == "submodules":
-        return SubmoduleStore(repository, name, settings.store_branch, author)
     remote, stop = None, Stop() if stop is None else stop
-    if settings.store_remote:
-        # Whoever has the ledger exports and checks, which takes history; others only commit.
-        whole = settings.database.exists()
-        address = settings.store_remote.reveal()
+    # Whoever has the ledger exports and checks, which takes history; others only commit.
+    whole = settings.database.exists()
+    address = settings.store_remote.reveal() if settings.store_remote else ""
+    if settings.store_layout == "submodules":
+        elsewhere = Elsewhere(_folder_address(address), whole, stop) if address else None
+        return SubmoduleStore(repository, name, settings.store_branch, author, elsewhere)
+    if address:
         remote = Remote(repository, address, settings.store_branch, whole=whole, stop=stop)
     elif is_partial(repository):
         url = repository.configured('remote "origin"', "url")
@@ -104,6 +108,19 @@ def open_store(
             "move that folder away"
         )
     return SingleStore(repository, name, settings.store_branch, author, remote=remote, stop=stop)
+
+
+def _folder_address(address: str) -> str:
+    """The address of the folder of repositories, or a pattern; ConfigurationError for another."""
+    last = re.split("[/:]", address.rstrip("/"))[-1]
+    if NAME in address and NAME not in last:
+        raise ConfigurationError(f"STORE_REMOTE: {NAME} belongs into what follows the last /")
+    if NAME not in address and last.endswith(".git"):
+        raise ConfigurationError(
+            f"STORE_REMOTE {without_login(address)}: with STORE_LAYOUT=submodules it names the "
+            f"folder that the repositories are to be in, or has {NAME} for their names"
+        )
+    return address
 
 
 def refuse_to_begin_anew(settings: Settings, records: int) -> None:
@@ -127,7 +144,7 @@ def lacks(store: Store, revisions: Collection[str]) -> str:
     missing = _missing(store, revisions)
     if missing:
         try:
-            store.top.refresh()
+            store.refresh()
         except Unavailable:
             return ""
         missing = _missing(store, revisions)
@@ -193,11 +210,6 @@ def origins(opened: Store, kind: str) -> Iterator[tuple[int, bool]]:
 def _check_layout(repository: Repository, settings: Settings) -> None:
     """Refuse to mix the layouts."""
     wanted = settings.store_layout
-    if wanted == "submodules" and settings.store_remote:
-        raise ConfigurationError(
-            "STORE_LAYOUT=submodules works without STORE_REMOTE only: "
-            "mirror its repositories with git, e.g. git push --mirror"
-        )
     for option, works in (("objectFormat", "sha1"), ("refStorage", "files")):
         stored = repository.configured("extensions", option) or works
         if stored != works:

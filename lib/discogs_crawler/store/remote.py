@@ -12,6 +12,8 @@ import functools
 import logging
 import os
 import random
+import re
+import shlex
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from discogs_crawler.store import fast_import, git_process, objects, stale_locks
 from discogs_crawler.store.fast_import import ACCEPTED, Pushed, Reply
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.git_process import gist
+from discogs_crawler.store.objects import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +87,24 @@ _MOVED = (
     _LOCKED,
 )
 
+# The one of whom there is none yet: as each of the usual servers says it.
+_ABSENT = re.compile(
+    r"repository\b.*not found|not appear to be a git repository|not exported"
+    r"|[Cc]annot find repository|could not be found"
+)
+_NOT_THERE = Pushed(Reply.UNKNOWN, "there is no such repository")
+
+# Makes the repository whose path follows, on the other side, where Git runs what serves a fetch.
+# The folder of the store has to be there: its disk may not be mounted.
+_MAKE = (
+    'f() {{ test -d "${{1%{above}}}" && git init --quiet --bare --initial-branch={main} "$1" && '
+    'git --git-dir="$1" config uploadpack.allowFilter true; }}; f'
+)
+_MADE_BY_A_COMMAND = re.compile(r"(?!(https?|git|ftps?)://)(?!.*[/:]~)")
+
+# What in STORE_REMOTE stands for the name of a repository.
+NAME = "{repository}"
+
 
 class Address(NamedTuple):
     """A Git URL without its secrets, and those."""
@@ -102,6 +123,16 @@ def parse_address(text: str) -> Address:
     return Address(git_process.without_login(text), user, password)
 
 
+def address_of(remote: str, path: str) -> str:
+    """Where the repository `path` (`discogs`, `releases/13`) of a store in several is.
+
+    They lie in the folder `remote` as they do here, or have the names `releases-13` in it.
+    """
+    if NAME in remote:
+        return remote.replace(NAME, path.replace("/", "-"))
+    return f"{remote.rstrip('/')}/{path}.git"
+
+
 def is_partial(repository: Repository) -> bool:
     """Whether it is a clone for workers, without records and history."""
     filtered = repository.configured('remote "origin"', "partialclonefilter")
@@ -112,15 +143,33 @@ class Remote:
     """A repository's remote `origin`."""
 
     def __init__(
-        self, repository: Repository, address: str, main: str, *, whole: bool, stop: Stop
+        self,
+        repository: Repository,
+        address: str,
+        main: str,
+        *,
+        whole: bool,
+        stop: Stop,
+        levels: int = 0,
+        before_giving: Callable[[], object] = lambda: None,
     ) -> None:
-        """`main` is the branch that HEAD names: it shows people what the remote has."""
+        """`main` is the branch that HEAD names: it shows people what the remote has.
+
+        With `levels` it is made if there is none, so many below a folder that is there. What it
+        lacks of this repository is pushed after `before_giving`.
+        """
         self._repository = repository
         self._stop = stop
         self._address = parse_address(address)
         self._main = main
         self._whole = whole
-        if repository.configured('remote "origin"', "url") != self._address.url:
+        self._levels = levels
+        self._before_giving = before_giving
+        before = repository.configured('remote "origin"', "url")
+        if before != self._address.url:
+            # What the other one had says nothing of this one.
+            for ref in repository.refs(TRACKING) if before else ():
+                repository.run("update-ref", "-d", ref)
             repository.configure(
                 {
                     "remote.origin.url": self._address.url,
@@ -160,6 +209,8 @@ class Remote:
                 continue
             main = self._repository.tip(HEADS + self._main)
             is_over = name != self._main and here and self._contains(main, here)
+            if there and not here:
+                self._check_layout(there)
             joined = ACCEPTED
             if there and (is_over or not here or self._contains(there, here)):
                 joined = fast_import.move(self._repository, HEADS + name, here, there)
@@ -184,11 +235,25 @@ class Remote:
 
     def _give(self, name: str, tip: str) -> Pushed:
         """Push a branch with all its history."""
+        self._before_giving()
         log.warning("%s gets what it lacks of %s, up to %s", self._address.url, name, tip[:12])
         pushed = self._push(tip, HEADS + name, FETCH_S)
         if pushed.reply in (Reply.MOVED, Reply.LOCKED):
             self._fetch()
         return pushed
+
+    def _check_layout(self, theirs: str) -> None:
+        """ConfigurationError if a commit of the remote's is of the other layout."""
+        repository, other = self._repository, ""
+        ours = repository.configured("crawler", "layout")
+        if ours == "single" and repository.run("ls-tree", theirs, ".gitmodules"):
+            other = "submodules"
+        elif ours == "submodules" and objects.segments(repository.path, theirs, FOLDER):
+            other = "single"
+        if other:
+            raise ConfigurationError(
+                f"STORE_REMOTE {self._address.url}: its layout is {other}; set STORE_LAYOUT={other}"
+            )
 
     def _stranger(self, name: str, here: str, there: str | None) -> ConfigurationError:
         tips = (
@@ -220,8 +285,13 @@ class Remote:
         self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
 
     def _fetch(self, *options: str) -> None:
-        command = ["fetch", "--quiet", "--prune", "--no-tags", *options]
-        self._persistently(lambda: self._talk(command, "origin", timeout_s=FETCH_S))
+        command = ["fetch", "--quiet", "--prune", "--no-tags", "--recurse-submodules=no", *options]
+
+        def fetch() -> Pushed:
+            fetched = self._talk(command, "origin", timeout_s=FETCH_S)
+            return ACCEPTED if fetched == _NOT_THERE else fetched
+
+        self._persistently(fetch)
 
     def _persistently(self, do: Callable[[], Pushed]) -> None:
         """Another process may be at it, or one that was killed may have left its lock."""
@@ -249,12 +319,28 @@ class Remote:
         return pushed
 
     def _push(self, commit: str, branch: str, timeout_s: float) -> Pushed:
-        command = ["push", "--porcelain"]
-        pushed = self._talk(command, "origin", f"{commit}:{branch}", timeout_s=timeout_s)
+        command = ["push", "--porcelain", "--recurse-submodules=no"]
+        arguments = ("origin", f"{commit}:{branch}")
+        pushed = self._talk(command, *arguments, timeout_s=timeout_s)
+        if pushed == _NOT_THERE:
+            self._make()
+            pushed = self._talk(command, *arguments, timeout_s=timeout_s)
+        if pushed == _NOT_THERE:
+            raise ConfigurationError(
+                f"STORE_REMOTE {self._address.url}: there is no such repository, and it cannot be "
+                "made from here: make it there, bare and empty (or the folder that it is to be in)"
+            )
         tracking = TRACKING + branch.removeprefix(HEADS)
         if pushed == ACCEPTED and self._repository.tip(tracking) is None:
             self._repository.run("update-ref", tracking, commit)
         return pushed
+
+    def _make(self) -> None:
+        """Make the repository where that takes a command; some servers do so at the first push."""
+        if _MADE_BY_A_COMMAND.match(self._address.url):
+            script = _MAKE.format(above="/*" * self._levels, main=shlex.quote(self._main))
+            log.warning("%s is made", self._address.url)
+            self._talk(["ls-remote"], f"--upload-pack={script}", "origin", timeout_s=PUSH_S)
 
     def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> Pushed:
         """Run Git against the remote. ConfigurationError if that refuses us."""
@@ -277,6 +363,8 @@ class Remote:
         if done.returncode < 0:
             killed = f"git {command[0]} was killed by signal {-done.returncode}"
             return Pushed(Reply.UNKNOWN, f"{name}: {killed}")
+        if self._levels and _ABSENT.search(said) and not self._branches(TRACKING):
+            return _NOT_THERE
         if any(text in said for text in _FORBIDDEN):
             raise ConfigurationError(f"{name} refuses us: {gist(said)}")
         if any(text in said for text in _MOVED):

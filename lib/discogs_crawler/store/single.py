@@ -51,6 +51,12 @@ BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PENDING = "refs/crawler/pending/"
 
 
+def pending_since(ref: str) -> int:
+    """The time (epoch seconds) from which that reference of PENDING is; 0 for another."""
+    epoch = ref.removeprefix(PENDING).partition("-")[0]
+    return int(epoch) if epoch.isdigit() else 0
+
+
 class Edit(NamedTuple):
     """A record to store, or with `data` None to remove."""
 

@@ -184,7 +184,7 @@ class _Crawler:
         store, database = self._parts.store, self._settings.database
         number = local_ledger.stored(database)
         store.top.refresh()
-        if number and not any(part.tip() for part in store.parts()):
+        if number and not (store.tip() or any(part.tip() for part in store.parts())):
             raise ConfigurationError(
                 f"{store.repository.path}: it is empty, but {database} says that "
                 f"{number} records are stored: set STORE and STORE_REMOTE to where they are; if "
