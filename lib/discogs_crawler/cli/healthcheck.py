@@ -2,13 +2,15 @@
 
 HEALTHCHECK_URL is pinged as healthchecks.io and its like want it: `URL/start`, `URL`, `URL/fail`.
 `{script}` in it becomes the script's name (`seed-queue`), so that each has a check of its own. A
-ping that fails is a warning: the crawler does not depend on who watches it.
+ping that fails is a warning: the crawler does not depend on who watches it. A script that is done
+while a disk is nearly full pings `URL/fail`, too: that alarm comes before anything fails.
 """
 
 import logging
 import sys
 from collections.abc import Callable
 
+from discogs_crawler.cli import disk_space
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BUG, EXIT_DONE, EXIT_TRY_LATER, CrawlerError
 
@@ -38,7 +40,8 @@ def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
         raise
     finally:
         if code != EXIT_TRY_LATER:
-            _ping(url if code == EXIT_DONE else url + "/fail")
+            short = any(disk.nearly_full for disk in disk_space.disks(settings))
+            _ping(url if code == EXIT_DONE and not short else url + "/fail")
 
 
 def _ping(url: str) -> None:

@@ -11,7 +11,7 @@ from discogs_crawler import __version__, locks
 from discogs_crawler.api import cleaning
 from discogs_crawler.broker import private_server
 from discogs_crawler.broker.queue import Queue
-from discogs_crawler.cli import progress
+from discogs_crawler.cli import disk_space, progress
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet, UsageError
 from discogs_crawler.ledger import database, drift
@@ -69,6 +69,8 @@ def alone(job: Job, upkeep: Upkeep) -> int:
 def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     """Everything that keeps the store small and safe; the records that are new are checked."""
     settings = upkeep.settings
+    for shortage in disk_space.shortages(disk_space.disks(settings)):
+        log.warning("%s", shortage)  # one mail a day
     store = _open_newest(settings, ledger)
     _merge(store, ledger, settings)
     store_readme.update(store, ledger, __version__, settings.store_branch)

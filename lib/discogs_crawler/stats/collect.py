@@ -17,6 +17,7 @@ from discogs_crawler.broker import private_server
 from discogs_crawler.broker.limiter import Limiter, Quota
 from discogs_crawler.broker.messages import CLASSES
 from discogs_crawler.broker.queue import Queue
+from discogs_crawler.cli import disk_space
 from discogs_crawler.cli.formatting import count
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
@@ -102,6 +103,7 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
                 connection, lambda where, revision: behind(where, revision, settings.store_branch)
             ),
             runs=ledger_queries.runs(connection),
+            disks=disk_space.disks(settings),
         )
         connection.execute("COMMIT")
     problems = [*snapshot.problems, *_problems(snapshot)]
@@ -282,6 +284,7 @@ def _wrong_times(opened: Ledger) -> Iterator[str]:
 
 
 def _problems(snapshot: Snapshot) -> Iterator[str]:
+    yield from disk_space.shortages(snapshot.disks)
     if snapshot.redis:
         yield f"the queue is unknown: {snapshot.redis}"
     if snapshot.quota.pause_s and snapshot.quota.pause_s >= 1:

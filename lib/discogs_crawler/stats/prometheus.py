@@ -119,6 +119,10 @@ def _drift(kind: KindStats) -> Iterator[Sample]:
 
 
 def _others(snapshot: Snapshot) -> Iterator[Sample]:
+    for disk in snapshot.disks:
+        of = {"path": disk.path, "holds": disk.holds}
+        yield Sample("disk_free_bytes", "What we may still write.", disk.free_bytes, of)
+        yield Sample("disk_size_bytes", "Size of the disk.", disk.size_bytes, of)
     for row in snapshot.consumers:
         of = {"consumer": row.name, "kind": row.kind}
         behind = "Commits that the consumer has not got."

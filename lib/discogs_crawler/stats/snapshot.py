@@ -6,6 +6,7 @@ Times are UTC epoch seconds, durations seconds, shares numbers from 0 to 1; None
 from typing import Any, NamedTuple
 
 from discogs_crawler.cli import formatting
+from discogs_crawler.cli.disk_space import Disk
 from discogs_crawler.ledger.drift import Churn, Drift
 
 
@@ -286,6 +287,8 @@ class Snapshot(NamedTuple):
     """who has got how far"""
     runs: list[RunStats]
     """how the scripts ended last time, newest first"""
+    disks: list[Disk]
+    """where store, ledger, dumps and state are"""
 
 
 def made_printable(value: Any) -> Any:
