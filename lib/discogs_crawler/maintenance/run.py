@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from discogs_crawler import __version__, locks
 from discogs_crawler.api import cleaning
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
@@ -133,9 +133,8 @@ def _queues_of_branches(settings: Settings, *, needed: bool) -> list[Queue]:
 
 
 def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
-    client = private_server.connect(settings, wait=wait)
-    prefix, lease_s = settings.redis_prefix, settings.lease_s
-    return [Queue(client, kind, prefix=prefix, lease_s=lease_s) for kind in KINDS]
+    client = connect(settings, wait=wait)
+    return [queue_of(client, settings, kind) for kind in KINDS]
 
 
 def check(upkeep: Upkeep, ledger: Ledger | None) -> int:

@@ -1,13 +1,14 @@
 """One run of seed_queue.py: results in, wants recorded, due wants out."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import clock, config, locks
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
@@ -82,12 +83,8 @@ def run(
             if not ledger.knows_something():
                 _refuse_to_forget(settings, tip_of_store)
             refuse_older_copy(ledger.revisions())
-        client = private_server.connect(settings)
-
-        def queue_of(kind: str) -> Queue:
-            return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
-
-        return seed(ledger, queue_of, request, settings.cooldown_days * clock.DAY_S)
+        queues = functools.partial(queue_of, connect(settings), settings)
+        return seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
