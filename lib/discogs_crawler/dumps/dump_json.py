@@ -1,6 +1,6 @@
 """A record of a dump in the shape of the API's answers, as far as the dump determines it.
 
-Every rule here holds for every real answer that is known; where one does not, the field is absent.
+Every rule here holds for every real answer that is known; a field without such a rule is left out.
 data/dump_fields.md lists the fields, and the number of real answers in which each was right.
 """
 
@@ -41,7 +41,7 @@ Children = dict[str, etree._Element]
 
 
 def convert(kind: str, record: etree._Element, skip: Collection[str] = ()) -> Document:
-    """What the record's element says, without the fields that `skip` names."""
+    """The record as a document, without the fields that `skip` names."""
     children: Children = {child.tag: child for child in record}
     document = _CONVERTERS[kind](record, children)
     if "videos" in children and "videos" not in skip:
@@ -68,7 +68,7 @@ def _number(text: str | None) -> int:
 
 
 def _put(document: Document, name: str, value: Any) -> None:
-    """The API omits what is empty."""
+    """Set the field unless it is empty: the API omits those."""
     if value:
         document[name] = value
 
@@ -95,7 +95,7 @@ def _video(video: etree._Element) -> Document:
 
 
 def _credits(artists: Iterable[etree._Element]) -> list[Document]:
-    """People credited; the last of them is joined to nothing, whatever the dump says."""
+    """The artists credited; the last one's `join` is empty, whatever the dump says."""
     people = []
     for artist in artists:
         texts = {child.tag: child.text or "" for child in artist}
@@ -344,7 +344,7 @@ def _credited(artists: list[Document], title: str | None) -> str | None:
 
 
 def _uri(kind: str, number: int, text: str | None) -> str | None:
-    """The address on the website; None if it cannot be told for certain."""
+    """The address on the website; None if it is not certain."""
     slug = _DASHES.sub("-", _NO_SLUG.sub("", text or ""))[:_LONGEST_SLUG]
     if not slug.strip("-") or slug[0] == "-" or slug[-1] == "-":
         return None

@@ -1,7 +1,7 @@
 """The elements and attributes that dumps are known to have, and the records that have others.
 
-Only a sample of the records that are parsed anyway is looked at, since to look takes as long as to
-hash: what is new in a dump is in many of its records.
+Of the records that are parsed anyway only a sample is examined, because that takes as long as
+hashing: what is new in a dump is in many of its records.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from discogs_crawler.dumps import canonical
 from discogs_crawler.dumps.dump_json import FULLEST
 from discogs_crawler.observed import Observation, Tally
 
-# The first records of a dump are all looked at, later ones one in so many: 1 % of a split.
+# The first records of a dump are all examined, then one in STRIDE: 1 % of a split's time.
 THOROUGH = 100
 STRIDE = 100
 
@@ -50,7 +50,7 @@ class ElementWatch:
         self._passed = 0
 
     def look_at_some(self, ids: Sequence[int], records: Sequence[bytes]) -> None:
-        """Look at some of the records; a damaged one is somebody else's concern."""
+        """Examine some of the records; damaged ones are reported elsewhere."""
         for record_id, record in zip(ids, records, strict=True):
             self._passed += 1
             if self._passed <= THOROUGH or self._passed % STRIDE == 0:
@@ -68,7 +68,7 @@ class ElementWatch:
             self._tally.note(what, path, record_id)
 
     def observations(self, taken: int) -> list[Observation]:
-        """Return what was noticed, at the time when the dump was taken."""
+        """Return what was noticed, dated when the dump was taken."""
         return [seen._replace(first=taken, last=taken) for seen in self._tally.take()]
 
 
