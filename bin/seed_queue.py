@@ -14,8 +14,8 @@ Interrupted anywhere, run it again.
   seed_queue.py --rebuild-ledger           all of the store again, unless --adopt trusts it
 
 Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
-not what they should be or not believed (nothing was changed), 69 Redis is not there, 75 another
-run has not ended within half an hour, or the hashes were written anew meanwhile, 78 configuration.
+damaged or implausible (nothing was changed), 69 Redis is not there, 75 another run has not ended
+within half an hour, or the hash file was replaced during the run, 78 configuration.
 """
 
 import signal
@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
         "--discover",
         type=command.positive,
         metavar="N",
-        help="ask for the N numbers above the highest",
+        help="also fetch the N numbers above the highest id",
     )
     parser.add_argument(
         "--refresh", type=command.positive, metavar="N", help="fetch the N oldest copies again"
@@ -68,9 +68,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
     parser.add_argument("--dead", action="store_true", help="list the dead letters, nothing else")
     parser.add_argument(
-        "--adopt", action="store_true", help="other hashes are no reason to fetch a record"
+        "--adopt", action="store_true", help="do not fetch records only because their hash differs"
     )
-    parser.add_argument("--force", action="store_true", help="believe the dump and the answers")
+    parser.add_argument("--force", action="store_true", help="trust the dump and the answers")
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
     parser.add_argument(
         "--rebuild-ledger",
@@ -143,13 +143,14 @@ def tell(seeded: Seeded, dry_run: bool) -> int:
             print(line)
         else:
             log.info("%s", line)
-    if not seeded.withheld:
+    withheld = seeded.counts.get("withheld_confirm")
+    if not withheld:
         return EXIT_DONE
     log.warning(
         "%s: %d stored records answer 404 although the last dump has them: this looks like an "
         "outage, so they are not confirmed and nothing is removed; --force confirms them",
         seeded.kind,
-        seeded.withheld,
+        withheld,
     )
     return EXIT_PARTLY
 

@@ -49,10 +49,8 @@ class Seeded(NamedTuple):
 
     kind: str
     counts: dict[str, int]
-    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`,
-    `withheld_confirm`"""
-    withheld: int
-    """confirmations that were not queued because so many records are missing at once"""
+    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`, and
+    `withheld_confirm`: not queued because so many records are missing at once"""
 
 
 class _Files(NamedTuple):
@@ -70,7 +68,7 @@ def run(
 ) -> Seeded:
     """Open ledger and queue, one run at a time, and do what is asked.
 
-    `tip_of_store` opens the store, which seeding is not to know; None if no record is in it.
+    `tip_of_store` opens the store, which seeding must not import; None if it has no records.
     `refuse_older_copy` raises if the store lacks one of the commits that the ledger knows of.
     """
     config.make_state_dir(settings)
@@ -88,12 +86,12 @@ def run(
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
-    """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
+    """Refuse to begin anew, with everything wanted, beside a store that is 226 days of work."""
     may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
     if may_have_records and tip_of_store() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
-            f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
+            f"{settings.store}: restore its copy from {settings.state_dir / 'backups'}, "
             "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
             f"as {settings.database.name}.KIND.*.hashes are gone)"
         )
@@ -141,7 +139,7 @@ def seed(
         if withheld:
             counts["withheld_confirm"] = withheld
             run.exit_code = EXIT_PARTLY
-        return Seeded(kind, counts, withheld)
+        return Seeded(kind, counts)
 
 
 def _read(ledger: Ledger, queue: Queue, request: Request) -> dict[str, int]:
