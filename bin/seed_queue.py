@@ -147,13 +147,14 @@ def tell(seeded: Seeded, dry_run: bool) -> int:
             print(line)
         else:
             log.info("%s", line)
-    if not seeded.withheld:
+    withheld = seeded.counts.get("withheld_confirm")
+    if not withheld:
         return EXIT_DONE
     log.warning(
         "%s: %d stored records answer 404 although the last dump has them: this looks like an "
         "outage, so they are not confirmed and nothing is removed; --force confirms them",
         seeded.kind,
-        seeded.withheld,
+        withheld,
     )
     return EXIT_PARTLY
 

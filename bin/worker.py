@@ -94,7 +94,7 @@ def segments(text: str) -> frozenset[int]:
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise argparse.ArgumentTypeError(f"{part.strip()}: a range goes upwards")
+            raise argparse.ArgumentTypeError(f"{part.strip()}: a range must ascend")
         found.update(range(first, last + 1))
     return frozenset(found)
 

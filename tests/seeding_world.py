@@ -34,7 +34,7 @@ def digest(text: str) -> str:
 
 
 def write_hashes(path: Path, contents: dict[int, str]) -> Path:
-    """The file of hashes of a dump with these records."""
+    """The hash file of a dump with these records."""
     lines = [f"{record_id}\t{digest(text)}\n" for record_id, text in sorted(contents.items())]
     path.write_text("".join(lines))
     return path
@@ -66,7 +66,7 @@ class World:
         clock.OFFSET_S += seconds
 
     def dump(self) -> Path:
-        """A dump of what upstream has now, as a file of hashes of this date."""
+        """A dump of what upstream has now, as a hash file of this date."""
         name = f"dump-{int(clock.now())}.txt"
         path = write_hashes(self.folder / name, self.upstream)
         record_dump(self.book, path)

@@ -136,7 +136,7 @@ def crawler(
 def test_an_older_redis_asks_for_nothing_that_is_done(crawler: Installation) -> None:
     crawler.live()
     crawler.restore("redis")
-    assert "Redis was put back from an older copy" in crawler.run("seed_queue.py")
+    assert "Redis was restored from an older copy" in crawler.run("seed_queue.py")
     crawler.crawl()
     assert crawler.asked() == []
     crawler.assert_whole()

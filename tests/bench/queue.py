@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.messages import Result
 from discogs_crawler.broker.queue import Queue
 
@@ -39,7 +40,7 @@ def server() -> Iterator[redis.Redis]:
     with tempfile.TemporaryDirectory(prefix="bench-queue-") as folder:
         settings = config.load(environ={"ENV_FILE": os.devnull, "STATE_DIR": folder})
         try:
-            yield private_server.connect(settings)
+            yield connect(settings)
         finally:
             private_server.stop(settings)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from discogs_crawler import config
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
 from tests.conftest import bare_environment
@@ -88,7 +88,7 @@ def stage(window_s: float, limit: int, latency_s: float) -> Iterator[tuple[Api, 
         try:
             yield api, environment
         finally:
-            private_server.connect(settings_of(environment)).shutdown(nosave=True)
+            connect(settings_of(environment)).shutdown(nosave=True)
 
 
 def settings_of(environment: dict[str, str]) -> Settings:
@@ -97,7 +97,7 @@ def settings_of(environment: dict[str, str]) -> Settings:
 
 def queue_of(environment: dict[str, str]) -> Queue:
     settings = settings_of(environment)
-    client = private_server.connect(settings)
+    client = connect(settings)
     return Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
 

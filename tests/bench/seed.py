@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 def write_dump(path: Path, ids: int, *, month: int) -> None:
-    """A file of hashes; month 1 differs from month 0 by the shares above, the same every time."""
+    """A hash file; month 1 differs from month 0 by the shares above, the same every time."""
     rng = random.Random(20261101)
     record_id = 0
     with path.open("w", encoding="ascii") as file:

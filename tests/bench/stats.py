@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from discogs_crawler import clock, config
 from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.queue import Queue
 from tests.conftest import ROOT
 from tests.invented_ledger import invent
@@ -76,7 +77,7 @@ def main() -> int:
 
 
 def _queue(settings: config.Settings) -> int:
-    client = private_server.connect(settings)
+    client = connect(settings)
     queue = Queue(client, "releases", prefix=settings.redis_prefix, lease_s=settings.lease_s)
     with sqlite3.connect(settings.database) as connection:
         due = connection.execute("SELECT id FROM releases WHERE reason = 'backfill'")

@@ -16,6 +16,7 @@ import redis
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server, redis_errors
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.messages import Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
@@ -67,8 +68,8 @@ def test_scripts_that_start_at_the_same_instant_share_one_server(private: Settin
     script = (
         "import sys\n"
         "from discogs_crawler import config\n"
-        "from discogs_crawler.broker import private_server as redis_server\n"
-        "client = redis_server.connect(config.load())\n"
+        "from discogs_crawler.broker.connect import connect\n"
+        "client = connect(config.load())\n"
         "print(client.info('server')['run_id'])"
     )
     environment = os.environ | {"ENV_FILE": os.devnull, "STATE_DIR": str(private.state_dir)}
@@ -81,20 +82,20 @@ def test_scripts_that_start_at_the_same_instant_share_one_server(private: Settin
         servers = list(pool.map(start, range(6)))
     assert re.fullmatch(r"[0-9a-f]{40}\n", servers[0])
     assert len(set(servers)) == 1
-    assert private_server.connect(private).info("server")["run_id"] == servers[0].strip()
+    assert connect(private).info("server")["run_id"] == servers[0].strip()
 
 
 def test_only_its_user_can_reach_the_socket(private: Settings) -> None:
-    private_server.connect(private)
+    connect(private)
     folder = private.state_dir / "redis"
     assert private.state_dir.stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
     assert (folder / "redis.sock").stat().st_mode & 0o077 == 0
-    assert private_server.connect(private).config_get("port") == {"port": "0"}
+    assert connect(private).config_get("port") == {"port": "0"}
 
 
 def test_ids_survive_a_stop_and_a_kill(private: Settings) -> None:
-    queue = queue_of(private_server.connect(private))
+    queue = queue_of(connect(private))
     queue.push("new", [1, 2, 3])
     assert private_server.stop(private)
     assert queue.depths()["new"] == 3
@@ -106,7 +107,7 @@ def test_ids_survive_a_stop_and_a_kill(private: Settings) -> None:
 
 def test_stopping_what_does_not_run_is_told(private: Settings) -> None:
     assert not private_server.stop(private)
-    private_server.connect(private)
+    connect(private)
     assert private_server.stop(private)
     assert not private_server.stop(private)
 
@@ -117,21 +118,21 @@ def test_a_stale_socket_and_a_stale_process_id_do_not_matter(private: Settings) 
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(folder / "redis.sock"))
     (folder / "redis.pid").write_text(f"{os.getpid()}\n")
-    assert private_server.connect(private).ping()
+    assert connect(private).ping()
     assert process_of(private) != os.getpid()
 
 
 def test_a_state_folder_with_a_long_name_works(tmp_path: Path) -> None:
     settings = settings_of(tmp_path / ("n" * 120))
     try:
-        assert private_server.connect(settings).set("a", 1)
+        assert connect(settings).set("a", 1)
         assert (settings.state_dir / "redis" / "redis.sock").is_socket()
     finally:
         assert private_server.stop(settings)
 
 
 def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: Settings) -> None:
-    queue = queue_of(private_server.connect(private))
+    queue = queue_of(connect(private))
     queue.push("new", range(1, 20))
     private_server.stop(private)
     file = append_only_file(private)
@@ -147,7 +148,7 @@ def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: S
 
 
 def test_a_damaged_file_is_named(private: Settings) -> None:
-    queue = queue_of(private_server.connect(private))
+    queue = queue_of(connect(private))
     queue.push("new", range(1, 2_000, 3))
     private_server.stop(private)
     file = append_only_file(private)
@@ -155,7 +156,7 @@ def test_a_damaged_file_is_named(private: Settings) -> None:
     data[10:20] = b"\0" * 10
     file.write_bytes(data)
     with pytest.raises(Unavailable, match=r"did not start: .*redis\.log"):
-        private_server.connect(private)
+        connect(private)
 
 
 # What can be wrong with a server -----------------------------------------------------------------
@@ -192,18 +193,18 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def connect(tmp_path: Path, url: str) -> redis.Redis:
-    return private_server.connect(settings_of(tmp_path, REDIS_URL=url))
+def connected(tmp_path: Path, url: str) -> redis.Redis:
+    return connect(settings_of(tmp_path, REDIS_URL=url))
 
 
 def test_a_user_and_a_password_are_sent_and_never_shown(
     tmp_path: Path, start: Start, short_patience: None
 ) -> None:
     port = start("--requirepass", "secret1")
-    assert connect(tmp_path, f"redis://:secret1@127.0.0.1:{port}/0").ping()
+    assert connected(tmp_path, f"redis://:secret1@127.0.0.1:{port}/0").ping()
     for login in (":wrong2@", "user:wrong2@", ""):
         with pytest.raises(ConfigurationError, match="refuses the user or the password") as caught:
-            connect(tmp_path, f"redis://{login}127.0.0.1:{port}/0")
+            connected(tmp_path, f"redis://{login}127.0.0.1:{port}/0")
         assert "wrong2" not in str(caught.value)
 
 
@@ -211,24 +212,24 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named(
     tmp_path: Path, short_patience: None
 ) -> None:
     with pytest.raises(Unavailable, match=r"Redis at 127\.0\.0\.1:1 does not answer: .*refused"):
-        connect(tmp_path, "redis://127.0.0.1:1/0")
+        connected(tmp_path, "redis://127.0.0.1:1/0")
 
 
 def test_a_malformed_address_is_refused_without_showing_it(tmp_path: Path) -> None:
     for url in ("http://x:secret1@h/", "redis://h:secret1/", "redis+sentinel://secret1/"):
         with pytest.raises(ConfigurationError, match="REDIS_URL must look like") as caught:
-            connect(tmp_path, url)
+            connected(tmp_path, url)
         assert "secret1" not in str(caught.value)
 
 
 def test_a_replica_is_refused(tmp_path: Path, start: Start) -> None:
     port = start("--replicaof", "127.0.0.1", "1")
     with pytest.raises(ConfigurationError, match="read-only replica"):
-        connect(tmp_path, f"redis://127.0.0.1:{port}/0")
+        connected(tmp_path, f"redis://127.0.0.1:{port}/0")
 
 
 def test_a_server_that_becomes_a_replica_is_named(tmp_path: Path, start: Start) -> None:
-    client = connect(tmp_path, f"redis://127.0.0.1:{start()}/0")
+    client = connected(tmp_path, f"redis://127.0.0.1:{start()}/0")
     queue = queue_of(client)
     client.replicaof("127.0.0.1", "1")
     with pytest.raises(ConfigurationError, match="read-only replica"):
@@ -238,12 +239,12 @@ def test_a_server_that_becomes_a_replica_is_named(tmp_path: Path, start: Start) 
 def test_a_server_that_drops_keys_is_refused(tmp_path: Path, start: Start) -> None:
     port = start("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     with pytest.raises(ConfigurationError, match="set it to noeviction"):
-        connect(tmp_path, f"redis://127.0.0.1:{port}/0")
+        connected(tmp_path, f"redis://127.0.0.1:{port}/0")
 
 
 def test_a_full_server_takes_nothing_new_but_every_result(tmp_path: Path, start: Start) -> None:
 
-    client = connect(tmp_path, f"redis://127.0.0.1:{start()}/0")
+    client = connected(tmp_path, f"redis://127.0.0.1:{start()}/0")
     queue = queue_of(client)
     queue.push("new", [1, 2])
     leases = queue.claim("me", 1)
@@ -272,14 +273,14 @@ def test_an_older_layout_is_named(redis_client: redis.Redis) -> None:
 
 def test_a_user_without_rights_is_told(tmp_path: Path, start: Start) -> None:
     port = start("--user", "narrow", "on", ">pw", "~*", "+ping", "+info", "+hello", "+auth")
-    client = connect(tmp_path, f"redis://narrow:pw@127.0.0.1:{port}/0")
+    client = connected(tmp_path, f"redis://narrow:pw@127.0.0.1:{port}/0")
     with pytest.raises(ConfigurationError, match="does not let the user of REDIS_URL do this"):
         queue_of(client)
 
 
 def test_a_restart_in_the_middle_is_waited_for(tmp_path: Path, start: Start) -> None:
     port = start("--appendonly", "yes")
-    queue = queue_of(connect(tmp_path, f"redis://127.0.0.1:{port}/0"))
+    queue = queue_of(connected(tmp_path, f"redis://127.0.0.1:{port}/0"))
     queue.push("new", [1, 2])
     with redis.Redis(port=port) as other:
         other.shutdown()
@@ -299,7 +300,7 @@ def test_a_sentinel_tells_where_the_primary_is(tmp_path: Path, start: Start) -> 
         try:
             wait_until(lambda: _listens(port))
             url = f"redis+sentinel://127.0.0.1:{port}/music/0"
-            assert connect(tmp_path, url).set("here", 1)
+            assert connected(tmp_path, url).set("here", 1)
             assert redis.Redis(port=primary).get("here") == b"1"
         finally:
             sentinel.kill()

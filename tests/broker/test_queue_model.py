@@ -348,7 +348,7 @@ def test_the_queue_does_what_sets_would_do(tmp_path: Path, monkeypatch: pytest.M
     settings = config.load(environ={"ENV_FILE": os.devnull, "STATE_DIR": str(tmp_path)})
 
     def connect() -> redis.Redis:
-        client = private_server.connect(settings)
+        client = connect(settings)
         client.config_set("appendfsync", "always")
         return client
 

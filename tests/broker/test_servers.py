@@ -14,8 +14,9 @@ import pytest
 import redis
 
 from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import about, connect
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from tests.broker.test_private_server import Start, connect, settings_of, start  # noqa: F401
+from tests.broker.test_private_server import Start, connected, settings_of, start  # noqa: F401
 from tests.conftest import ROOT
 
 # Contracts, and what in them takes longest.
@@ -73,7 +74,7 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conn
     def connect_to(program: Path) -> redis.Redis:
         private_server.stop(settings)
         monkeypatch.setattr(private_server, "find_server", lambda: program)
-        return private_server.connect(settings)
+        return connect(settings)
 
     yield connect_to
     private_server.stop(settings)
@@ -87,9 +88,7 @@ def test_a_newer_server_goes_on_with_the_data_of_an_older_one(connect_to: Connec
 
 @pytest.mark.parametrize("program", [IN_USE, *OTHERS], ids=version)
 def test_what_runs_is_said_with_its_program(connect_to: Connect, program: Path) -> None:
-    assert re.fullmatch(
-        rf"{re.escape(version(program))} \(/.+\)", private_server.about(connect_to(program))
-    )
+    assert re.fullmatch(rf"{re.escape(version(program))} \(/.+\)", about(connect_to(program)))
 
 
 def test_an_older_server_says_that_the_data_are_of_a_newer_one(connect_to: Connect) -> None:
@@ -105,4 +104,4 @@ def test_an_older_server_says_that_the_data_are_of_a_newer_one(connect_to: Conne
 def test_a_cluster_is_refused(tmp_path: Path, start: Start) -> None:  # noqa: F811
     port = start("--cluster-enabled", "yes")
     with pytest.raises(ConfigurationError, match="part of a Redis Cluster, which is not supported"):
-        connect(tmp_path, f"redis://127.0.0.1:{port}/0")
+        connected(tmp_path, f"redis://127.0.0.1:{port}/0")

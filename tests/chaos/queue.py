@@ -22,6 +22,7 @@ from pathlib import Path
 
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.messages import Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
@@ -47,7 +48,7 @@ class Chaos:
             ledger.execute("CREATE TABLE cursor (generation TEXT, after TEXT)")
 
     def queue(self) -> Queue:
-        client = private_server.connect(self.settings)
+        client = connect(self.settings)
         return Queue(client, "releases", prefix="discogs", lease_s=LEASE_S)  # type: ignore[arg-type]
 
     def ledger(self) -> sqlite3.Connection:

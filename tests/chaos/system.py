@@ -24,6 +24,7 @@ from typing import Any
 from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.records import parse_record_path
 from discogs_crawler.store import git_process, layouts, objects
@@ -236,7 +237,7 @@ class System:
 
     def redis_process(self) -> int | None:
         try:
-            client = private_server.connect(self.settings(), wait=False)
+            client = connect(self.settings(), wait=False)
             return int(client.info("server")["process_id"])
         except Exception:
             return None

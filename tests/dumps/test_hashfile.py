@@ -43,7 +43,7 @@ BAD = {
     "empty line": ("1\t{h}\n\n2\t{h}\n", 2, "it is empty"),
     "cut off": ("1\t{h}\n2\t{h}", 2, "it is cut off"),
     "cut off in a hash": ("1\t{h}\n2\t0123", 2, "the hash has 4 characters"),
-    "XML": ("<releases>\n", 1, "it is XML; discogs_xml_split.py makes a file of hashes"),
+    "XML": ("<releases>\n", 1, "it is XML; discogs_xml_split.py makes a hash file"),
     "NUL": ("1\t{h}\n\0\0\0\n", 2, "it has no tab"),
 }
 

@@ -258,7 +258,7 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
     assert store.layout == "single"
     assert store.top.refresh() == main.decode()
     assert merge_branches.merge([store], []) == (1, [])
-    assert "branch a: 4 no records, not merged" in caplog.text
+    assert "branch a: 4 files that are not records were not merged" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
     store.commit("releases", [Edit(4, record(4))], lambda: [4], {})
     assert list(integrity.records(store, store.tip())) == []

@@ -1,4 +1,4 @@
-"""Whatever is in a file of hashes: it is read as a slow reader reads it, or refused by line."""
+"""Whatever is in a hash file: it is read as a slow reader reads it, or refused by line."""
 
 import re
 from pathlib import Path

@@ -406,7 +406,7 @@ def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
 def test_the_nightly_check_reads_only_what_is_new(run: Run, settings: Settings) -> None:
     main = opened(settings)
     plain_file(main, record_path("releases", 1), b"old damage")
-    housekeeping.mark_checked(main.repository, main.tip() or "")
+    main.repository.run("update-ref", housekeeping.CHECKED, main.tip() or "")
     put(main, [2])
     assert run("maintain_store.py").returncode == 0
     plain_file(main, record_path("releases", 3), b"new damage")

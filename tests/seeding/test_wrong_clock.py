@@ -20,7 +20,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import housekeeping
-from discogs_crawler.seeding.want_rules import CONFIRM_AFTER_S, DEAD_AGAIN_S, believed
+from discogs_crawler.seeding.want_rules import CONFIRM_AFTER_S, DEAD_AGAIN_S, without_times_to_come
 from discogs_crawler.store import layouts, stale_locks
 from tests.conftest import ROOT, Run
 from tests.discogs.world import invented
@@ -223,7 +223,7 @@ def test_a_dump_of_tomorrow_can_be_forced(
 )
 def test_which_times_of_a_row_are_believed(values: dict[str, Any], after: dict[str, Any]) -> None:
     before = Row(7, **values)
-    assert believed(before, NOW) == before._replace(**after)
+    assert without_times_to_come(before, NOW) == before._replace(**after)
 
 
 def test_leases_and_delays_follow_a_clock_of_redis_that_is_set_back(

@@ -18,7 +18,7 @@ import redis
 from discogs_crawler import clock
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.broker.queue import Queue
@@ -60,7 +60,7 @@ def settings(settings: Settings, api: Api) -> Settings:
 
 @pytest.fixture
 def queue(settings: Settings) -> Queue:
-    return Queue(private_server.connect(settings), "releases", prefix="discogs", lease_s=600)
+    return Queue(connect(settings), "releases", prefix="discogs", lease_s=600)
 
 
 @pytest.fixture
@@ -205,12 +205,12 @@ def test_a_record_that_comes_back_is_stored_again(
     queue.push("new", ids[:5])
     work()
     api.world.remove("releases", [ids[0]])
-    private_server.connect(settings).flushall()
+    connect(settings).flushall()
     queue.push("confirm", [ids[0]])
     work()
     assert ids[0] not in stored(settings)
     api.world.add("releases", [ids[0]])
-    private_server.connect(settings).flushall()
+    connect(settings).flushall()
     queue.push("retired", [ids[0]])
     work()
     assert ids[0] in stored(settings)
@@ -221,7 +221,7 @@ def test_an_api_that_has_lost_everything_removes_nothing_and_is_asked_again_late
 ) -> None:
     queue.push("new", ids)
     work_in_thread(settings, UNTIL_EMPTY).join()
-    private_server.connect(settings).flushall()
+    connect(settings).flushall()
     api.faults.set_everywhere("404")
     queue.push("confirm", ids)
     settings = dataclasses.replace(settings, rate_window_s=0.5)
@@ -257,7 +257,7 @@ def test_a_merger_is_recorded_with_the_successor(
 ) -> None:
     queue.push("new", ids[:2])
     work()
-    private_server.connect(settings).flushall()
+    connect(settings).flushall()
     api.faults.plan("releases", ids[0], "moved")
     api.faults.plan("releases", ids[1], "moved")
     queue.push("changed", [ids[0]])

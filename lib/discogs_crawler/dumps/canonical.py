@@ -1,8 +1,8 @@
-"""The content hash: one hash for one content, however a dump spells it.
+"""The content hash: the same content has the same hash, however a dump spells it.
 
 Discogs changed its serialisation in 2020-02, 2024-12 and again by 2026-04; a hash of the plain
-bytes then differs for every record, which would be 220 days of needless requests. So a record is
-parsed and hashed in a canonical form of what can matter to the store:
+bytes then differs for every record, which would cost 220 days of needless requests. So a record is
+parsed, and what is hashed is a canonical form of everything that can matter to the store:
 
 - without `<videos>`, `<images>` and `<resource_url>`, and without the attributes of the record's
   own start tag other than its id;
@@ -18,7 +18,7 @@ from lxml import etree
 
 from discogs_crawler.records import ELEMENTS
 
-# Raise it when the same record may get another hash: seeding then refuses to compare.
+# Raise it when the same record may get another hash: seeding then refuses to compare the two.
 CANONICAL_VERSION = 1
 
 # Elements that say nothing about the content of a record, wherever they stand.
@@ -51,7 +51,7 @@ def content_hash(record: bytes, kind: str) -> bytes:
 
 
 def canonical_form(record: bytes, kind: str) -> bytes:
-    """What is hashed: UTF-8 XML that two records share if and only if their content is the same."""
+    """What is hashed: UTF-8 XML, the same for two records if and only if their content is."""
     odd = _is_odd(record)
     element = parse(record, kind, _EXACT_PARSER if odd else _PARSER)
     etree.strip_elements(element, *_IGNORED, with_tail=False)
@@ -78,7 +78,7 @@ def _is_odd(record: bytes) -> bool:
 
 
 def parse(record: bytes, kind: str, parser: etree.XMLParser = _EXACT_PARSER) -> etree._Element:
-    """The record's element; Malformed if the bytes are not exactly one."""
+    """The record's element; Malformed if the bytes are not exactly one element of that kind."""
     try:
         element = etree.fromstring(record, parser)
     except (etree.XMLSyntaxError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""A dump from the dump site into the dump folder, under its name only once it is verified.
+"""Download a dump into the dump folder; it gets its name only once it is verified.
 
 The site sends no length, cuts connections so that the answer looks complete, may or may not honour
-Range, answers with a page where it has no file, and shuts out for an hour who asks too often. So:
-one request at a time and few of them, and nothing but the SHA-256 decides.
+Range, answers with a page where it has no file, and shuts out clients that ask too often for an
+hour. So requests are few, one at a time, and only the SHA-256 decides.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ PAGE_LIMIT_B = 1 << 20
 CONNECT_S = 10
 SILENCE_S = 60
 
-# What each of these times must bring of a file, and whole pages with it: on a line on which that is
-# too much the 11 GB would take a year.
+# Bytes that must arrive in each of these times, and the time for a whole page: over a slower line
+# the 11 GB would take a year.
 PATIENCE_S = 300
 LEAST_B = 100_000
 
-# How much more a file may be than the index says, which rounds, and in which units is not known;
-# and what it may be if the index does not say: the largest has 11 GB.
+# How much larger a file may be than the index says, which rounds, in units of 1000 or of 1024; and
+# how large if the index does not say: the largest has 11 GB.
 SIZE_FACTOR = 1.25
 SIZE_LIMIT_B = 10**11
 
@@ -56,24 +56,24 @@ REDIRECTS = 3
 # ignores Range sends all 11 GB again, so there are not many.
 RETRY_WAITS_S = (5, 60)
 
-# A dump that is not there so long after its date does not come any more: one came a month late.
+# A dump that is still missing this long after its date will not come: one came a month late.
 LATE_S = 45 * clock.DAY_S
 
 # Until when the site asked us to wait, in the dump folder.
 _PAUSE = ".not-before"
 
-# The longest pause that it can ask for; one that is longer was written by a clock that was wrong.
+# The longest pause that it can ask for; a longer one was written while the clock was wrong.
 LONGEST_PAUSE_S = 999_999
 
 
 class _Cut(Exception):
-    """The connection ended, or the server failed, in a way that may be better at once."""
+    """The connection ended, or the server failed, in a way that a new attempt may cure."""
 
 
 def fetch(settings: Settings, kinds: list[str], date: int | None) -> list[Path]:
     """Download the newest complete dump of each kind, or that of `date` (YYYYMMDD).
 
-    Returns their paths, in the order of `kinds`; those already there cost no more than the index.
+    Returns their paths, in the order of `kinds`; for those already here only the index is read.
     TryLater if there is none yet or the site asked us to wait, UsageError if there is none of
     that date, Unavailable if the site does not answer, BadData if what it has does not match its
     checksum.
@@ -117,7 +117,7 @@ def _here(folder: Path, kind: str, date: int | None) -> Path | None:
 
 
 def _listed(site: "_Site", kinds: list[str], date: int | None) -> list[Listed]:
-    """What the site has, from as few pages of its index as will do."""
+    """The site's files, from as few pages of its index as possible."""
     this_year = datetime.fromtimestamp(clock.now(), UTC).year
     listed: list[Listed] = []
     for year in [date // 10_000] if date else [this_year, this_year - 1]:
@@ -130,7 +130,7 @@ def _listed(site: "_Site", kinds: list[str], date: int | None) -> list[Listed]:
 def _newest(listed: list[Listed], kind: str, date: int | None) -> Listed | None:
     """The dump of the kind in the newest complete month, or of the date.
 
-    Not one of the future, which would be the newest for ever.
+    Not one with a date in the future, which would stay the newest for ever.
     """
     tomorrow = int(f"{datetime.fromtimestamp(clock.now() + clock.DAY_S, UTC):%Y%m%d}")
     dates = [
@@ -140,7 +140,7 @@ def _newest(listed: list[Listed], kind: str, date: int | None) -> Listed | None:
 
 
 def _absence(url: str, listed: list[Listed], kind: str, date: int | None) -> CrawlerError:
-    """Whether a dump that the site does not have may still come."""
+    """The error that says whether a dump that the site does not have may still come."""
     if date is None:
         return TryLater(f"a complete dump of {kind} is not published yet at {url}")
     day = datetime.strptime(str(date), "%Y%m%d").replace(tzinfo=UTC)
@@ -151,7 +151,7 @@ def _absence(url: str, listed: list[Listed], kind: str, date: int | None) -> Cra
 
 
 def _download(site: "_Site", file: Listed, target: Path) -> Path:
-    """Fetch what is missing of the file, as often as is reasonable, until its SHA-256 is right."""
+    """Fetch what is missing of the file, in a few attempts, until its SHA-256 is right."""
     expected = site.checksums(file.date).get(file.name)
     if expected is None:
         raise TryLater(f"{file.name}: the CHECKSUM file of that day does not name it yet")
@@ -175,7 +175,7 @@ def _download(site: "_Site", file: Listed, target: Path) -> Path:
 
 
 def _attempt(site: "_Site", listed: Listed, partial: Path, expected: bytes) -> bool:
-    """Ask once for the rest of the file; whether its SHA-256 is right now."""
+    """Ask once for the rest of the file; True if its SHA-256 is right now."""
     with partial.open("ab+") as file:
         digest = hashlib.sha256()
         file.seek(0)
@@ -235,7 +235,7 @@ def _accept(partial: Path, target: Path, file: Listed) -> Path:
 
 
 class _Site:
-    """The dump site: one connection, which says who we are."""
+    """The dump site: one connection, with our user agent."""
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.dump_site
@@ -294,7 +294,7 @@ class _Site:
         return body.decode("utf-8", "replace")
 
     def _get(self, query: str, headers: dict[str, str]) -> "BaseHTTPResponse":
-        self._wait_no_longer()
+        self._check_pause()
         mark = "&" if "?" in self.url else "?"
         try:
             response = self._follow(f"{self.url}{mark}{query}", {**self._pool.headers, **headers})
@@ -309,7 +309,7 @@ class _Site:
         return response
 
     def _follow(self, url: str, headers: dict[str, str]) -> "BaseHTTPResponse":
-        """The response where the site sends us, but not from TLS to where anybody can answer.
+        """Follow redirects, but not from TLS to an address without it, where anybody can answer.
 
         urllib3 would read the body of a redirect into memory, whatever its size.
         """
@@ -323,29 +323,31 @@ class _Site:
             response.close()
             before, url = url, urljoin(url, place)
             if before.startswith("https:") and not url.startswith("https:"):
-                raise Unavailable(f"{self.url} sends us on without TLS, to {url[:80]!r}")
-        raise Unavailable(f"{self.url} sends us on and on, the last time to {url[:80]!r}")
+                raise Unavailable(
+                    f"{self.url} redirects us to an address without TLS, {url[:80]!r}"
+                )
+        raise Unavailable(f"{self.url} redirects us too often, the last time to {url[:80]!r}")
 
-    def _wait_no_longer(self) -> None:
+    def _check_pause(self) -> None:
         """TryLater if the site asked us to wait and that time is not over."""
         try:
             until = int(self._pause.read_text())
         except (OSError, ValueError):
             return
         if 0 < until - clock.now() < LONGEST_PAUSE_S + clock.SKEW_S:
-            raise TryLater(f"{self.url} does not want to be asked before {clock.iso(until)}")
+            raise TryLater(f"{self.url} asked us to wait until {clock.iso(until)}")
         self._pause.unlink(missing_ok=True)
 
     def _leave_alone(self, retry_after: str) -> None:
-        """Remember for the next runs how long the site shuts us out: an hour if it does not say."""
+        """Remember for the next runs until when the site asked us to wait; by default an hour."""
         seconds = int(retry_after) if retry_after.isdecimal() and len(retry_after) < 7 else 3_600
         with atomic_write(self._pause) as file:
             file.write(b"%d\n" % (clock.now() + seconds))
-        self._wait_no_longer()
+        self._check_pause()
         raise TryLater(f"{self.url} is too busy; run this again")
 
 
 def _in_one_line(error: Exception) -> str:
-    """What is wrong with the connection, without the noise of the exceptions around it."""
+    """What is wrong with the connection, without the exceptions around it."""
     reason = getattr(error, "reason", None) or error
     return str(reason).rpartition(": ")[2].strip("()'\"") or type(reason).__name__

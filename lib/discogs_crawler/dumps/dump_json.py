@@ -1,14 +1,21 @@
 """A record of a dump in the shape of the API's answers, as far as the dump determines it.
 
-Every rule here holds for every real answer that is known; where one does not, the field is absent.
+Every rule here holds for every real answer that is known; a field without such a rule is left out.
 data/dump_fields.md lists the fields, and the number of real answers in which each was right.
 """
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from lxml import etree
+
+from discogs_crawler.records import KINDS
+
+# Of each kind a record that has every element: what is converted of it has every field.
+_EXAMPLES = Path(__file__).parents[1] / "data" / "dump"
+FULLEST = {kind: (_EXAMPLES / f"{kind}.xml").read_text(encoding="utf-8") for kind in KINDS}
 
 API = "https://api.discogs.com"
 SITE = "https://www.discogs.com"
@@ -34,7 +41,7 @@ Children = dict[str, etree._Element]
 
 
 def convert(kind: str, record: etree._Element, skip: Collection[str] = ()) -> Document:
-    """What the record's element says, without the fields that `skip` names."""
+    """The record as a document, without the fields that `skip` names."""
     children: Children = {child.tag: child for child in record}
     document = _CONVERTERS[kind](record, children)
     if "videos" in children and "videos" not in skip:
@@ -61,7 +68,7 @@ def _number(text: str | None) -> int:
 
 
 def _put(document: Document, name: str, value: Any) -> None:
-    """The API omits what is empty."""
+    """Set the field unless it is empty: the API omits those."""
     if value:
         document[name] = value
 
@@ -88,7 +95,7 @@ def _video(video: etree._Element) -> Document:
 
 
 def _credits(artists: Iterable[etree._Element]) -> list[Document]:
-    """People credited; the last of them is joined to nothing, whatever the dump says."""
+    """The artists credited; the last one's `join` is empty, whatever the dump says."""
     people = []
     for artist in artists:
         texts = {child.tag: child.text or "" for child in artist}
@@ -337,7 +344,7 @@ def _credited(artists: list[Document], title: str | None) -> str | None:
 
 
 def _uri(kind: str, number: int, text: str | None) -> str | None:
-    """The address on the website; None if it cannot be told for certain."""
+    """The address on the website; None if it is not certain."""
     slug = _DASHES.sub("-", _NO_SLUG.sub("", text or ""))[:_LONGEST_SLUG]
     if not slug.strip("-") or slug[0] == "-" or slug[-1] == "-":
         return None
@@ -349,54 +356,4 @@ _CONVERTERS: dict[str, Callable[[etree._Element, Children], Document]] = {
     "artists": _artist,
     "labels": _label,
     "masters": _master,
-}
-
-_CREDIT = (
-    "<artist><id>1</id><name>a</name><anv>a</anv><join>,</join><role>r</role><tracks>1</tracks>"
-    "</artist>"
-)
-_VIDEOS = (
-    '<videos><video src="u" duration="1" embed="true"><title>t</title>'
-    "<description>d</description></video></videos>"
-)
-_TRACK = (
-    "<position>1</position><title>t</title><duration>1:00</duration>"
-    f"<artists>{_CREDIT}</artists><extraartists>{_CREDIT}</extraartists>"
-)
-
-# Of each kind a record that has every element: what is converted of it has every field.
-FULLEST = {
-    "releases": (
-        f'<release id="1"><artists>{_CREDIT}</artists><title>t</title>'
-        '<labels><label name="l" catno="1" id="1"/></labels>'
-        '<series><series name="s" catno="1" id="1"/></series>'
-        f"<extraartists>{_CREDIT}</extraartists>"
-        '<formats><format name="CD" qty="1" text="t"><descriptions><description>d</description>'
-        "</descriptions></format></formats><genres><genre>g</genre></genres>"
-        "<styles><style>s</style></styles><country>c</country><released>1999-03-06</released>"
-        "<notes>n</notes><data_quality>q</data_quality><master_id>1</master_id>"
-        f"<tracklist><track>{_TRACK}<sub_tracks><track>{_TRACK}</track></sub_tracks></track>"
-        "</tracklist>"
-        '<identifiers><identifier type="t" description="d" value="v"/></identifiers>'
-        f"{_VIDEOS}<companies><company><id>1</id><name>c</name><catno>1</catno>"
-        "<entity_type>4</entity_type><entity_type_name>t</entity_type_name></company></companies>"
-        "</release>"
-    ),
-    "artists": (
-        "<artist><id>1</id><name>n</name><realname>r</realname><profile>p</profile>"
-        "<data_quality>q</data_quality><urls><url>u</url></urls>"
-        '<namevariations><name>n</name></namevariations><aliases><name id="1">n</name></aliases>'
-        '<members><name id="1">n</name></members><groups><name id="1">n</name></groups></artist>'
-    ),
-    "labels": (
-        "<label><id>1</id><name>n</name><contactinfo>c</contactinfo><profile>p</profile>"
-        "<data_quality>q</data_quality><urls><url>u</url></urls>"
-        '<parentLabel id="1">n</parentLabel><sublabels><label id="1">n</label></sublabels></label>'
-    ),
-    "masters": (
-        f'<master id="1"><main_release>1</main_release><artists>{_CREDIT}</artists>'
-        "<genres><genre>g</genre></genres><styles><style>s</style></styles><year>1999</year>"
-        "<title>t</title><notes>n</notes><data_quality>q</data_quality>"
-        f"{_VIDEOS}</master>"
-    ),
 }

@@ -1,4 +1,4 @@
-"""Sorting more lines than fit into memory: sorted runs in temporary files, merged."""
+"""Sort more lines than fit into memory: sorted runs in temporary files, merged."""
 
 import contextlib
 import heapq

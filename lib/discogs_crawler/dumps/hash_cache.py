@@ -1,9 +1,9 @@
-"""The hash cache: which raw hash had which content hash, for every record of the last dump.
+"""The hash cache: the raw hash and the content hash of every record of the last dump.
 
 It saves parsing the 98 % of records whose bytes have not changed since. Entries of 44 bytes: id
 (big-endian), raw hash, content hash; ascending. Damaged records are not in it, so that they are
-looked at again. It is kept as `books/KIND-SHA256.book` in the state folder, where SHA256 is the
-start of its own; the ledger has the whole. One that does not match is as good as none.
+parsed again. It is kept as `books/KIND-SHA256.book` in the state folder, where SHA256 is the start
+of its own checksum; the ledger has all of it. A cache that does not match is ignored.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _END = b"\xff" * _ENTRY
 
 
 class HashCache:
-    """Content hashes by id and raw hash, for keys that ascend; others are not found."""
+    """Content hashes by id and raw hash; they are found only if the keys ascend."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._read = file.read
@@ -53,7 +53,7 @@ class HashCache:
 
 @contextlib.contextmanager
 def open_hash_cache(state_dir: Path, kind: str, sha256: bytes | None) -> Iterator[HashCache]:
-    """The hash cache of a kind with this SHA-256; an empty one if it is not there or not right."""
+    """The hash cache of a kind with this SHA-256; an empty one if it is missing or damaged."""
     file = None if sha256 is None else _open(_path(state_dir, kind, sha256), sha256)
     with file or io.BytesIO() as checked:
         yield HashCache(checked)
@@ -76,14 +76,14 @@ def _open(path: Path, sha256: bytes) -> BinaryIO | None:
 
 
 class HashCacheWriter:
-    """Writes entries to `file`; `sha256` is that of what was written."""
+    """Writes entries to `file`; `sha256` is the checksum of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
 
     def write(self, keys: list[bytes], contents: list[bytes], damaged: set[bytes]) -> None:
-        """Add entries, but for keys of damaged records."""
+        """Add entries, except for damaged records."""
         pairs = zip(keys, contents, strict=True)
         entries = b"".join([key + content for key, content in pairs if key not in damaged])
         self.sha256.update(entries)
@@ -92,7 +92,7 @@ class HashCacheWriter:
 
 @contextlib.contextmanager
 def new_hash_cache(state_dir: Path, kind: str) -> Iterator[HashCacheWriter]:
-    """One that is kept, under the name of its SHA-256, if the block ends without an error."""
+    """Write a new hash cache, which is kept only if the block ends without an error."""
     folder = state_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with files.atomic_write(folder / f"{kind}.new", 0o600) as file:
@@ -103,7 +103,7 @@ def new_hash_cache(state_dir: Path, kind: str) -> Iterator[HashCacheWriter]:
 
 
 def forget_other_hash_caches(state_dir: Path, kind: str, sha256: bytes) -> None:
-    """Remove those of a kind that another one has replaced."""
+    """Remove all hash caches of a kind but this one."""
     for path in (state_dir / _FOLDER).glob(f"{kind}-*.book"):
         if path != _path(state_dir, kind, sha256):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Hash files: one line a record, `id<TAB>40 lowercase hex digits`, ids ascending.
+"""Hash files: one line per record, `id<TAB>40 lowercase hex digits`, ids ascending.
 
 Twenty million lines are a gigabyte, so whole blocks are checked and parsed by a few operations on
 bytes; only a block in which something is wrong is looked at line by line, to say where.
@@ -26,7 +26,7 @@ _LINE = re.compile(rb"([1-9][0-9]{0,8})\t([0-9a-f]{40})")
 
 
 class HashFile(NamedTuple):
-    """A hash file that was read through and found right."""
+    """A hash file that was read to its end and is valid."""
 
     path: Path
     sha256: bytes
@@ -34,7 +34,7 @@ class HashFile(NamedTuple):
     first_id: int
     last_id: int
     version: tuple[int, ...]
-    """tells it from one that replaced it, and from itself after somebody has written to it"""
+    """differs if another file has replaced it, or if somebody has written to it"""
 
 
 class Block(NamedTuple):
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """An id whose hash is another one in the new file; None: it has none there."""
+    """An id whose hash differs between two files; None: that file does not have the id."""
 
     id: int
     old: bytes | None
@@ -57,11 +57,11 @@ class Difference(NamedTuple):
 
 
 class Unsorted(BadData):
-    """The file is right but for the order of its lines."""
+    """Only the order of the lines is wrong."""
 
 
 def check(path: Path) -> HashFile:
-    """Read all of the file; BadData names the file and the line at which it is not right."""
+    """Read all of the file; BadData names the file and the line that is wrong."""
     sha256 = hashlib.sha256()
     records, first_id, last_id = 0, 0, 0
     with (
@@ -85,9 +85,9 @@ def check(path: Path) -> HashFile:
 
 @contextlib.contextmanager
 def opened(file: HashFile) -> Iterator[BinaryIO]:
-    """The file that was checked; TryLater if it is not, or not any more at the end of the block.
+    """Open the file that was checked; TryLater if it has changed since, or changes in the block.
 
-    A month is split into the file of the month before, which may be read at that moment.
+    A dump may be split into the file of the month before while that is being read.
     """
     with file.path.open("rb", buffering=BLOCK_SIZE) as stream:
         _check_version(file, stream)
@@ -97,7 +97,7 @@ def opened(file: HashFile) -> Iterator[BinaryIO]:
 
 def _check_version(file: HashFile, stream: BinaryIO) -> None:
     if _version(stream) != file.version:
-        raise TryLater(f"{file.path}: somebody has written to it meanwhile; run this again")
+        raise TryLater(f"{file.path}: somebody has written to it in the meantime; run this again")
 
 
 def _version(file: BinaryIO) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def line_of(record_id: int, digest: bytes) -> bytes:
 
 
 def key_of(line: bytes) -> int:
-    """What lines are sorted by."""
+    """The sort key of a line."""
     return int(line.partition(b"\t")[0])
 
 
@@ -181,7 +181,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The file in blocks that end at the end of a line, the last one excepted."""
+    """The file in blocks; each but the last ends at the end of a line."""
     rest = b""
     while read := file.read(BLOCK_SIZE):
         text = rest + read
@@ -215,7 +215,7 @@ def _parse(text: bytes, path: Path, lines_before: int) -> Block:
 
 
 def _fault(text: bytes, path: Path, lines_before: int) -> BadData:
-    """What is wrong with the first line that is not right."""
+    """The error for the first line that is wrong."""
     lines = text.split(b"\n")
     at = next((i for i, line in enumerate(lines) if not _LINE.fullmatch(line)), len(lines) - 1)
     number = lines_before + at + 1
@@ -228,7 +228,7 @@ def _explain(line: bytes, number: int) -> str:
     if number == 1 and line.startswith(b"\x1f\x8b"):
         return "it is a gzip file; unpack it first"
     if number == 1 and line.lstrip().startswith(b"<"):
-        return "it is XML; discogs_xml_split.py makes a file of hashes from a dump"
+        return "it is XML; discogs_xml_split.py makes a hash file from a dump"
     if line.endswith(b"\r"):
         return "it ends with CR LF; remove the CRs (sed 's/\\r$//')"
     if not line:

@@ -1,7 +1,7 @@
-"""RESULT as it is written: one line a record, `id<TAB>sha1`, ids ascending whatever the dump does.
+"""Write RESULT: one line per record, `id<TAB>sha1`, ids ascending even if the dump's are not.
 
-What ascends goes straight to the file. A record whose id is not above all before it is a straggler:
-those are sorted in bounded memory and merged at the end.
+Records in ascending order go straight to the file. One whose id is not above all ids before it is a
+straggler: stragglers are sorted in bounded memory and merged at the end.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ SORT_MEMORY = 32 * 1024 * 1024
 
 @dataclass
 class Counts:
-    """What was counted in a dump: all of it, or what comes before the damage."""
+    """Counts over a dump: over all of it, or over the part before the damage."""
 
     records: int = 0
     first_id: int = 0
@@ -50,7 +50,7 @@ class Hashed:
     keys: list[bytes] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
     damaged: set[bytes] = field(default_factory=set)
-    """Keys of records that the hash cache is not to know."""
+    """keys of records that must not enter the hash cache"""
 
 
 class ResultWriter:
@@ -91,7 +91,7 @@ class ResultWriter:
         self._last_id = ids[-1]
 
     def _put_stragglers_aside(self, hashed: Hashed) -> Hashed:
-        """What of it ascends; the rest is kept for the end."""
+        """Return the records that ascend; the others are kept for the end."""
         if self._stragglers is None:
             self._stragglers = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         rest = Hashed(damaged=hashed.damaged)
@@ -129,7 +129,7 @@ class ResultWriter:
 
 
 def _without_twins(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines of RESULT from sorted ones, of which those of stragglers also have an offset."""
+    """Lines of RESULT from sorted lines; those of stragglers also have an offset."""
     last_id = b""
     for line in lines:
         fields = line.split(b"\t")

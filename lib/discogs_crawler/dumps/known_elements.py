@@ -1,86 +1,36 @@
 """The elements and attributes that dumps are known to have, and the records that have others.
 
-Only a sample of the records that are parsed anyway is looked at, since to look takes as long as to
-hash: what is new in a dump is in many of its records.
+Of the records that are parsed anyway only a sample is examined, because that takes as long as
+hashing: what is new in a dump is in many of its records.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lxml import etree
+
 from discogs_crawler.dumps import canonical
+from discogs_crawler.dumps.dump_json import FULLEST
 from discogs_crawler.observed import Observation, Tally
 
-# The first records of a dump are all looked at, later ones one in so many: 1 % of a split.
+# The first records of a dump are all examined, then one in STRIDE: 1 % of a split's time.
 THOROUGH = 100
 STRIDE = 100
 
-# By name: an attribute (`@id`) or an element without any content but text is None.
+# By name: attributes (`@id`), which hold nothing, and elements with what they hold.
 Elements = dict[str, Any]
 
 
-def _texts(*names: str) -> Elements:
-    return dict.fromkeys(names)
+def _held(element: etree._Element) -> Elements:
+    attributes: Elements = {f"@{name}": {} for name in element.attrib}
+    return attributes | {child.tag: _held(child) for child in element}
 
 
-_ARTISTS: Elements = {"artist": _texts("id", "name", "anv", "join", "role", "tracks")}
-_TRACK: Elements = {
-    **_texts("position", "title", "duration"),
-    "artists": _ARTISTS,
-    "extraartists": _ARTISTS,
-}
-_TRACK["sub_tracks"] = {"track": _TRACK}
-_PARTS: Elements = _texts("@name", "@catno", "@id")
-_NAMES: Elements = {"name": _texts("@id")}
-_IMAGES: Elements = {"image": _texts("@type", "@uri", "@uri150", "@width", "@height")}
-_VIDEOS: Elements = {"video": _texts("@src", "@duration", "@embed", "title", "description")}
-_GENRES: Elements = {"genres": _texts("genre"), "styles": _texts("style")}
-_COMPANY = ("id", "name", "catno", "entity_type", "entity_type_name", "resource_url")
+KNOWN = {kind: _held(etree.fromstring(text)) for kind, text in FULLEST.items()}
 
-KNOWN: dict[str, Elements] = {
-    "releases": {
-        **_texts("@id", "@status", "title", "country", "released", "notes", "data_quality"),
-        **_GENRES,
-        "artists": _ARTISTS,
-        "extraartists": _ARTISTS,
-        "labels": {"label": _PARTS},
-        "series": {"series": _PARTS},
-        "companies": {"company": _texts(*_COMPANY)},
-        "formats": {
-            "format": {
-                **_texts("@name", "@qty", "@text"),
-                "descriptions": _texts("description"),
-            }
-        },
-        "master_id": _texts("@is_main_release"),
-        "tracklist": {"track": _TRACK},
-        "identifiers": {"identifier": _texts("@type", "@value", "@description")},
-        "images": _IMAGES,
-        "videos": _VIDEOS,
-    },
-    "artists": {
-        **_texts("id", "name", "realname", "profile", "data_quality"),
-        "urls": _texts("url"),
-        "namevariations": _texts("name"),
-        "aliases": _NAMES,
-        "members": {**_NAMES, **_texts("id")},
-        "groups": _NAMES,
-        "images": _IMAGES,
-    },
-    "labels": {
-        **_texts("id", "name", "contactinfo", "profile", "data_quality"),
-        "urls": _texts("url"),
-        "parentLabel": _texts("@id"),
-        "sublabels": {"label": _texts("@id")},
-        "images": _IMAGES,
-    },
-    "masters": {
-        **_texts("@id", "title", "year", "main_release", "notes", "data_quality"),
-        **_GENRES,
-        "artists": _ARTISTS,
-        "images": _IMAGES,
-        "videos": _VIDEOS,
-    },
-}
+# Tracks of tracks may have tracks.
+_TRACK = KNOWN["releases"]["tracklist"]["track"]
+_TRACK["sub_tracks"]["track"] = _TRACK
 
 # What every record has, in dumps of all years.
 ALWAYS = {
@@ -100,7 +50,7 @@ class ElementWatch:
         self._passed = 0
 
     def look_at_some(self, ids: Sequence[int], records: Sequence[bytes]) -> None:
-        """Look at some of the records; a damaged one is somebody else's concern."""
+        """Examine some of the records; damaged ones are reported elsewhere."""
         for record_id, record in zip(ids, records, strict=True):
             self._passed += 1
             if self._passed <= THOROUGH or self._passed % STRIDE == 0:
@@ -118,7 +68,7 @@ class ElementWatch:
             self._tally.note(what, path, record_id)
 
     def observations(self, taken: int) -> list[Observation]:
-        """Return what was noticed, at the time when the dump was taken."""
+        """Return what was noticed, dated when the dump was taken."""
         return [seen._replace(first=taken, last=taken) for seen in self._tally.take()]
 
 
@@ -132,4 +82,4 @@ def _unknown(element: Any, known: Elements, path: str) -> Iterator[str]:
         if name not in known:
             yield path + name
         elif child.attrib or len(child):
-            yield from _unknown(child, known[name] or {}, f"{path}{name}/")
+            yield from _unknown(child, known[name], f"{path}{name}/")

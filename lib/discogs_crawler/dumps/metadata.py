@@ -1,4 +1,4 @@
-"""A dump: its name, and what is known of it once it has been read."""
+"""A dump: its name, and what is known about it once it has been read."""
 
 import re
 from datetime import UTC, datetime
@@ -24,9 +24,9 @@ class DumpFacts(NamedTuple):
     the name, else the modification time) and at or before `not_after` (the modification time, which
     is the time of upload if the dump was downloaded); epoch seconds. `size` and `sha256` (32 bytes)
     are those of the file as it is, compressed or not. `verdict` is "whole", or "damaged: " and
-    why; `damaged` counts damaged records in a dump that is whole. `result_sha256` is of the hash
-    file, `hash_cache_sha256` of the hash cache; None if there is none. `canonical_version` says how
-    the hashes were made; 0: of raw bytes.
+    why; `damaged` counts damaged records in a dump that is whole. `result_sha256` is that of the
+    hash file, `hash_cache_sha256` that of the hash cache; None if there is none.
+    `canonical_version` is the version of the hash rules; 0: raw bytes were hashed.
     """
 
     file: str
@@ -52,7 +52,7 @@ class DumpFacts(NamedTuple):
 
 
 class Damage(BadData):
-    """The dump as a whole is not to be trusted; `offset` is a byte of the uncompressed XML."""
+    """The dump as a whole cannot be trusted; `offset` is a byte of the uncompressed XML."""
 
     def __init__(self, reason: str, offset: int | None = None, record_id: int = 0) -> None:
         where = f"record {record_id}, " if record_id else ""

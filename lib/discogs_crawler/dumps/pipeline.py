@@ -1,8 +1,8 @@
-"""From a dump to RESULT: cut, hash, look up in the hash cache, parse what it does not know.
+"""From a dump to RESULT: cut, hash, look up in the hash cache, parse what is not there.
 
 Every record whose bytes are not in the cache is parsed, which proves that it is one well-formed
-element, as those in the cache were in an earlier month. With that, and the checks on what stands
-around records, the dump is verified as a whole although hardly any of it is parsed.
+element; those in the cache were parsed in an earlier month. Together with the checks of the text
+between records this verifies the whole dump, although hardly any of it is parsed.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from discogs_crawler.dumps.scanner import ExactScanner, Span, grammar_of, usual_
 
 log = logging.getLogger(__name__)
 
-# Records and bytes to be parsed in a batch: enough to make a hand-over to a worker cheap.
+# Records and bytes to be parsed in a batch: enough to make sending it to a worker cheap.
 BATCH_RECORDS = 1_000
 BATCH_BYTES = 256 * 1024
 
-# With more damaged records the dump as a whole is not to be trusted.
+# With more damaged records the dump as a whole cannot be trusted.
 MAX_DAMAGED = 100
 
 
@@ -144,7 +144,7 @@ class Splitter:
         self._result.write(batch)
 
     def _report_damaged(self, batch: Hashed, number: int, reason: str) -> None:
-        """Say that a record is damaged, whose hash is then that of its bytes."""
+        """Report a damaged record; its hash is that of its bytes."""
         record_id, offset, counts = batch.ids[number], batch.offsets[number], self._result.counts
         batch.damaged.add(batch.keys[number])
         counts.damaged += 1

@@ -1,4 +1,4 @@
-"""What stands in a dump before its first record, and whether that is the start of a dump at all."""
+"""Read what precedes the first record, and check that it is the start of a dump."""
 
 import re
 
@@ -19,7 +19,7 @@ _UTF8 = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 
 
 def read_prolog(window: Window, kind_of_name: str | None) -> str:
-    """Take the root's start tag and what stands before it; the dump's kind.
+    """Consume the root's start tag and what precedes it; return the dump's kind.
 
     `kind_of_name` is the kind in the name of the file. Damage if it is not that, or not a dump.
     """

@@ -1,10 +1,10 @@
 """Where the records of a dump begin and end.
 
-`usual_spans` finds `</release>\\n<release id="`, at 2-3 GB/s, and takes for a record what lies
-between two of them: rightly, if these bytes were one well-formed element in an earlier month.
+`usual_spans` finds `</release>\\n<release id="`, at 2-3 GB/s, and takes the bytes between two of
+them as a record, which is right if they were one well-formed element in an earlier month.
 `ExactScanner` knows comments, CDATA sections, nested elements of the same name, and what may stand
-before, between and after records, and finds the record's true end tag; it is asked where there is
-nothing usual, and in records with new bytes wherever the two may differ.
+before, between and after records, and finds the record's true end tag; it takes over where nothing
+usual is found, and in records with new bytes wherever the two may differ.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""What the dump site lists: the HTML index of a year, and the CHECKSUM file of a month.
+"""Parse what the dump site lists: the HTML index of a year, and the CHECKSUM file of a month.
 
-Both are read leniently, line by line: what cannot be understood is not there.
+Both are read leniently, line by line: what cannot be parsed is skipped.
 """
 
 import calendar
@@ -74,7 +74,7 @@ def parse_checksums(text: str) -> dict[str, bytes]:
 def dates_of(listed: Iterable[Listed], kind: str) -> list[int]:
     """Dates of the complete months that have a dump of the kind, newest first.
 
-    The CHECKSUM file is uploaded last: a month that has none is still on its way.
+    The CHECKSUM file is uploaded last: a month without one is not complete yet.
     """
     complete = {file.date for file in listed if file.kind == CHECKSUM}
     return sorted({f.date for f in listed if f.kind == kind and f.date in complete}, reverse=True)

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -48,7 +47,7 @@ class SplitJob(NamedTuple):
 
 
 class SplitReport(NamedTuple):
-    """What came of it. `kind` is "" in `facts` if the dump could not even be told to be one."""
+    """The result. In `facts` the `kind` is "" if the file does not even begin like a dump."""
 
     facts: DumpFacts
     counts: Counts
@@ -76,27 +75,24 @@ class SplitReport(NamedTuple):
         )
 
     def _odd(self, what: str) -> str:
-        """The elements and attributes of which that was noticed, as many as a line takes."""
+        """The first NAMED elements and attributes of which that was noticed."""
         paths = sorted(seen.path for seen in self.drift if seen.what == what)
         return " ".join(paths[:NAMED]) + " ..." * (len(paths) > NAMED)
 
 
-class _Digests(NamedTuple):
-    """SHA-256 of what was written; None for what was not."""
-
-    result: bytes | None
-    hash_cache: bytes | None
+# SHA-256 of RESULT and of the hash cache; None for what was not written.
+_Digests = tuple[bytes | None, bytes | None]
 
 
 def examine(job: SplitJob) -> SplitReport:
-    """Do it. The verdict is in the report's facts; RESULT and cache are there only if it is good.
+    """Do the job. RESULT and hash cache are written only if the report's verdict is good.
 
-    UsageError if the dump cannot be read or RESULT cannot be a file, ConfigurationError if it may
-    not be written, Unavailable if the disk is full, TryLater if the same kind is being split.
+    UsageError if the dump cannot be read or RESULT cannot be a file, ConfigurationError if RESULT
+    may not be written, Unavailable if the disk is full, TryLater while the kind is being split.
     """
     started = time.monotonic()
-    counts, verdict, digests = Counts(), WHOLE, _Digests(None, None)
-    watch = None
+    counts, verdict, watch = Counts(), WHOLE, None
+    digests: _Digests = (None, None)
     kind = (job.path and metadata.parse_name(job.path.name).kind) or ""
     with DumpFile(job.path) as source:
         try:
@@ -137,20 +133,14 @@ def _split(
         file = stack.enter_context(_open_result(job))
         hasher = None if job.raw else stack.enter_context(Hasher(kind))
         result = ResultWriter(file, new_cache, job.state_dir, counts)
-        advance, shown = stack.enter_context(_bar(job.path)), 0
+        total = job.path.stat().st_size if job.path else 0
+        advance = stack.enter_context(progress.bar("split", total, "MB/s", 1e6))
+        shown = 0
         for _ in Splitter(window, kind, old_cache, hasher, result, watch).steps():
             size = source.size
             advance(size - shown)
             shown = size
-    return _Digests(result.sha256.digest(), new_cache.sha256.digest() if new_cache else None)
-
-
-def _bar(path: Path | None) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress bar, if the size of the dump is known."""
-    size = path.stat().st_size if path else 0
-    if not size:
-        return contextlib.nullcontext(lambda done: None)
-    return progress.bar("split", size, "MB/s", 1e6)
+    return result.sha256.digest(), new_cache.sha256.digest() if new_cache else None
 
 
 def _facts(
@@ -167,11 +157,11 @@ def _facts(
         records=counts.records,
         verdict=verdict,
         damaged=counts.damaged,
-        result_sha256=digests.result,
+        result_sha256=digests[0],
         first_id=counts.first_id,
         last_id=counts.last_id,
         canonical_version=0 if job.raw else CANONICAL_VERSION,
-        hash_cache_sha256=digests.hash_cache,
+        hash_cache_sha256=digests[1],
     )
 
 
@@ -183,7 +173,7 @@ def _not_written(error: OSError) -> CrawlerError:
 
 @contextlib.contextmanager
 def _open_result(job: SplitJob) -> Iterator[BinaryIO]:
-    """RESULT, whole or not at all; for a pipe or a check a temporary file."""
+    """RESULT, whole or not at all; if it is a pipe, or for a check, a temporary file."""
     path = job.result
     if path is not None and path.is_dir():
         raise UsageError(f"RESULT is a folder, {path}: give the name of a file")

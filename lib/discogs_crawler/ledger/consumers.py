@@ -1,7 +1,7 @@
 """The place that each consumer of the store has reached, in SQLite.
 
-The tables are part of the ledger on the crawler's machine, and the whole of a small file beside a
-clone on any other. A place moves in one transaction, from the revision that the export began at,
+On the crawler's machine the tables are part of the ledger; anywhere else they are a small file
+beside a clone. A place moves in one transaction, from the revision that the export began at,
 or not at all; so an export that was cut short is repeated, never skipped.
 
 Nothing here imports sqlite-utils: it takes longer to load (0.17 s) than an export to run.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # How long to wait for another process's transaction; ours take milliseconds.
 BUSY_S = 30
 
-# How the name of a file of consumers ends that is not the ledger.
+# The end of the name of such a file.
 BESIDE_A_CLONE = ".consumers.db"
 
 TABLES = (
@@ -57,7 +57,7 @@ TABLES = (
     """,
 )
 
-# Columns that a database made by an earlier version lacks.
+# Columns that databases made by earlier versions lack.
 _LATER = {
     "consumers": ("sequence INTEGER NOT NULL DEFAULT 0", "folder TEXT"),
     "consumers_history": ("sequence INTEGER", "size INTEGER", "sha256 BLOB"),
@@ -141,7 +141,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def has_tables(connection: sqlite3.Connection) -> bool:
-    """Whether `create_tables` of this version has been here."""
+    """Whether the tables are those of this version."""
     return all(
         {column.split()[0] for column in columns} <= _columns(connection, table)
         for table, columns in _LATER.items()
@@ -170,14 +170,9 @@ def _damaged(path: Path, error: sqlite3.Error) -> CrawlerError:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def everyone(connection: sqlite3.Connection) -> list[Consumer]:
@@ -187,12 +182,12 @@ def everyone(connection: sqlite3.Connection) -> list[Consumer]:
 
 
 def find(connection: sqlite3.Connection, name: str) -> Consumer | None:
-    """The consumer of that name; None if it has never been here."""
+    """The consumer of that name; None if there is none."""
     return next((consumer for consumer in everyone(connection) if consumer.name == name), None)
 
 
 def get(connection: sqlite3.Connection, name: str) -> Consumer:
-    """The consumer of that name; UsageError if it has never been here."""
+    """The consumer of that name; UsageError if there is none."""
     consumer = find(connection, name)
     if consumer is None:
         names = [known.name for known in everyone(connection)]
@@ -231,7 +226,7 @@ def move(
 
     TryLater if it has been moved by somebody else in the meantime.
     """
-    # A number without a file is the gap by which who follows the files sees that they begin anew.
+    # Readers of the files see by the gap, a number without a file, that they have to begin anew.
     gap = event == "reset" and consumer.sequence > 0
     moved = consumer._replace(
         revision=revision,
@@ -245,7 +240,7 @@ def move(
 
 
 def _update(connection: sqlite3.Connection, consumer: Consumer, moved: Consumer) -> None:
-    """Write what it has become, unless it is not any more what it was."""
+    """Write the new row; TryLater if the old one has changed in the meantime."""
     done = connection.execute(
         f"UPDATE consumers SET {', '.join(f'{column} = ?' for column in Consumer._fields)}"
         " WHERE name = ? AND revision IS ? AND sequence = ?",
@@ -258,7 +253,7 @@ def _update(connection: sqlite3.Connection, consumer: Consumer, moved: Consumer)
 def publish(
     connection: sqlite3.Connection, consumer: Consumer, files: Sequence[ExportedFile]
 ) -> None:
-    """Move the consumer to where its new files lead: the one of changes, maybe one of all records.
+    """Move the consumer to where its new files lead: one of changes, perhaps one of all records.
 
     TryLater if it has been moved by somebody else in the meantime.
     """
@@ -282,7 +277,7 @@ def relocate(
     moved: Consumer,
     files: Sequence[ExportedFile] = (),
 ) -> None:
-    """Let its files be in another folder, or have got further than was known here."""
+    """Note that its files are in another folder, or further on than was known here."""
     with _transaction(connection):
         _update(connection, consumer, moved)
         for file in files:

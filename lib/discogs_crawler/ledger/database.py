@@ -1,7 +1,7 @@
-"""The ledger: what is known of every id, what is wanted of it, and which dumps were accepted.
+"""The ledger: what is known about every id, what is wanted, and which dumps were accepted.
 
-One SQLite file in WAL mode, so that anybody may read while we write. Transactions are short and
-take the write lock at once; whoever comes second waits for the first. `schema` explains the tables.
+One SQLite file in WAL mode, so that others can read while we write. Transactions are short and
+take the write lock at once; a second writer waits for the first. `schema` explains the tables.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ BATCH = 20_000
 
 
 class NoLedgerYet(ConfigurationError):
-    """Nobody has made it."""
+    """There is no ledger."""
 
 
 _COLUMNS = ", ".join(Row._fields)
@@ -80,13 +80,11 @@ class Ledger:
             with self.db.atomic():
                 yield self.db.conn
             return
-        self.db.conn.execute("BEGIN IMMEDIATE")
         try:
-            yield self.db.conn
-            self.db.conn.execute("COMMIT")
-        except BaseException as error:
-            if self.db.conn.in_transaction:
-                self.db.conn.execute("ROLLBACK")
+            with self.db.conn:
+                self.db.conn.execute("BEGIN IMMEDIATE")
+                yield self.db.conn
+        except sqlite3.Error as error:
             if sqlite_errors.disk_fails(error):
                 raise Unavailable(f"{self.path}: nothing was written: {error}") from error
             raise
@@ -100,8 +98,7 @@ class Ledger:
             yield
         finally:
             self.rehearsing = False
-            if self.db.conn.in_transaction:
-                self.db.conn.execute("ROLLBACK")
+            self.db.conn.rollback()
 
     def handover(self, *, wait: bool = True) -> contextlib.AbstractContextManager[object]:
         """Keep others from handing wants to Redis or reading results from it during the block.
@@ -114,7 +111,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def run(self, script: str, kind: str) -> Iterator[Run]:
-        """Keep a row in `runs` about the block, which fills in what it gets."""
+        """Keep a row in `runs` about the block, which fills in the Run that it gets."""
         run = Run({})
         with self.transaction() as connection:
             run_id = connection.execute(
@@ -141,7 +138,7 @@ class Ledger:
     def record_dump(self, facts: Mapping[str, Any]) -> None:
         """Remember the columns of a dump that was split; splitting it again replaces them.
 
-        But from standard input it has no name and no date: those that are known stay.
+        A dump from standard input has no name and no date: those that are known stay.
         """
         values = {**facts, "recorded": int(clock.now())}
         with self.transaction() as connection:
@@ -159,7 +156,7 @@ class Ledger:
             self.db.table("dumps").update(found[0], values)
 
     def dump_of_result(self, sha256: bytes, kind: str | None = None) -> DumpRow | None:
-        """The dump whose file of hashes has this SHA-256; of several the latest with a name."""
+        """The dump whose hash file has this SHA-256; of several the latest with a name."""
         return self._dump(
             "result_sha256 = ? AND kind = ifnull(?, kind) "
             "ORDER BY file = ?, not_before DESC, id DESC",
@@ -167,11 +164,11 @@ class Ledger:
         )
 
     def dump_of_file(self, sha256: bytes) -> DumpRow | None:
-        """The whole dump that has this SHA-256 itself, if it was split before."""
+        """The dump with this SHA-256, if it was split before and is whole."""
         return self._dump("sha256 = ? AND verdict = 'whole' ORDER BY id DESC", (sha256,))
 
     def hash_cache_of(self, kind: str, canonical_version: int) -> bytes | None:
-        """SHA-256 of the hash cache that was kept last; None if there is none for the rules."""
+        """SHA-256 of the hash cache that was kept last; None if there is none by these rules."""
         row = self.db.execute(
             "SELECT book_sha256 FROM dumps WHERE kind = ? AND canonical_version = ? "
             "AND book_sha256 IS NOT NULL ORDER BY recorded DESC, id DESC",
@@ -226,7 +223,7 @@ class Ledger:
             )
 
     def revisions(self) -> list[str]:
-        """Commits that the store must have, for the ledger knows what is in them."""
+        """Commits that the store must have, because the ledger knows what is in them."""
         return [row[0] for row in self.db.execute("SELECT revision FROM store_revisions")]
 
     def move_revisions(self, revision: str) -> None:
@@ -235,7 +232,7 @@ class Ledger:
             connection.execute("UPDATE store_revisions SET revision = ?", (revision,))
 
     def forget_revisions(self) -> None:
-        """The store need not have them: what was in them is wanted again."""
+        """Forget them: what was in them is wanted again."""
         with self.transaction() as connection:
             connection.execute("DELETE FROM store_revisions")
 
@@ -256,7 +253,7 @@ class Ledger:
         self.db.conn.executemany(_SAVE.format(kind=kind), rows)
 
     def revise(self, kind: str, ids: Iterable[int], rule: Callable[[Row], Row]) -> int:
-        """Replace rows by what `rule` makes of them, in batches; the number of those it changed."""
+        """Apply `rule` to the rows, in batches; return the number of rows that it changed."""
         revised = 0
         for batch in batches(ids):
             with self.transaction():
@@ -268,7 +265,7 @@ class Ledger:
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
-    """The items, as many at once as one transaction writes."""
+    """The items in lists, each as long as one transaction should be."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, BATCH)):
         yield batch

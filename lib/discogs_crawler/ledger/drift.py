@@ -1,7 +1,7 @@
 """What Discogs sends that it did not send before: new and missing fields, and volatile ones.
 
-Counts are approximate: they may lack what was noticed just before a crash, or have it twice. Of
-fields that change, a sample is counted.
+Counts are approximate: what was noticed just before a crash may be missing, or counted twice.
+Fields that change are counted in a sample.
 """
 
 import sqlite3
@@ -34,7 +34,7 @@ CREATE TABLE drift (  -- what Discogs sends that the schema does not know, and w
     path TEXT NOT NULL,           -- where: a[].b in an answer, a/b or a/@b in a dump
     first_seen INTEGER NOT NULL,  -- epoch of the first such record; of a dump its date
     last_seen INTEGER NOT NULL,   -- epoch of the last such record
-    records INTEGER NOT NULL,     -- how many, about; of a dump those among the ones looked at
+    records INTEGER NOT NULL,     -- their number, approximately; of a dump: in a sample
     example INTEGER NOT NULL,     -- the id of one
     PRIMARY KEY (kind, source, what, path)
 ) STRICT, WITHOUT ROWID;
@@ -42,7 +42,7 @@ CREATE TABLE churn (  -- what differed in records fetched again without a change
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     day INTEGER NOT NULL,         -- days since 1970-01-01, UTC
     field TEXT NOT NULL,          -- a top-level field that differed; '': the records compared
-    records INTEGER NOT NULL,     -- how many, of a sample
+    records INTEGER NOT NULL,     -- their number, in a sample
     PRIMARY KEY (kind, day, field)
 ) STRICT, WITHOUT ROWID;
 """
@@ -52,7 +52,7 @@ CREATE VIEW drift_dates AS  -- What is new in what Discogs sends, what is missin
     SELECT kind, source, what, path, datetime(first_seen, 'unixepoch') AS first_seen,
         datetime(last_seen, 'unixepoch') AS last_seen, records, example
     FROM drift ORDER BY drift.first_seen DESC, kind, source, what, path;
-CREATE VIEW churn_shares AS  -- Which fields changed in how many of the records fetched again?
+CREATE VIEW churn_shares AS  -- In what share of the records fetched again did a field change?
     WITH recent AS (SELECT kind, field, sum(records) AS records FROM churn
         WHERE day > strftime('%s', 'now') / 86400 - {DAYS} GROUP BY kind, field)
     SELECT recent.kind, recent.field, recent.records AS changed, total.records AS refetched,
@@ -72,7 +72,7 @@ class Drift(NamedTuple):
     path: str
     """where"""
     records: int
-    """in how many records, about"""
+    """the number of such records, approximately"""
     first_seen: int
     """when it was first noticed; in a dump: its date"""
     last_seen: int
@@ -98,7 +98,7 @@ class Churn(NamedTuple):
 
 
 def create_tables(db: sqlite_utils.Database) -> None:
-    """For the migration of that name."""
+    """Create the tables and views, in a migration of `schema`."""
     db.executescript(_TABLES + _VIEWS)
 
 

@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Run:
-    """What a run tells of itself: what it did, and how it ended if without an error."""
+    """What a run reports: what it did, and its exit code if it ends without an error."""
 
     counts: dict[str, int]
     exit_code: int = EXIT_DONE

@@ -1,4 +1,4 @@
-"""The tables and views of the ledger, as migrations: what `sqlite3 crawler.db .schema` explains.
+"""The tables and views of the ledger, as migrations; `sqlite3 crawler.db .schema` explains them.
 
 SQLite keeps the comments inside a CREATE statement, so they are written for its readers. A ledger
 from an older version gets the migrations that it lacks; one from a newer version is refused.
@@ -13,7 +13,7 @@ from discogs_crawler.records import KINDS, SEGMENT_SIZE
 MIGRATIONS = Migrations("crawler_for_discogs")
 
 _ABOUT_THE_CRAWLER = """
-CREATE TABLE dumps (  -- dumps that were split into a file of hashes
+CREATE TABLE dumps (  -- dumps that were split into a hash file
     id INTEGER PRIMARY KEY,       -- in the order of splitting
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     file TEXT NOT NULL,           -- name of the dump
@@ -26,8 +26,8 @@ CREATE TABLE dumps (  -- dumps that were split into a file of hashes
     last_id INTEGER,              -- highest id in it
     verdict TEXT NOT NULL,        -- 'whole', or what is wrong with it
     damaged INTEGER NOT NULL,     -- damaged records in it
-    result_sha256 BLOB,           -- of the file of hashes; NULL: none was written
-    book_sha256 BLOB,             -- of the book of raw and content hashes; NULL: none was kept
+    result_sha256 BLOB,           -- of the hash file; NULL: none was written
+    book_sha256 BLOB,             -- of the hash cache; NULL: none was kept
     canonical_version INTEGER NOT NULL,  -- the rules by which its records were hashed
     recorded INTEGER NOT NULL,    -- epoch when it was split
     started INTEGER,              -- epoch when seeding with it began; NULL: never
@@ -51,27 +51,27 @@ CREATE TABLE results_cursor (  -- how far the results of the workers have been r
     generation TEXT NOT NULL,     -- the life of the Redis data: changes when they are lost
     stream_id TEXT NOT NULL       -- last result that was applied here
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE counts (  -- how many records are in which state; kept by triggers
+CREATE TABLE counts (  -- the number of records in each state; kept by triggers
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     segment INTEGER NOT NULL,     -- id / 1000000
     in_dump INTEGER NOT NULL,     -- 1: the latest dump has them
     state TEXT NOT NULL,          -- stored, gone, dead or unfetched, as in the kind's table
     reason TEXT NOT NULL,         -- why they are wanted; '': they are not
-    records INTEGER NOT NULL,     -- how many
+    records INTEGER NOT NULL,     -- the number of them
     PRIMARY KEY (kind, segment, in_dump, state, reason)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE ages (  -- how many stored records were last seen alive on which day; kept by triggers
+CREATE TABLE ages (  -- the number of stored records last seen alive on each day; kept by triggers
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     day INTEGER NOT NULL,         -- days since 1970-01-01, UTC
-    records INTEGER NOT NULL,     -- how many
+    records INTEGER NOT NULL,     -- the number of them
     PRIMARY KEY (kind, day)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE outcomes (  -- what came of the requests of a day
+CREATE TABLE outcomes (  -- the outcomes of the requests of a day
     kind TEXT NOT NULL,           -- releases, artists, labels or masters
     day INTEGER NOT NULL,         -- days since 1970-01-01, UTC, when the request was sent
     reason TEXT NOT NULL,         -- the class in which the id was queued
     outcome TEXT NOT NULL,        -- changed, unchanged, gone, removed, merged or dead
-    records INTEGER NOT NULL,     -- how many
+    records INTEGER NOT NULL,     -- the number of them
     PRIMARY KEY (kind, day, reason, outcome)
 ) STRICT, WITHOUT ROWID;
 """
@@ -136,19 +136,7 @@ END;
 """
 
 _VIEWS = """
-CREATE VIEW progress AS  -- How much of the latest dump do we have, by kind?
-    SELECT kind,
-        sum(records * in_dump) AS in_dump,
-        sum(records * (state = 'stored')) AS stored,
-        sum(records * (state = 'stored' AND in_dump)) AS stored_in_dump,
-        round(100.0 * sum(records * (state = 'stored' AND in_dump))
-            / nullif(sum(records * in_dump), 0), 2) AS percent,
-        sum(records * (state = 'unfetched')) AS unfetched,
-        sum(records * (state = 'gone')) AS gone,
-        sum(records * (state = 'dead')) AS dead,
-        sum(records * (reason <> '')) AS wanted
-    FROM counts GROUP BY kind;
-CREATE VIEW outcomes_daily AS  -- What came of our requests, day by day?
+CREATE VIEW outcomes_daily AS  -- What were the outcomes of our requests, day by day?
     SELECT date(day * 86400, 'unixepoch') AS day, kind, outcome, sum(records) AS records
     FROM outcomes GROUP BY outcomes.day, kind, outcome;
 CREATE VIEW waiting AS  -- What is wanted, why, and when is the next of it due?
@@ -169,7 +157,7 @@ CREATE VIEW freshness AS  -- How long ago did we last see what we have?
 """
 
 _OF_ALL_KINDS = {
-    # All that is wanted, but for the first import (its millions are in `waiting`).
+    # Everything wanted except the first import (its millions are in `waiting`).
     "wants": (
         "What else is wanted than the first import, and when is it due?",
         "id, reason, due, since, crawled",
@@ -226,7 +214,7 @@ def number_exported_files(db: sqlite_utils.Database) -> None:
     consumers.create_tables(db)
 
 
-# SQLite's own way to add a column loses its comment; this changes nothing but the text, either.
+# SQLite's own way to add a column loses its comment; this, too, changes only the schema's text.
 _IMPORTED = (
     (
         "dumps",
@@ -285,7 +273,7 @@ def know_imported_records(db: sqlite_utils.Database) -> None:
         )
     db.execute(f"PRAGMA schema_version = {version + 1}")
     db.execute("PRAGMA writable_schema = RESET")
-    db.execute("DROP VIEW progress")
+    db.execute("DROP VIEW IF EXISTS progress")  # of a version that knew no imports
     db.execute(_PROGRESS)
 
 

@@ -1,4 +1,4 @@
-"""Times in the ledger, but for those of ids, that are still to come: a clock was wrong."""
+"""Times in the ledger that are still to come: a clock was wrong. Those of ids are left out."""
 
 from discogs_crawler import clock
 from discogs_crawler.clock import SKEW_S

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
-    """Convert the store, or end what was interrupted; where the old repository is now.
+    """Convert the store, or finish an interrupted run; return where the old repository is now.
 
     None if there was nothing to do. Writers wait, then stop with 78; TryLater during an export.
     """
@@ -72,8 +72,8 @@ def _check_whole(source: Repository, settings: Settings) -> None:
     source.check_branch(settings.store_branch)
     if is_partial(source):
         raise ConfigurationError(
-            f"{source.path}: it has only what a worker needs of its remote; convert it where the "
-            "ledger is"
+            f"{source.path}: it has only what a worker needs of its remote; convert it on the "
+            "machine of the ledger"
         )
     main = _main_of(source, settings)
     main.refresh()

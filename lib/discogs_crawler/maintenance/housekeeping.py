@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 # Backups of the ledger that are kept.
 BACKUPS = 2
 
-# A commit waits this long for its push at most; then its process is dead.
+# No commit waits longer than this for its push; beyond it the process is dead.
 PENDING_S = 86_400
 
-# The revision up to which all records were looked at.
+# The revision up to which all records were checked.
 CHECKED = "refs/crawler/checked"
 
 
 def tidy(repository: Repository) -> int:
-    """Join packs, index the history, remove what dead processes left; how many packs there are."""
+    """Join packs, index the history, remove what dead processes left; the number of packs."""
     stale_locks.remove_locks(repository)
     stale_locks.remove_files(repository)
     _forget_pending(repository)
@@ -54,25 +54,15 @@ def _forget_pending(repository: Repository) -> None:
             repository.call("update-ref", "-d", ref, commit)
 
 
-def checked(repository: Repository) -> str | None:
-    """The revision up to which records were checked, None if none was."""
-    return repository.tip(CHECKED)
-
-
-def mark_checked(repository: Repository, revision: str) -> None:
-    """Remember that all records up to `revision` were checked."""
-    repository.run("update-ref", CHECKED, revision)
-
-
 def back_up(settings: Settings) -> Path | None:
-    """Copy the ledger, whole and consistent, beside two earlier days' at most; where to.
+    """Copy the ledger, whole and consistent, and keep BACKUPS of such copies; return the new one.
 
-    None if there is none, or one that knows nothing: that must not take the place of a good copy.
+    None if there is no ledger, or an empty one, which must not replace a good copy.
     """
     if not settings.database.exists():
         return None
-    with database.open(settings.database) as book:
-        if not book.knows_something():
+    with database.open(settings.database) as ledger:
+        if not ledger.knows_something():
             return None
     folder = settings.state_dir / "backups"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,7 +83,7 @@ def back_up(settings: Settings) -> Path | None:
             raise
         raise Unavailable(f"{settings.database}: no backup in {folder}: {error}") from error
     dated = f"{settings.database.stem}-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].db"
-    # A day that is still to come is the date of a wrong clock: such a copy is older than this one.
+    # One with a date in the future was made while the clock was wrong: it is older than this one.
     copies = sorted(folder.glob(dated), key=lambda path: (path <= target, path))
     for old in copies[:-BACKUPS]:
         old.unlink()

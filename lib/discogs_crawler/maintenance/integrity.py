@@ -5,6 +5,7 @@ monthly check.
 """
 
 import array
+import heapq
 import itertools
 import re
 from collections import Counter
@@ -198,14 +199,6 @@ def _present(store: Store, kind: str, ids: Collection[int]) -> set[int]:
 
 def _differences(left: Iterator[int], right: Iterator[int]) -> Iterator[int]:
     """The numbers that only one of two ascending sequences has."""
-    one, other = next(left, None), next(right, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and one < other):
-            assert one is not None
-            yield one
-            one = next(left, None)
-        elif one is None or other < one:
-            yield other
-            other = next(right, None)
-        else:
-            one, other = next(left, None), next(right, None)
+    for number, found in itertools.groupby(heapq.merge(left, right)):
+        if len(list(found)) == 1:
+            yield number

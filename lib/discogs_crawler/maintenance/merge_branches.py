@@ -1,8 +1,8 @@
 """Merge the branches of `worker.py --branch NAME` into the main one.
 
-A segment belongs to one branch until that is merged, so no record is on two of them. Should that
-be lost (with Redis), both sides may have changed a record: then the main branch's version stays,
-and the record is wanted again. But what the main branch has from a dump gives way.
+A segment belongs to one branch until that is merged, so no record is on two of them. If that is
+forgotten (with Redis), both sides may have changed a record: then the main branch's version stays,
+and the record is wanted again. Only a version from a dump is replaced by the other branch's.
 """
 
 import logging
@@ -19,7 +19,6 @@ from discogs_crawler.store.single import FROM_DUMP, SingleStore
 
 log = logging.getLogger(__name__)
 
-
 # The object of a path at which nothing is.
 _NOTHING = "0" * 40
 
@@ -34,7 +33,7 @@ class Merged(NamedTuple):
 
 
 def merge(parts: Iterable[SingleStore], queues: Sequence[Queue]) -> Merged:
-    """Merge all branches of all repositories, and let everybody claim in their segments again."""
+    """Merge all branches of all repositories, and free their segments for all workers."""
     repositories = list(parts)
     names = {name for part in repositories for name in part.branches()}
     for queue in queues:
@@ -79,7 +78,7 @@ def _catch_up(part: SingleStore, name: str, main: str | None) -> None:
         return
     moved = part.advance(main, name)
     if moved != ACCEPTED:
-        log.info("branch %s goes on by itself until the next merge: %s", name, moved.why)
+        log.info("branch %s stays as it is until the next merge: %s", name, moved.why)
 
 
 def _merge_commit(
@@ -87,8 +86,8 @@ def _merge_commit(
 ) -> list[tuple[str, int]] | Pushed:
     """Commit the merge of `tip` on `base`; where both have changed a file, `base` wins.
 
-    File by file, for `git merge-tree` takes two records that resemble each other for one that was
-    renamed, and cannot be told not to before Git 2.48.
+    File by file, because `git merge-tree` takes two similar records for one that was renamed, and
+    cannot be told not to before Git 2.48.
     """
     repository = part.repository
     found = repository.call("merge-base", base, tip).stdout.decode().split()
@@ -100,13 +99,18 @@ def _merge_commit(
         if parse_record_path(part.prefix + change.path) and change.new_mode in (FILE, ABSENT)
     ]
     if others := [change.path for change in differing if change not in changed]:
-        log.warning("branch %s: %d no records, not merged: %s", name, len(others), others[0])
+        log.warning(
+            "branch %s: %d files that are not records were not merged, the first: %s",
+            name,
+            len(others),
+            others[0],
+        )
     ours = fast_import.stored(repository, base, [change.path for change in changed])
     entries, lost = [], []
-    of_dump = _from_dump(repository, _disputed(changed, ours))
+    imported = _imported(repository, changed, ours)
     for change in changed:
         mine = ours[change.path].hex() if change.path in ours else _NOTHING
-        if mine == change.old or change.path in of_dump:
+        if mine == change.old or change.path in imported:
             after = "" if change.new_mode == ABSENT else change.new
             entries.append(Entry(change.path, None, after))
         elif mine != change.new:
@@ -117,25 +121,23 @@ def _merge_commit(
         return made
     places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
     for kind, record_id in places:
-        log.warning("%s %d: changed on two branches; it is to be fetched again", kind, record_id)
+        log.warning("%s %d: changed on two branches; it will be fetched again", kind, record_id)
     _catch_up(part, name, made)
     return places
 
 
-def _disputed(changed: Iterable[TreeDifference], ours: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What both sides have, and differently."""
-    return {
-        change.path: ours[change.path]
+def _imported(
+    repository: Repository, changed: Iterable[TreeDifference], ours: Mapping[str, bytes]
+) -> set[str]:
+    """The paths that both sides have changed differently, and where ours is from a dump."""
+    disputed = {
+        change.path: ours[change.path].hex()
         for change in changed
         if change.path in ours and ours[change.path].hex() not in (change.old, change.new)
     }
-
-
-def _from_dump(repository: Repository, blobs: Mapping[str, bytes]) -> set[str]:
-    """The paths of those that were imported."""
-    contents = objects.contents(repository.path, [oid.hex() for oid in blobs.values()])
+    contents = objects.contents(repository.path, list(disputed.values()))
     return {
         path
-        for path, data in zip(blobs, contents, strict=True)
+        for path, data in zip(disputed, contents, strict=True)
         if data is not None and data.startswith(FROM_DUMP)
     }

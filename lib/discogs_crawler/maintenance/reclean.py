@@ -1,10 +1,10 @@
 """Apply changed cleaning rules to what is stored, in commits marked technical.
 
-A batch is read and written on one and the same tip: should a worker commit meanwhile, it is read
-again, so no newer record is overwritten. The place is kept in a file; a run that was interrupted
-goes on there.
+A batch is read and written on the same tip: if a worker commits in between, it is read again, so
+no newer record is overwritten. The position is kept in a file, from which an interrupted run goes
+on.
 
-What earlier rules removed is not in the store, so it cannot come back from there: `lost` tells.
+What earlier rules removed is not in the store and cannot be restored from there: see `lost`.
 """
 
 import itertools
@@ -32,7 +32,7 @@ BATCH = 1_000
 
 
 def reclean(store: Store, rules: dict[str, Rules], place: Path) -> int:
-    """Rewrite every record that the rules of its kind clean differently; how many those were."""
+    """Rewrite every record that the rules clean differently; return the number of those."""
     rewritten = 0
     names = {kind: rules[kind].name for kind in KINDS}
     done = _read_place(place, names)
@@ -51,7 +51,7 @@ def reclean(store: Store, rules: dict[str, Rules], place: Path) -> int:
 
 
 def _read_place(place: Path, names: dict[str, str]) -> dict[str, str]:
-    """The last path that was done in each repository, if it was with these rules."""
+    """The last path that was done in each repository, if that was with these rules."""
     try:
         saved = json.loads(place.read_bytes())
         return dict(saved["done"]) if saved["rules"] == names else {}
@@ -72,7 +72,7 @@ def _batches(part: SingleStore, after: str) -> Iterator[list[str]]:
 
 
 def _rewrite(store: Store, part: SingleStore, paths: list[str], rules: dict[str, Rules]) -> int:
-    """Rewrite those of `paths` that need it, in one commit; how many."""
+    """Rewrite those of `paths` that need it, in one commit; return their number."""
 
     def attempt() -> int | Pushed:
         base = store.settled_tip(part)
@@ -146,6 +146,6 @@ def _cleanings(part: SingleStore) -> Iterator[tuple[str, str, int, bool]]:
 
 
 def count_lost(ledger: Ledger, kind: str, until: int) -> int:
-    """How many stored records of a kind were last fetched by then."""
+    """The number of stored records of a kind that were last fetched by then."""
     query = f"SELECT count(*) FROM {kind} WHERE state = 'stored' AND crawled <= ?"
     return int(ledger.db.execute(query, (until,)).fetchone()[0])

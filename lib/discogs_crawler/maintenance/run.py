@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from discogs_crawler import __version__, locks
 from discogs_crawler.api import cleaning
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import disk_space, progress
 from discogs_crawler.config import Settings
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class Upkeep(NamedTuple):
-    """What every job is given beside the ledger."""
+    """What every job gets besides the ledger."""
 
     settings: Settings
     tell: Callable[[str], None]
     """takes each line of the answer"""
     all_of_it: bool
-    """tell every finding, not only the first of each sort"""
+    """print every finding, not only the first of each sort"""
 
 
 Job = Callable[[Upkeep, Ledger | None], int]
@@ -67,7 +67,7 @@ def alone(job: Job, upkeep: Upkeep) -> int:
 
 
 def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Everything that keeps the store small and safe; the records that are new are checked."""
+    """Everything that keeps the store small and safe; of the records, the new ones are checked."""
     settings = upkeep.settings
     for shortage in disk_space.shortages(disk_space.disks(settings)):
         log.warning("%s", shortage)  # one mail a day
@@ -84,10 +84,10 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     if copy:
         log.info("ledger copied to %s", copy)
     tip = store.tip()
-    since = housekeeping.checked(store.repository)
+    since = store.repository.tip(housekeeping.CHECKED)
     damaged = _report(integrity.records(store, tip, since), upkeep)
     if tip and not damaged:
-        housekeeping.mark_checked(store.repository, tip)
+        store.repository.run("update-ref", housekeeping.CHECKED, tip)
     return EXIT_BAD_DATA if damaged else EXIT_DONE
 
 
@@ -98,7 +98,7 @@ def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _open_newest(settings: Settings, ledger: Ledger | None) -> Store:
-    """The store; ConfigurationError if it is an older copy than the ledger knows of."""
+    """The store; ConfigurationError if it lacks commits that the ledger knows of."""
     store = layouts.open_store(settings, create=False)
     if ledger is not None:
         layouts.refuse_older_copy(store, ledger.revisions())
@@ -121,21 +121,22 @@ def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
 def _queues_of_branches(settings: Settings, *, needed: bool) -> list[Queue]:
     """The queues, in which a branch that was deleted or never committed may own segments.
 
-    Without any branch to merge it is not worth a failure that Redis is not there.
+    If no branch is to be merged, a missing Redis is not a failure.
     """
     try:
         return _queues(settings, wait=needed)
     except CrawlerError as error:
         if needed:
             raise
-        log.info("no branches; whether one has left segments is unknown: %s", error)
+        log.info(
+            "no branches; it is not known whether segments belong to one that is gone: %s", error
+        )
         return []
 
 
 def _queues(settings: Settings, *, wait: bool = True) -> list[Queue]:
-    client = private_server.connect(settings, wait=wait)
-    prefix, lease_s = settings.redis_prefix, settings.lease_s
-    return [Queue(client, kind, prefix=prefix, lease_s=lease_s) for kind in KINDS]
+    client = connect(settings, wait=wait)
+    return [queue_of(client, settings, kind) for kind in KINDS]
 
 
 def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
@@ -149,13 +150,13 @@ def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
         damaged |= _check_against_ledger(store, ledger, upkeep)
     elif tip:
         log.warning(
-            "%s: there is no ledger, so the store is not compared with it; if it was lost, put "
-            "its copy in %s back, or run seed_queue.py --rebuild-ledger -n HASHES",
+            "%s: there is no ledger, so the store is not compared with it; if it was lost, restore "
+            "its copy from %s, or run seed_queue.py --rebuild-ledger -n HASHES",
             settings.database,
             settings.state_dir / "backups",
         )
     if tip and not damaged:
-        housekeeping.mark_checked(store.repository, tip)
+        store.repository.run("update-ref", housekeeping.CHECKED, tip)
     return EXIT_BAD_DATA if damaged else EXIT_DONE
 
 
@@ -171,24 +172,24 @@ def _check_against_ledger(store: Store, ledger: Ledger, upkeep: Upkeep) -> bool:
 
 
 def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
-    """One line: what to do when ledger and Git differ."""
+    """Print in one line what to do when ledger and Git differ."""
     if ledger.last_accepted(kind) is None:
         log.warning(
-            "%s: the ledger knows no dump of %s: if it was lost, put its copy in %s back, or run "
+            "%s: the ledger knows no dump of %s: if it was lost, restore its copy from %s, or run "
             "seed_queue.py --rebuild-ledger -n HASHES",
             *(settings.database, kind, settings.state_dir / "backups"),
         )
     else:
         log.warning(
-            "%s: ledger and Git agree again on what is fetched again: maintain_store.py "
-            "--refetch; if very much differs, move %s away and run seed_queue.py "
+            "%s: to make ledger and Git agree, run maintain_store.py --refetch, which wants again "
+            "what differs; if very much differs, move %s away and run seed_queue.py "
             "--rebuild-ledger -n HASHES",
             *(kind, settings.database),
         )
 
 
 def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Want again what Git lacks or has as it was, and what it has though it was removed.
+    """Want again what Git lacks, has in an old version, or has although it was removed.
 
     What came from a dump is for the next import to put right.
     """
@@ -218,7 +219,7 @@ def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _report(findings: Iterable[Fault], upkeep: Upkeep) -> bool:
-    """Tell the findings, or some of each sort; whether there are any."""
+    """Print the findings, or the first of each sort; True if there are any."""
     found = False
     for line in map(str, findings) if upkeep.all_of_it else integrity.shortened(findings):
         upkeep.tell(line)
@@ -227,7 +228,7 @@ def _report(findings: Iterable[Fault], upkeep: Upkeep) -> bool:
 
 
 def reclean(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Apply changed cleaning rules to what is stored, and tell what they cannot bring back."""
+    """Apply changed cleaning rules to what is stored; report what they cannot bring back."""
     settings = upkeep.settings
     store = _open_newest(settings, ledger)
     rules = {kind: cleaning.rules_for(settings, kind) for kind in KINDS}

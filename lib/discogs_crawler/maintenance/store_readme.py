@@ -8,7 +8,7 @@ from discogs_crawler.store.fast_import import Entry, Pushed
 from discogs_crawler.store.layouts import Store
 
 _TEXT = """\
-# Discogs database: one JSON file a record
+# Discogs database: one JSON file per record
 
 A copy of the releases, artists, labels and masters of https://www.discogs.com, as its API gives
 them, without what is volatile (prices, counts, image addresses). Made and kept up to date by
@@ -49,7 +49,7 @@ Remember the commit that you have processed, fetch, and ask for what differs:
 
     git --git-dir discogs.git diff-tree -r --no-renames --name-status OLD NEW
 
-Every commit says in its message how many records it added, changed and removed, and why (`Reason`).
+Every commit message has the numbers of records added, changed and removed, and why (`Reason`).
 Commits with the trailer `Technical` rewrite records because the rules of this copy changed.
 
 ## Licence and terms
@@ -94,8 +94,7 @@ One million numbers as files (here the releases 13000000 to 13999999):
 
 
 def update(store: Store, ledger: Ledger | None, version: str, branch: str) -> bool:
-    """Commit the README if records have changed since it was written; whether that was so."""
-
+    """Commit the README if records have changed since it was written; True if so."""
     top = store.top
 
     def attempt() -> str | Pushed | None:

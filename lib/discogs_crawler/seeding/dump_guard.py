@@ -1,8 +1,8 @@
-"""No mass deletion by accident: which dumps are not believed, and the ways out.
+"""No mass deletion by accident: which dumps are refused, and what the user can do.
 
 A truncated dump, a format change or hashes by other rules would retire or fetch again millions of
 records. So a dump that differs too much from the last one is refused and nothing is changed, unless
-the user says `--adopt` (other hashes are no reason to fetch) or `--force` (the dump is right).
+the user says `--adopt` (changed hashes are no reason to fetch) or `--force` (the dump is right).
 """
 
 from typing import NamedTuple
@@ -36,12 +36,12 @@ class Comparison(NamedTuple):
 
 
 def is_same_dump(last: DumpRow, dump: DumpRow) -> bool:
-    """The same dump, hashed again by other rules: that no record has changed is certain."""
+    """Whether it is the same dump, hashed by other rules, so that no record has changed."""
     return last.sha256 is not None and last.sha256 == dump.sha256
 
 
 def refuse_other_rules(last: DumpRow, dump: DumpRow) -> None:
-    """BadData if the hashes cannot be compared; only the same dump leads on to newer rules."""
+    """BadData if the hashes cannot be compared; newer rules must begin with the same dump."""
     ours, theirs = last.canonical_version, dump.canonical_version
     if ours == theirs or (is_same_dump(last, dump) and ours < theirs):
         return
@@ -68,9 +68,9 @@ def refuse_unlikely(found: Comparison, last: DumpRow, dump: DumpRow, *, adopt: b
     """BadData if the dump can hardly be right; with `adopt` any number of hashes may differ."""
     is_older = dump.not_before < last.not_before and dump.result_sha256 != last.result_sha256
     is_rewritten = found.changed > CHANGED_SHARE * found.common
-    way_out = "--force believes it all the same"
+    way_out = "--force accepts it all the same"
     if is_older:
-        problem = "it is older than that"
+        problem = "it is older"
     elif found.after < FEWEST_SHARE * found.before:
         problem = f"it has {found.after:,} records instead of {found.before:,}"
     elif found.retired > RETIRED_SHARE * found.before:
@@ -84,6 +84,6 @@ def refuse_unlikely(found: Comparison, last: DumpRow, dump: DumpRow, *, adopt: b
     else:
         return
     raise BadData(
-        f"{dump.file} is not believed after {last.file}: {problem} (added {found.added:,}, "
+        f"{dump.file} is refused: compared with {last.file} {problem} (added {found.added:,}, "
         f"changed {found.changed:,}, retired {found.retired:,}); nothing was changed; {way_out}"
     )

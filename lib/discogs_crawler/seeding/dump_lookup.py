@@ -1,4 +1,4 @@
-"""Which dump a file of hashes was made from, and when its snapshot was taken."""
+"""Which dump a hash file was made from, and when its snapshot was taken."""
 
 import datetime
 import re
@@ -23,7 +23,7 @@ _DATE_IN_NAME = re.compile(r"(?<![0-9])(20[0-9]{2})([01][0-9])([0-3][0-9])(?![0-
 
 
 def checked(path: Path, folder: Path) -> HashFile:
-    """The file, or a sorted copy of it in `folder`, found right; BadData says what is not."""
+    """Check the file, or a sorted copy of it in `folder`; BadData says what is wrong."""
     try:
         return hashfile.check(path)
     except Unsorted:
@@ -40,7 +40,7 @@ def dump_of(
 ) -> DumpRow:
     """The dump that `file` (given as `path`) was made from.
 
-    One that was not split here is remembered with what its name, `kind` and `date` (YYYYMMDD) say.
+    One that was split elsewhere is recorded with what its name, `kind` and `date` (YYYYMMDD) say.
     """
     known = ledger.dump_of_result(file.sha256, kind)
     if known is not None:
@@ -74,7 +74,7 @@ def dump_of(
 
 
 def forget(ledger: Ledger, dump: DumpRow) -> None:
-    """Undo what `dump_of` remembered of a dump that was refused."""
+    """Remove what `dump_of` recorded about a dump that was refused."""
     with ledger.transaction() as connection:
         connection.execute(
             "DELETE FROM dumps WHERE id = ? AND verdict = ? AND started IS NULL",
@@ -83,7 +83,7 @@ def forget(ledger: Ledger, dump: DumpRow) -> None:
 
 
 def _snapshot(path: Path, date: str | None) -> tuple[int, int]:
-    """Between which instants it was taken: on its date, or just before the file was written."""
+    """The instants between which it was taken: on its date, or when the file was written."""
     written = int(path.stat().st_mtime)
     found = _DATE_IN_NAME.search(path.name)
     text = date or (found and "".join(found.groups()))

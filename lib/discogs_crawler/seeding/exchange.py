@@ -1,7 +1,7 @@
 """Between the ledger and Redis: results come in exactly once, due wants go out.
 
-The ledger records a want before Redis hears of it and clears it only when it has read a result
-that satisfies it. So Redis may lose everything: the next run hands out again what is unfinished.
+The ledger records a want before Redis gets it, and clears it only when it has read a result that
+satisfies it. So Redis may lose everything: the next run hands out again what is unfinished.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ from discogs_crawler import clock
 from discogs_crawler.broker.messages import CLASSES, Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.errors import TryLater
+from discogs_crawler.errors import CrawlerError, TryLater
+from discogs_crawler.ledger import drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
-from discogs_crawler.seeding import noticed, wrong_clock
-from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, believed
+from discogs_crawler.seeding import wrong_clock
+from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, without_times_to_come
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 RESULTS = 1_000
 
 # A 404 for a record that the latest dump has is rare: some 300 a week in a copy of 19.5 million.
-# More than MISSING_MOST in a week is an outage, in a small copy more than MISSING_SHARE of what is
+# More than MISSING_MOST in a week are an outage; in a small copy more than MISSING_SHARE of what is
 # stored, in a tiny one more than MISSING_FEW.
 MISSING_MOST = 1_000
 MISSING_SHARE = 0.02
@@ -38,22 +39,35 @@ MISSING_DAYS = 7
 def drain(
     ledger: Ledger, queue: Queue, *, wait: bool = False, force: bool = False
 ) -> dict[str, int]:
-    """Read the results of the workers into the ledger, each exactly once; how many, by outcome.
+    """Read the results of the workers into the ledger, each exactly once; their numbers by outcome.
 
-    If somebody else is at it, or hands out wants, do nothing unless told to `wait`.
+    While another process does that, or hands out wants, do nothing unless told to `wait`.
     """
     with contextlib.suppress(TryLater), ledger.handover(wait=wait):
-        noticed.read(ledger, queue)
+        _read_observations(ledger, queue)
         return read_results(ledger, queue, force=force)
     return {}
+
+
+def _read_observations(ledger: Ledger, queue: Queue) -> None:
+    """Read what workers noticed; nothing stops if it cannot be read."""
+    try:
+        observations = queue.observations.take()
+        if observations:
+            with ledger.transaction() as connection:
+                drift.record(connection, queue.kind, "api", observations)
+            # If a reader is killed here they count twice.
+            queue.observations.forget()
+    except CrawlerError as error:
+        log.info("what workers noticed stays in Redis: %s", error)
 
 
 def read_results(
     ledger: Ledger, queue: Queue, *, keep: bool = False, force: bool = False
 ) -> dict[str, int]:
-    """What `drain` does, for the holder of the handover; with `keep` Redis keeps the results.
+    """Do what `drain` does, for the holder of the handover; with `keep` Redis keeps the results.
 
-    ConfigurationError if a clock cannot be right, unless `force`.
+    ConfigurationError if a clock must be wrong, unless `force`.
     """
     if not force:
         wrong_clock.refuse(ledger, queue.time())
@@ -74,14 +88,14 @@ def read_results(
 
 
 def _leave_older_copy(ledger: Ledger, queue: Queue) -> None:
-    """Empty a queue that was put back from a backup, in which ids wait that are done."""
+    """Empty a queue that was restored from a backup, in which ids wait that are done."""
     cursor = _cursor(ledger, queue.kind)
     begun = queue.rewind(*cursor) if cursor else ""
     if begun:
         with ledger.transaction() as connection:
             _move_cursor(connection, queue.kind, begun, "0-0")
         log.warning(
-            "%s: Redis was put back from an older copy, in which what is done waits again: the "
+            "%s: Redis was restored from an older copy, in which finished ids wait again: the "
             "queue was emptied, and seed_queue.py fills it with what is still wanted",
             queue.kind,
         )
@@ -107,7 +121,7 @@ def _move_cursor(
 def _apply(
     ledger: Ledger, kind: str, generation: str, entries: list[tuple[str, Result]]
 ) -> Counter[str]:
-    """Apply those results that are after the cursor, and move it, in one transaction."""
+    """Apply the results after the cursor, and move it, in one transaction."""
     now = int(clock.now())
     outcomes: Counter[tuple[int, str, str]] = Counter()
     with ledger.transaction() as connection:
@@ -119,7 +133,8 @@ def _apply(
         rows = ledger.rows(kind, (result.id for result in results))
         for result in results:
             before = rows[result.id]
-            rows[result.id] = after = believed(after_result(before, result, now), now)
+            after = without_times_to_come(after_result(before, result, now), now)
+            rows[result.id] = after
             day = min(result.fetched or now, now) // DAY_S
             outcomes[day, result.reason, _outcome(result, before, after)] += 1
         ledger.save(kind, rows.values())
@@ -145,7 +160,7 @@ def _outcome(result: Result, before: Row, after: Row) -> str:
 
 
 def _order(stream_id: str) -> tuple[int, int]:
-    """What stream ids are ordered by: `1788250656123-0` is milliseconds and a number."""
+    """The sort key of stream ids: `1788250656123-0` is milliseconds and a number."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)
 
@@ -160,12 +175,9 @@ def push(
 ) -> tuple[dict[str, int], int]:
     """Hand to Redis all due wants that it does not know, or knows in a lower class.
 
-    For the holder of the handover.
-
-    With `dry_run` only count them.
-
-    The numbers newly queued by class, and the number of confirmations that were withheld because
-    so many records are missing at once that it must be an outage.
+    For the holder of the handover. With `dry_run` they are only counted. Returns the numbers newly
+    queued, by class, and the number of confirmations that were withheld because so many records
+    are missing at once that it must be an outage.
     """
     queued: Counter[str] = Counter()
     withheld = 0 if force else confirmations_to_withhold(ledger, queue.kind)
@@ -195,7 +207,7 @@ def due_ids(
 ) -> list[int]:
     """Ids of a segment that may be fetched now for this reason, ascending.
 
-    Without `in_dump`, confirmations only of those that the latest dump does not have either.
+    Without `in_dump`, of confirmations only those of ids that the latest dump lacks too.
     """
     now = int(clock.now())
     patient = "" if reason in IMPATIENT else " AND ifnull(crawled, 0) <= :cooled"
@@ -232,6 +244,6 @@ def confirmations_to_withhold(ledger: Ledger, kind: str) -> int:
 
 
 def _most_missing(stored: int) -> float:
-    """The number of missing records that a copy of so many may have without an outage."""
+    """The highest number of missing records that is not an outage if so many are stored."""
     in_small_copy = max(MISSING_FEW, MISSING_SHARE * stored)
     return min(MISSING_MOST, in_small_copy)

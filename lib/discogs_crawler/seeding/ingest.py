@@ -1,11 +1,11 @@
-"""Taking in a dump: compare its hashes with what the ledger has, and want what differs.
+"""Take in a dump: compare its hashes with those of the ledger, and want what differs.
 
-Both are streamed in id order and touch only the rows that differ. The last accepted file of hashes
-is kept beside the ledger for that: two sorted files of 20 million lines are compared in seconds,
-the same out of SQLite takes a minute, and is what happens when the file is missing or damaged.
+Both are streamed in id order, and only rows that differ are touched. The last accepted hash file
+is kept beside the ledger for that: comparing two sorted files of 20 million lines takes seconds,
+the same out of SQLite, which is done when the file is missing or damaged, a minute.
 
-It can be killed anywhere and run again. Rows are judged by what they say, so one that was done is
-left alone; and until the dump is accepted the next run compares with the same file as this one.
+It can be killed anywhere and run again. The rules look only at the rows, so a row that was done is
+not changed again; and until the dump is accepted every run compares with the same file.
 """
 
 import logging
@@ -40,10 +40,9 @@ def take_in(
     adopt: bool = False,
     force: bool = False,
 ) -> dict[str, int]:
-    """Make `dump`, whose hashes are in `new`, the one that the ledger has; what differed.
+    """Make `dump`, whose hashes are in `new`, the one that the ledger has; return what differed.
 
-    BadData, and nothing is changed, if so much differs that it cannot be true, unless `adopt` or
-    `force`.
+    BadData, and nothing is changed, if implausibly much differs, unless `adopt` or `force`.
     """
     last = ledger.last_accepted(dump.kind)
     if last is not None and last.id == dump.id:
@@ -80,7 +79,7 @@ def want_differences(
 
 
 def _accepted_file(ledger: Ledger, last: DumpRow, dump: DumpRow) -> Path | None:
-    """The last accepted file of hashes, if it is whole and nothing was begun since."""
+    """The last accepted hash file, if it is whole and no seeding was begun since."""
     path = accepted_path(ledger, last.kind, last.result_sha256)
     others = [half for half in ledger.half_done(last.kind) if half != dump.id]
     if not others and hashfile.sha256_of(path) == last.result_sha256:
@@ -91,7 +90,7 @@ def _accepted_file(ledger: Ledger, last: DumpRow, dump: DumpRow) -> Path | None:
 
 @contextmanager
 def _baseline(ledger: Ledger, kind: str, accepted: Path | None) -> Iterator[Iterable[bytes]]:
-    """The lines of the last accepted file of hashes, or the same out of the ledger."""
+    """The lines of the last accepted hash file, or the same out of the ledger."""
     if accepted is None:
         yield _lines_of_ledger(ledger, kind)
     else:
@@ -113,15 +112,9 @@ def _lines_of_ledger(ledger: Ledger, kind: str) -> Iterator[bytes]:
 
 
 def _compare(old: Iterable[bytes], new: HashFile) -> Comparison:
-    added = changed = retired = 0
     with hashfile.opened(new) as lines:
-        for difference in hashfile.differences(old, lines):
-            if difference.old is None:
-                added += 1
-            elif difference.new is None:
-                retired += 1
-            else:
-                changed += 1
+        found = Counter((d.old is None, d.new is None) for d in hashfile.differences(old, lines))
+    added, changed, retired = found[True, False], found[False, False], found[False, True]
     return Comparison(new.records - added + retired, new.records, added, changed, retired)
 
 
@@ -170,9 +163,9 @@ def _judge(
     adopt: bool = False,
     believe_old: bool = False,
 ) -> None:
-    """Give the rows the new hashes, and the wants that follow from another one.
+    """Give the rows the new hashes, and the wants that follow from a changed hash.
 
-    With `believe_old` another one than the old file's, instead of the ledger's.
+    With `believe_old` a hash has changed if it differs from the old file's, not the ledger's.
     """
     now = int(clock.now())
     for batch in batches(differences):
@@ -189,9 +182,9 @@ def _judge(
 
 
 def _look_again(ledger: Ledger, dump: DumpRow, cooldown_s: float) -> None:
-    """Judge anew what is the same in both dumps but contradicts the last answer.
+    """Apply the rules to what is the same in both dumps but contradicts the last answer.
 
-    A record that the dump has and the API had not, and one that the API had and neither dump has.
+    That is a record that the dump has and the API had not, or that only the API had.
     """
     now = int(clock.now())
     conditions = (
@@ -218,10 +211,10 @@ def mark_started(ledger: Ledger, dump: DumpRow) -> None:
 
 
 def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> None:
-    """Keep the file beside the ledger, then say that it is the accepted one."""
+    """Keep the file beside the ledger, then mark the dump as accepted."""
     _keep(ledger, new, dump.kind)
     with ledger.transaction() as connection:
-        # Later than any other, though two dumps were accepted within a second.
+        # Later than any other, even if two dumps are accepted within a second.
         connection.execute(
             "UPDATE dumps SET added = ?, changed = ?, retired = ?, accepted = "
             "max(?, (SELECT ifnull(max(accepted), 0) + 1 FROM dumps)) WHERE id = ?",
@@ -239,7 +232,7 @@ def accept(ledger: Ledger, new: HashFile, dump: DumpRow, found: Comparison) -> N
 
 
 def _keep(ledger: Ledger, new: HashFile, kind: str) -> None:
-    """Copy a file of hashes to where the next month's run finds it, unless it is there."""
+    """Copy a hash file to where the next month's run finds it, unless it is there."""
     path = accepted_path(ledger, kind, new.sha256)
     if ledger.rehearsing or path.exists():
         return
@@ -248,6 +241,6 @@ def _keep(ledger: Ledger, new: HashFile, kind: str) -> None:
 
 
 def accepted_path(ledger: Ledger, kind: str, sha256: bytes | None) -> Path:
-    """Where the accepted file of hashes with this SHA-256 is kept."""
+    """The path at which the accepted hash file with this SHA-256 is kept."""
     name = f"{ledger.path.name}.{kind}.{(sha256 or b'').hex()[:16]}.hashes"
     return ledger.path.with_name(name)

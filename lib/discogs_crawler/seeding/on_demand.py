@@ -1,6 +1,6 @@
 """Wants that no dump causes: ids by hand, numbers not seen yet, the oldest copies, dead letters.
 
-Each is written so that asking twice is the same as asking once.
+Each does the same when repeated.
 """
 
 import re
@@ -15,7 +15,7 @@ from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import MAX_ID, parse_id
 from discogs_crawler.seeding.want_rules import want
 
-# Ids in one range that is asked for by hand: 12 days of requests. More is a slip of the finger.
+# Ids in one range given by hand: 12 days of requests. More is a typing error.
 RANGE = 1_000_000
 
 # What is not the name of a file: numbers and ranges.
@@ -40,8 +40,8 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manua
 def discover(ledger: Ledger, kind: str, window: int) -> int:
     """Want the `window` numbers above the highest id ever alive; the number of new ones.
 
-    Those that were asked before are left to their dates. When some of them turn out to be in use
-    the next run looks above those, so daily runs go on until a whole window is unused.
+    Those requested before keep their dates. When some of them turn out to be in use the next run
+    looks above those, so daily runs go on until a whole window is unused.
     """
     now = int(clock.now())
     (highest,) = ledger.db.execute(
@@ -123,7 +123,7 @@ def _ids_of_line(line: str) -> Iterator[int]:
 
 def _ids_of_range(first: int, last: int) -> range:
     if last < first:
-        raise BadData(f"a range goes upwards: {last}-{first}, not {first}-{last}")
+        raise BadData(f"a range must ascend: {last}-{first}, not {first}-{last}")
     if last - first >= RANGE:
         raise BadData(f"{first}-{last}: a range has {RANGE:,} ids at most")
     return range(first, last + 1)

@@ -1,7 +1,7 @@
-"""Making a lost ledger again from the store and the last file of hashes.
+"""Rebuild a lost ledger from the store and the last hash file.
 
-What is lost for good is when each record was fetched, so which of them a dump has shown to be
-changed since: all that is stored is asked once more, after everything else, unless the user knows
+Lost for good is when each record was fetched, and so which of them have changed since according to
+a dump: all that is stored is requested once more, after everything else, unless the user knows
 better. Lost too are the places of consumers. A backup of the ledger, which maintain_store.py makes
 every night, loses a day at most.
 """
@@ -14,7 +14,7 @@ from discogs_crawler import clock
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import UsageError
 from discogs_crawler.ledger.database import BATCH, Ledger
-from discogs_crawler.ledger.rows import DumpRow
+from discogs_crawler.ledger.rows import DumpRow, Row
 from discogs_crawler.seeding import ingest
 from discogs_crawler.seeding.dump_guard import Comparison
 from discogs_crawler.seeding.want_rules import want
@@ -24,7 +24,7 @@ UNKNOWN_DUMP = 0
 
 
 def kept_hashes(ledger: Ledger, kind: str) -> Path:
-    """The file of hashes that was kept beside the ledger that is lost."""
+    """The hash file that was kept beside the lost ledger."""
     kept = sorted(
         ledger.path.parent.glob(f"{ledger.path.name}.{kind}.*.hashes"),
         key=lambda path: path.stat().st_mtime,
@@ -42,13 +42,11 @@ def rebuild(
     *,
     adopt: bool,
 ) -> dict[str, int]:
-    """Fill the ledger with the dump and the ids of what is stored; how many there are of each.
+    """Fill the ledger with the dump and the ids of what is stored; return the numbers of both.
 
-    `stored` says of each id whether a dump brought the record. That is wanted as what is not there,
-    and the next import looks whether it is as in the last dump.
-
-    What is not stored is wanted as in a first import; what is stored as `refresh`, or with `adopt`
-    not at all.
+    `stored` says of each id whether a dump brought the record. Such records, and those that are not
+    stored, are wanted as in a first import, and the next import compares them with its dump. What
+    is stored from the API is wanted as `refresh`. With `adopt` nothing that is stored is wanted.
     """
     if ledger.last_accepted(dump.kind) is not None:
         raise UsageError(
@@ -70,29 +68,12 @@ def _mark_stored(
     while batch := dict(itertools.islice(ids, BATCH)):
         with ledger.transaction():
             known = ledger.rows(dump.kind, batch)
-            imported = [
-                row._replace(imported=UNKNOWN_DUMP)
-                for row in known.values()
-                if batch[row.id] and row.alive is None
-            ]
-            if adopt:
-                imported = [row._replace(due=None, reason=None, since=None) for row in imported]
             rows = [
-                row._replace(
-                    crawled=dump.not_before,
-                    alive=dump.not_before,
-                    status=200,
-                    due=None,
-                    reason=None,
-                    since=None,
-                )
+                _as_stored(row, dump, now, is_imported=batch[row.id], adopt=adopt)
                 for row in known.values()
-                if row.alive is None and not batch[row.id]
+                if row.alive is None
             ]
-            if not adopt:
-                since = min(dump.not_after + 1, now)
-                rows = [want(row, "refresh", now, since) for row in rows]
-            ledger.save(dump.kind, rows + imported)
+            ledger.save(dump.kind, rows)
         number += len(batch)
     return number
 
@@ -109,3 +90,11 @@ def import_again(ledger: Ledger, kind: str, missing: Iterable[int], present: Ite
         with ledger.transaction() as connection:
             connection.execute("UPDATE dumps SET imported = NULL WHERE id = ?", (dump.id,))
     return number
+
+
+def _as_stored(row: Row, dump: DumpRow, now: int, *, is_imported: bool, adopt: bool) -> Row:
+    unwanted = row._replace(due=None, reason=None, since=None)
+    if is_imported:
+        return (unwanted if adopt else row)._replace(imported=UNKNOWN_DUMP)
+    fetched = unwanted._replace(crawled=dump.not_before, alive=dump.not_before, status=200)
+    return fetched if adopt else want(fetched, "refresh", now, min(dump.not_after + 1, now))

@@ -1,13 +1,14 @@
 """One run of seed_queue.py: results in, wants recorded, due wants out."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import clock, config, locks
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
@@ -48,10 +49,8 @@ class Seeded(NamedTuple):
 
     kind: str
     counts: dict[str, int]
-    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`,
-    `withheld_confirm`"""
-    withheld: int
-    """confirmations that were not queued because so many records are missing at once"""
+    """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`, and
+    `withheld_confirm`: not queued because so many records are missing at once"""
 
 
 class _Files(NamedTuple):
@@ -69,7 +68,7 @@ def run(
 ) -> Seeded:
     """Open ledger and queue, one run at a time, and do what is asked.
 
-    `tip_of_store` opens the store, which seeding is not to know; None if no record is in it.
+    `tip_of_store` opens the store, which seeding must not import; None if it has no records.
     `refuse_older_copy` raises if the store lacks one of the commits that the ledger knows of.
     """
     config.make_state_dir(settings)
@@ -82,21 +81,17 @@ def run(
             if not ledger.knows_something():
                 _refuse_to_forget(settings, tip_of_store)
             refuse_older_copy(ledger.revisions())
-        client = private_server.connect(settings)
-
-        def queue_of(kind: str) -> Queue:
-            return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
-
-        return seed(ledger, queue_of, request, settings.cooldown_days * clock.DAY_S)
+        queues = functools.partial(queue_of, connect(settings), settings)
+        return seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
-    """Do not begin anew, with everything wanted, beside a store that is 226 days of work."""
+    """Refuse to begin anew, with everything wanted, beside a store that is 226 days of work."""
     may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
     if may_have_records and tip_of_store() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
-            f"{settings.store}: put its copy in {settings.state_dir / 'backups'} back, "
+            f"{settings.store}: restore its copy from {settings.state_dir / 'backups'}, "
             "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
             f"as {settings.database.name}.KIND.*.hashes are gone)"
         )
@@ -144,7 +139,7 @@ def seed(
         if withheld:
             counts["withheld_confirm"] = withheld
             run.exit_code = EXIT_PARTLY
-        return Seeded(kind, counts, withheld)
+        return Seeded(kind, counts)
 
 
 def _read(ledger: Ledger, queue: Queue, request: Request) -> dict[str, int]:

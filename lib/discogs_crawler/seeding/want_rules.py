@@ -1,6 +1,6 @@
-"""Why an id is wanted, and what answers the want: the rules, free of any database.
+"""Why an id is wanted, and what satisfies the want: the rules, without any database.
 
-A row says what the latest dump and the last answer said of an id, and what is wanted of it: `due`
+A row says what the latest dump and the last answer said about an id, and what is wanted: `due`
 (when), `reason` (which class) and `since`: only a request sent at or after that instant satisfies
 the want. So a want survives every answer that is too old for it, and no change is forgotten.
 
@@ -37,10 +37,10 @@ from discogs_crawler.ledger.rows import DumpRow, Row
 # Classes that ask again although the id was fetched within the cooldown.
 IMPATIENT = ("manual", "confirm", "discovered")
 
-# A stored record that answers 404 is asked once more after this before it is removed.
+# A stored record that answers 404 is requested once more after this before it is removed.
 CONFIRM_AFTER_S = DAY_S
 
-# A number that is not in use is asked again 7 and 30 days after the first time: drafts appear late.
+# An unused number is requested again 7 and 30 days after the first time: drafts appear late.
 REPROBE_AFTER_S = (7 * DAY_S, 23 * DAY_S)
 
 # An id that no attempt could fetch is tried again after this.
@@ -130,10 +130,10 @@ def _cooled(row: Row, now: int, cooldown_s: float) -> int:
     return max(now, 0 if row.crawled is None else row.crawled + int(cooldown_s))
 
 
-def believed(row: Row, now: int) -> Row:
-    """The row without times that are still to come: a clock was wrong when they were written.
+def without_times_to_come(row: Row, now: int) -> Row:
+    """The row without times in the future: a clock was wrong when they were written.
 
-    It is not known when such an answer came, so its id is wanted again.
+    When such an answer came is not known, so its id is wanted again.
     """
     limit = now + SKEW_S
     future = {name for name in _TIMES if (getattr(row, name) or 0) > limit}
@@ -208,6 +208,6 @@ def _satisfied(row: Row, asked: str, fetched: int) -> Row:
     if fetched >= row.since:
         return row._replace(due=None, reason=None, since=None)
     if row.reason == asked and asked in IMPATIENT:
-        # That has been answered; what is left is a dump that is newer than the answer.
+        # The request has been answered; what remains is a dump that is newer than the answer.
         return row._replace(reason="changed")
     return row

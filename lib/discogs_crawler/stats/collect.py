@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import redis
-
 from discogs_crawler import __version__, clock
-from discogs_crawler.broker import private_server
-from discogs_crawler.broker.limiter import Limiter, Quota
+from discogs_crawler.broker.connect import connect, limiter_of, queue_of
+from discogs_crawler.broker.limiter import Quota
 from discogs_crawler.broker.messages import CLASSES
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import disk_space
@@ -126,23 +124,14 @@ def _look_at_redis(
     if settings.redis_url is None and not (settings.state_dir / "redis").is_dir():
         return {}, None, "the private Redis was never started; seed_queue.py starts it"
     try:
-        client = private_server.connect(settings, wait=False)
-        with contextlib.closing(client):
-            held = {kind: _held(client, settings, kind) for kind in kinds}
-            limiter = Limiter(
-                client,
-                settings.rate_identity,
-                prefix=settings.redis_prefix,
-                window_s=settings.rate_window_s,
-                limit=settings.rate_limit,
-            )
-            return held, limiter.status(), ""
+        with contextlib.closing(connect(settings, wait=False)) as client:
+            held = {kind: _held(queue_of(client, settings, kind)) for kind in kinds}
+            return held, limiter_of(client, settings).status(), ""
     except (CrawlerError, OSError) as error:
         return {}, None, str(error)
 
 
-def _held(client: redis.Redis, settings: Settings, kind: str) -> QueueStats:
-    queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+def _held(queue: Queue) -> QueueStats:
     leases = queue.leased()
     lapses = defaultdict(list)
     for lease in leases:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker import private_server
+from discogs_crawler.broker.connect import connect, limiter_of, queue_of
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
@@ -112,22 +112,15 @@ class _Parts(NamedTuple):
 
 
 def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
-    kind, prefix = task.kind, settings.redis_prefix
+    kind = task.kind
     rules = cleaning.rules_for(settings, kind)
     # What cannot be used as the ledger is refused here, too.
     refuse_to_begin_anew(settings, local_ledger.stored(settings.database))
     client = Client(settings, settings.worker_threads + 1)
-    redis = private_server.connect(settings)
+    redis = connect(settings)
     store = open_store(settings, branch=task.branch or None, stop=stop)
     owner = f"{socket.gethostname()}:{os.getpid()}"
-    queue = Queue(redis, kind, prefix=prefix, lease_s=settings.lease_s)
-    limiter = Limiter(
-        redis,
-        settings.rate_identity,
-        prefix=prefix,
-        window_s=settings.rate_window_s,
-        limit=settings.rate_limit,
-    )
+    queue, limiter = queue_of(redis, settings, kind), limiter_of(redis, settings)
     leases = Leases(queue, owner, settings.lease_s, task.segments, task.branch)
     fetchers = Fetchers(client, limiter, kind, settings.worker_threads)
     rate = RequestRate(settings.rate_window_s)

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker import private_server
-from discogs_crawler.broker.limiter import Limiter
-from discogs_crawler.broker.queue import Queue
+from discogs_crawler.broker.connect import about, connect, limiter_of, queue_of
 from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Unavailable
@@ -97,25 +95,19 @@ def _store(settings: Settings, kind: str) -> str:
 
 
 def _redis(settings: Settings, kind: str) -> str:
-    client = private_server.connect(settings, wait=settings.redis_url is None)
-    queue = Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
+    client = connect(settings, wait=settings.redis_url is None)
+    queue = queue_of(client, settings, kind)
     pending = sum(queue.depths().values())
     return (
         f"{where(client)}, {pending:,} {kind} pending, {len(queue.leased()):,} leased, "
         f"{len(queue.delayed()):,} delayed, {queue.unread():,} results unread; "
-        f"{private_server.about(client)}"
+        f"{about(client)}"
     )
 
 
 def _api(settings: Settings, kind: str) -> str:
     client = Client(settings)
-    limiter = Limiter(
-        private_server.connect(settings),
-        settings.rate_identity,
-        prefix=settings.redis_prefix,
-        window_s=settings.rate_window_s,
-        limit=settings.rate_limit,
-    )
+    limiter = limiter_of(connect(settings), settings)
     permit = limiter.lend(settings.rate_window_s / 2)
     if permit is None:
         quota = limiter.status()
