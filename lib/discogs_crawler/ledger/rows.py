@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from discogs_crawler.errors import EXIT_DONE
 
+# Stands in `imported` for a dump that the ledger does not know: it was lost and made again.
+UNKNOWN_DUMP = 0
+
 
 class Row(NamedTuple):
     """What the ledger knows of an id; the columns of its table, explained in `schema`."""

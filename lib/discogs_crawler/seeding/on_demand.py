@@ -11,7 +11,7 @@ from typing import IO
 from discogs_crawler import clock
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.ledger.database import Ledger, batches
-from discogs_crawler.ledger.rows import Row
+from discogs_crawler.ledger.rows import UNKNOWN_DUMP, Row
 from discogs_crawler.records import MAX_ID, parse_id
 from discogs_crawler.seeding.want_rules import want
 
@@ -34,6 +34,20 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manua
         unique = sorted(set(batch))
         ledger.revise(kind, unique, want_first)
         number += len(unique)
+    return number
+
+
+def import_again(ledger: Ledger, kind: str, missing: Iterable[int], present: Iterable[int]) -> int:
+    """Let the next import of the last dump look at records; the number of them.
+
+    `missing`: the store has not what was imported; `present`: it has what nobody knows of.
+    """
+    number = ledger.revise(kind, missing, lambda row: row._replace(imported=None))
+    number += ledger.revise(kind, present, lambda row: row._replace(imported=UNKNOWN_DUMP))
+    dump = ledger.last_accepted(kind)
+    if number and dump is not None:
+        with ledger.transaction() as connection:
+            connection.execute("UPDATE dumps SET imported = NULL WHERE id = ?", (dump.id,))
     return number
 
 

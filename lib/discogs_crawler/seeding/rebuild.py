@@ -14,13 +14,10 @@ from discogs_crawler import clock
 from discogs_crawler.dumps.hashfile import HashFile
 from discogs_crawler.errors import UsageError
 from discogs_crawler.ledger.database import BATCH, Ledger
-from discogs_crawler.ledger.rows import DumpRow, Row
+from discogs_crawler.ledger.rows import UNKNOWN_DUMP, DumpRow, Row
 from discogs_crawler.seeding import ingest
 from discogs_crawler.seeding.dump_guard import Comparison
 from discogs_crawler.seeding.want_rules import want
-
-# Stands in `imported` for a dump that the lost ledger knew.
-UNKNOWN_DUMP = 0
 
 
 def kept_hashes(ledger: Ledger, kind: str) -> Path:
@@ -75,20 +72,6 @@ def _mark_stored(
             ]
             ledger.save(dump.kind, rows)
         number += len(batch)
-    return number
-
-
-def import_again(ledger: Ledger, kind: str, missing: Iterable[int], present: Iterable[int]) -> int:
-    """Let the next import of the last dump look at records; the number of them.
-
-    `missing`: the store has not what was imported; `present`: it has what nobody knows of.
-    """
-    number = ledger.revise(kind, missing, lambda row: row._replace(imported=None))
-    number += ledger.revise(kind, present, lambda row: row._replace(imported=UNKNOWN_DUMP))
-    dump = ledger.last_accepted(kind)
-    if number and dump is not None:
-        with ledger.transaction() as connection:
-            connection.execute("UPDATE dumps SET imported = NULL WHERE id = ?", (dump.id,))
     return number
 
 
