@@ -117,8 +117,10 @@ class Host:
         api_port: int,
         remote_port: int,
         address: str = "127.0.0.1",
+        remote: str = "remote.git",
         **settings: str,
     ) -> None:
+        """`remote` is the path of STORE_REMOTE below what is served."""
         self.folder = folder
         self.folder.mkdir()
         self.cables = {
@@ -130,7 +132,7 @@ class Host:
         self.environment = bare_environment(folder, folder / "state") | {
             "REDIS_URL": f"redis://127.0.0.1:{port['redis']}/0",
             "DISCOGS_API": f"http://127.0.0.1:{port['api']}",
-            "STORE_REMOTE": f"git://127.0.0.1:{port['remote']}/remote.git",
+            "STORE_REMOTE": f"git://127.0.0.1:{port['remote']}/{remote}",
             **settings,
         }
 

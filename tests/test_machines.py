@@ -47,9 +47,17 @@ def api(records: int) -> Iterator[Api]:
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Path:
-    folder = tmp_path / "srv" / "remote.git"
-    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", folder], check=True)
+def layout() -> str:
+    return "single"
+
+
+@pytest.fixture
+def remote(tmp_path: Path, layout: str) -> Path:
+    """The repository of all records, on a server that makes none."""
+    names = {"single": ["remote.git"], "submodules": ["discogs.git", "releases/00.git"]}[layout]
+    for name in names:
+        folder = tmp_path / "srv" / name
+        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", folder], check=True)
     return folder
 
 
@@ -57,13 +65,16 @@ Machine = Callable[..., Host]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, api: Api, remote: Path, redis_socket: Path) -> Iterator[Machine]:
+def machine(
+    tmp_path: Path, api: Api, remote: Path, layout: str, redis_socket: Path
+) -> Iterator[Machine]:
     """Make a machine: `machine("first", RATE_IDENTITY="office")`."""
-    with served(remote.parent) as port:
+    path = "remote.git" if layout == "single" else ""
+    with served(tmp_path / "srv") as port:
 
         def make(name: str, address: str = "127.0.0.1", **settings: str) -> Host:
-            folder = tmp_path / name
-            return Host(folder, redis_socket, api.port, port, address, **SETTINGS | settings)
+            folder, settings = tmp_path / name, SETTINGS | {"STORE_LAYOUT": layout} | settings
+            return Host(folder, redis_socket, api.port, port, address, path, **settings)
 
         yield make
 
@@ -80,18 +91,21 @@ def working(*hosts: Host) -> Iterator[list["subprocess.Popen[bytes]"]]:
 
 
 def count(remote: Path) -> int:
-    command = ["git", "--git-dir", str(remote), "ls-tree", "-r", "--name-only", "main", "releases/"]
+    command = ["git", "--git-dir", str(remote), "ls-tree", "-r", "--name-only", "main"]
     return subprocess.run(command, capture_output=True, check=False).stdout.count(b"\n")
 
 
 def stored(remote: Path) -> dict[str, bytes]:
     """The records in the remote, by path."""
     git = ["git", "--git-dir", str(remote)]
-    listing = [*git, "ls-tree", "-r", "--format=%(objectname) %(path)", "main", "releases/"]
+    listing = [*git, "ls-tree", "-r", "--format=%(objectname) %(path)", "main"]
     rows = subprocess.run(listing, capture_output=True, check=True).stdout.decode().splitlines()
     found = {}
+    prefix = "" if remote.name == "remote.git" else "releases/00/"
     for oid, path in (row.split(" ", 1) for row in rows):
-        found[path] = subprocess.run([*git, "cat-file", "blob", oid], capture_output=True).stdout
+        found[prefix + path] = subprocess.run(
+            [*git, "cat-file", "blob", oid], capture_output=True
+        ).stdout
     return found
 
 
@@ -110,6 +124,7 @@ Fault = tuple[str, Cut]
 EVERY_CUT: list[Fault] = list(itertools.product(("redis", "api", "remote"), ("reset", "silent")))
 
 
+@pytest.mark.parametrize("layout", ["single", pytest.param("submodules", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("records", "faults"),
     [

@@ -379,6 +379,24 @@ def test_whoever_dies_while_he_configures_leaves_it_as_it_was(
     assert "crawler.test=here\n" in after
 
 
+def test_a_reader_of_the_configuration_that_is_interrupted_says_nothing(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = layouts.open_store(plain).repository
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GitConfigParser, "__init__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            repository.configured("crawler", "layout")
+    assert said == []
+    assert repository.configured("crawler", "layout") == "single"
+
+
 def test_a_young_lock_is_respected(plain: Settings) -> None:
     opened = layouts.open_store(plain)
     put(opened, [1])

@@ -50,6 +50,12 @@ class Author(NamedTuple):
     email: str
 
 
+class _Configuration(GitConfigParser):
+    """One that may be interrupted while it is made: its finalizer then finds nothing to write."""
+
+    _read_only = True
+
+
 class _ConfigurationText(io.BytesIO):
     """What GitPython changes. A file it would empty before it writes, and be killed in between."""
 
@@ -102,7 +108,7 @@ class Repository:
             file = self.path / "config"
             text = _ConfigurationText(file.read_bytes())
             text.name = str(file)
-            writer = stack.enter_context(GitConfigParser(text, read_only=False))
+            writer = stack.enter_context(_Configuration(text, read_only=False))
             for name, value in values.items():
                 section, option = name.rsplit(".", 1)
                 head, _, sub = section.partition(".")
@@ -112,8 +118,8 @@ class Repository:
 
     def configured(self, section: str, option: str) -> str:
         """A value of the repository's own configuration, "" if it is not set."""
-        with self._explained(), Repo(self.path) as repo:
-            return str(repo.config_reader("repository").get_value(section, option, ""))
+        with self._explained():
+            return str(_Configuration(str(self.path / "config")).get_value(section, option, ""))
 
     def check_branch(self, branch: str) -> None:
         """ConfigurationError if the records are on another branch; an empty one takes this."""
