@@ -1,10 +1,17 @@
 """Joining packs: few of them are left, and what is full is not written again."""
 
+import resource
+import subprocess
+import sys
+
 import pytest
 
+from discogs_crawler import config
 from discogs_crawler.config import Settings
 from discogs_crawler.maintenance import packs
-from discogs_crawler.store import layouts
+from discogs_crawler.store import git, layouts
+from tests.bench import memory
+from tests.conftest import ROOT
 from tests.store.test_store import fsck, plain, put  # noqa: F401
 
 
@@ -31,3 +38,29 @@ def test_full_packs_are_left_alone(
     assert max(pack.objects for pack in known - {full}) <= 120
     fsck(store)
     assert len(list(store.ids("releases"))) == 136
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "script",
+    [
+        ("maintain_store.py",),
+        ("maintain_store.py", "--check"),
+        ("export_changes.py", "--consumer", "one", "--format", "jsonl"),
+    ],
+)
+def test_little_memory_is_enough(script: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Half of what Git takes by itself with that many records."""
+    settings = config.load(environ=environment)
+    memory.fill(git.create(settings.store / "discogs.git", "main", "single"), 300_000)
+    limit = 96 << 20
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bin" / script[0]), *script[1:]],
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
