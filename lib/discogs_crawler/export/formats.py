@@ -94,32 +94,33 @@ def blocks(
     return writers[output_format](subtree, end)
 
 
-def _diff(subtree: Subtree, *options: str) -> list[str]:
-    trees = [subtree.old, subtree.new]
-    return ["diff-tree", "-r", "--no-renames", *options, *trees]
+def _diff(subtree: Subtree, end: bytes, *options: str) -> Iterator[bytes]:
+    """What Git prints of the files that differ, in blocks of whole lines."""
+    folder, prefix, old, new = subtree
+    for paths in objects.portions(folder, old, new, prefix):
+        command = ("diff-tree", "-r", "--no-renames", *options, old, new, *paths)
+        with git_process.running(folder, *command) as pipes:
+            yield from _whole_lines(pipes.stdout, end)
 
 
 def _names(subtree: Subtree, end: bytes) -> Blocks:
     """As Git prints them, and at its speed."""
     options = ["--name-only", f"--line-prefix={subtree.prefix}", *(["-z"] if end == b"\0" else [])]
-    with git_process.running(subtree.folder, *_diff(subtree, *options)) as pipes:
-        for block in _whole_lines(pipes.stdout, end):
-            yield block, block.count(end)
+    for block in _diff(subtree, end, *options):
+        yield block, block.count(end)
 
 
 def _statuses(subtree: Subtree, end: bytes) -> Blocks:
     separator = b"\0" if end == b"\0" else b"\t"
-    with git_process.running(subtree.folder, *_diff(subtree, "--name-status")) as pipes:
-        for block in _whole_lines(pipes.stdout, b"\n"):
-            lines = block.replace(b"\t", separator + subtree.prefix.encode())
-            yield lines.replace(b"\n", end), block.count(b"\n")
+    for block in _diff(subtree, b"\n", "--name-status"):
+        lines = block.replace(b"\t", separator + subtree.prefix.encode())
+        yield lines.replace(b"\n", end), block.count(b"\n")
 
 
 def _ids(subtree: Subtree, end: bytes) -> Blocks:
-    with git_process.running(subtree.folder, *_diff(subtree, "--name-only")) as pipes:
-        for block in _whole_lines(pipes.stdout, b"\n"):
-            ids = _RECORD.findall(block)
-            yield end.join([*ids, b""]), len(ids)
+    for block in _diff(subtree, b"\n", "--name-only"):
+        ids = _RECORD.findall(block)
+        yield end.join([*ids, b""]), len(ids)
 
 
 def _whole_lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """What a store needs every night: few packs, no leftovers, a backup of the ledger.
 
-`gc`, `prune` and a full repack beside writers lose objects of commits under way; a geometric
-repack, which only ever joins whole packs, does not.
+`gc`, `prune` and a full repack beside writers lose objects of commits under way; joining packs
+does not.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from discogs_crawler import clock, files, sqlite_errors
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.ledger import database
+from discogs_crawler.maintenance import packs
 from discogs_crawler.store import stale_locks
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.single import PENDING, pending_since
@@ -36,16 +37,12 @@ def tidy(repository: Repository) -> int:
     stale_locks.remove_files(repository)
     _forget_pending(repository)
     partial = repository.configured('remote "origin"', "promisor")
-    if _packs(repository) > 1 and not partial:
-        repository.run("repack", "-d", "--geometric=2", "--write-midx", "--quiet")
+    if not partial:
+        packs.join(repository)
     if repository.refs("refs/") and not (repository.path / "shallow").exists():
         # One changed path in a commit-graph: the log of a record takes 0.03 s, not 0.5 s.
         repository.run("commit-graph", "write", "--reachable", "--changed-paths", "--split")
-    return _packs(repository)
-
-
-def _packs(repository: Repository) -> int:
-    return sum(1 for _ in (repository.path / "objects" / "pack").glob("*.pack"))
+    return len(packs.find(repository))
 
 
 def _forget_pending(repository: Repository) -> None:

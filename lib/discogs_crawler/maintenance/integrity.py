@@ -114,14 +114,24 @@ def _fault(file: TreeDifference, data: bytes | None) -> str:
 
 
 def repositories(store: Store) -> Iterator[Fault]:
-    """What `git fsck` finds in each repository."""
+    """What Git finds in each repository.
+
+    As `git fsck --full`, which takes 170 bytes of memory for each object of the repository: this
+    takes 60, or 150 for each of the largest pack if that is more.
+    """
     for repository in store.repositories():
-        done = repository.call("fsck", "--full", "--strict", "--no-dangling", "--no-progress")
-        lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
-        found = [line for line in lines if line.strip() and not line.startswith("notice:")]
-        if done.returncode or found:
-            for line in found or [f"git fsck ended with {done.returncode}"]:
-                yield Fault(str(repository.path), line)
+        folder = repository.path / "objects" / "pack"
+        for command in (
+            ("fsck", "--no-full", "--no-reflogs", "--strict", "--no-dangling", "--no-progress"),
+            *(("index-pack", "--verify", "--strict", str(pack)) for pack in folder.glob("*.pack")),
+            ("rev-list", "--objects", "--all", "--quiet"),
+        ):
+            done = repository.call(*command)
+            lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
+            found = [line for line in lines if line.strip() and not line.startswith("notice:")]
+            if done.returncode or found:
+                for line in found or [f"git {command[0]} ended with {done.returncode}"]:
+                    yield Fault(str(repository.path), line)
 
 
 def _failed(repository: Repository, error: CrawlerError) -> Fault:

@@ -21,6 +21,7 @@ from discogs_crawler.errors import (
     CrawlerError,
     Unavailable,
 )
+from discogs_crawler.store import git_memory
 
 # `core.fsync` came with 2.36, `merge-tree --write-tree` with 2.38.
 OLDEST_GIT = (2, 38)
@@ -78,8 +79,10 @@ class Pipes(NamedTuple):
     stdout: IO[bytes]
 
 
-def environment(*, network: bool = False) -> dict[str, str]:
-    """The environment of a `git` process.
+def environment(
+    *, network: bool = False, settings: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """The environment of a `git` process, with the limits of its memory and these settings.
 
     Talking to a remote needs the user's proxies, certificates and credential helpers; nothing
     else may depend on them.
@@ -89,7 +92,11 @@ def environment(*, network: bool = False) -> dict[str, str]:
         for name, text in os.environ.items()
         if not name.startswith("GIT_") or _KEPT.match(name)
     }
-    return SILENCE | kept | _FIXED | ({} if network else _ISOLATION)
+    pairs = [*git_memory.configuration().items(), *settings]
+    given = {"GIT_CONFIG_COUNT": str(len(pairs))}
+    for number, (name, value) in enumerate(pairs):
+        given |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return SILENCE | kept | _FIXED | given | ({} if network else _ISOLATION)
 
 
 def call(
@@ -149,7 +156,11 @@ def run(
 
 
 def talk(
-    folder: Path, *arguments: str, extra: Mapping[str, str], is_given_up: Callable[[], bool]
+    folder: Path,
+    *arguments: str,
+    extra: Mapping[str, str],
+    is_given_up: Callable[[], bool],
+    settings: Iterable[tuple[str, str]] = (),
 ) -> Finished | None:
     """Run a `git` that talks to a remote; None if it was ended because `is_given_up`.
 
@@ -165,7 +176,7 @@ def talk(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(network=True) | dict(extra),
+            env=environment(network=True, settings=settings) | dict(extra),
             start_new_session=True,
         ) as running,
     ):

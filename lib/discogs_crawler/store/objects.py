@@ -2,8 +2,9 @@
 
 import io
 import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -27,6 +28,14 @@ ABSENT = "000000"
 _BLOCK = 1 << 18
 
 _OPTIONS = ("--raw", "--no-abbrev", "--no-renames", "-z")
+
+# Folders of 10,000 ids compared at once: `diff-tree` holds 330 bytes for each file that differs
+# before it prints the first, so 66 MB. Such a folder lies 3 below the root.
+_FOLDERS = 20
+_LEVELS = 3
+
+_ENTRY = re.compile(rb"([0-7]{5,6}) ([^\0]+)\0(.{20})", re.DOTALL)
+
 _RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
 
 # Entries in which two trees of somebody else may differ: a store has at most 1,000 segments.
@@ -52,16 +61,60 @@ def differences(
     folder: Path, old: str, new: str, *, prefix: str = "", recursive: bool = True
 ) -> Iterator[TreeDifference]:
     """The files that differ between two trees that lie at `prefix`, or only their entries."""
-    options = ["-r"] * recursive
-    with git_process.running(folder, "diff-tree", *options, *_OPTIONS, old, new) as pipes:
-        rest = b""
-        while block := pipes.stdout.read(_BLOCK):
-            rest += block
-            end = 0
-            for match in _RAW.finditer(rest):
-                yield _difference(match, prefix)
-                end = match.end()
-            rest = rest[end:]
+    options = [*["-r"] * recursive, *_OPTIONS]
+    for paths in portions(folder, old, new, prefix) if recursive else [()]:
+        with git_process.running(folder, "diff-tree", *options, old, new, *paths) as pipes:
+            rest = b""
+            while block := pipes.stdout.read(_BLOCK):
+                rest += block
+                end = 0
+                for match in _RAW.finditer(rest):
+                    yield _difference(match, prefix)
+                    end = match.end()
+                rest = rest[end:]
+
+
+def portions(folder: Path, old: str, new: str, prefix: str = "") -> Iterator[Sequence[str]]:
+    """What to give to `diff-tree` after two trees that lie at `prefix`, one piece after the other.
+
+    Together it is all that differs; each is little enough for the memory. No paths: all at once.
+    """
+    differing = {"": (f"{old}^{{tree}}", f"{new}^{{tree}}")}
+    for _ in range(_LEVELS - prefix.count("/")):
+        differing = _step_down(folder, differing)
+    paths = [f":(literal){path.rstrip('/')}" for path in differing]
+    if len(paths) <= _FOLDERS:
+        yield ()
+    else:
+        yield from (paths[start : start + _FOLDERS] for start in range(0, len(paths), _FOLDERS))
+
+
+def _step_down(folder: Path, pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """What differs in these pairs of trees: the trees, "" for none; the path of one ends with /."""
+    is_open = {path: path.endswith("/") or not path for path in pairs}
+    names = [name or EMPTY_TREE for path in pairs if is_open[path] for name in pairs[path]]
+    trees = (_entries(folder, tree) for tree in contents(folder, names))
+    below: dict[str, tuple[str, str]] = {}
+    for path in pairs:
+        if not is_open[path]:
+            below[path] = pairs[path]
+            continue
+        before, after = next(trees), next(trees)
+        for name in sorted(before.keys() | after.keys()):
+            pair = before.get(name, ""), after.get(name, "")
+            if pair[0] != pair[1]:
+                below[path + name] = pair
+    return below
+
+
+def _entries(folder: Path, tree: bytes | None) -> dict[str, str]:
+    """The objects in a tree by name; that of a folder ends with /."""
+    if tree is None:
+        raise git_process.GitFailed(f"{folder}: a tree is missing")
+    return {
+        os.fsdecode(name) + "/" * (mode == b"40000"): oid.hex()
+        for mode, name, oid in _ENTRY.findall(tree)
+    }
 
 
 def _difference(match: re.Match[bytes], prefix: str) -> TreeDifference:

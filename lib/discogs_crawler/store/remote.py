@@ -56,13 +56,7 @@ _HELPER = (
     'printf "username=%s\\npassword=%s\\n" "$STORE_REMOTE_USER" "$STORE_REMOTE_PASSWORD"; }; f'
 )
 # The first entry forgets the helpers of the user.
-_OUR_CREDENTIALS = {
-    "GIT_CONFIG_COUNT": "2",
-    "GIT_CONFIG_KEY_0": "credential.helper",
-    "GIT_CONFIG_VALUE_0": "",
-    "GIT_CONFIG_KEY_1": "credential.helper",
-    "GIT_CONFIG_VALUE_1": _HELPER,
-}
+_OUR_CREDENTIALS = (("credential.helper", ""), ("credential.helper", _HELPER))
 _FORBIDDEN = (
     "Authentication failed",
     "could not read Username",
@@ -349,8 +343,14 @@ class Remote:
         def is_given_up() -> bool:
             return self._stop.is_overdue() or time.monotonic() >= deadline
 
-        extra, path = self._environment(), self._repository.path
-        done = git_process.talk(path, *command, *arguments, extra=extra, is_given_up=is_given_up)
+        done = git_process.talk(
+            self._repository.path,
+            *command,
+            *arguments,
+            extra=self._environment(),
+            settings=_OUR_CREDENTIALS if self._address.user else (),
+            is_given_up=is_given_up,
+        )
         name = f"STORE_REMOTE {self._address.url}"
         if done is None:
             why = f"{name} cannot be reached: no answer to git {command[0]}"
@@ -387,7 +387,6 @@ class Remote:
     def _environment(self) -> dict[str, str]:
         extra = dict(self._ssh)
         if self._address.user:
-            extra |= _OUR_CREDENTIALS
             extra["STORE_REMOTE_USER"] = self._address.user
             extra["STORE_REMOTE_PASSWORD"] = self._address.password
         return extra
