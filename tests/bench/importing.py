@@ -83,28 +83,35 @@ class Memory(threading.Thread):
         looked = 0.0
         with contextlib.suppress(psutil.Error):
             while self._process.status() != psutil.STATUS_ZOMBIE:
-                family = [self._process, *self._process.children(recursive=True)]
-                sizes = [(self._kilobytes(each, "status", "RssAnon:"), each) for each in family]
-                ours = [size for size, each in sizes if self._is_ours(each)]
-                self.ours_mb = max(self.ours_mb, sum(ours) / 1e3)
-                self.all_mb = max(self.all_mb, sum(size for size, _ in sizes) / 1e3)
+                family = self._family()
+                sizes = {pid: _kilobytes(pid, "status", "RssAnon:") / 1e3 for pid in family}
+                ours = [size for pid, size in sizes.items() if "git" not in family[pid][:4]]
+                self.ours_mb = max(self.ours_mb, sum(ours))
+                self.all_mb = max(self.all_mb, sum(sizes.values()))
                 if time.monotonic() - looked > LOOK_AT_SHARED_S:
-                    shared = sum(self._kilobytes(each, "smaps_rollup", "Pss:") for each in family)
+                    shared = sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family)
                     self.shared_mb = max(self.shared_mb, shared / 1e3)
                     looked = time.monotonic()
                 time.sleep(LOOK_S)
 
-    def _kilobytes(self, process: psutil.Process, file: str, name: str) -> int:
-        try:
-            text = Path(f"/proc/{process.pid}/{file}").read_text()
-            return int(text.split(name)[1].split()[0])
-        except (OSError, IndexError):
-            return 0  # it has ended
+    def _family(self) -> dict[int, str]:
+        """The processes and their command lines."""
+        found = {self._process.pid: " ".join(self._process.cmdline())}
+        for child in self._process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(child.cmdline())
+                # One that has not begun its own program yet has the memory of its parent.
+                if command != found.get(child.ppid()):
+                    found[child.pid] = command
+        return found
 
-    def _is_ours(self, process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.Error):
-            return process.name().startswith("python")
-        return False
+
+def _kilobytes(pid: int, file: str, name: str) -> int:
+    try:
+        text = Path(f"/proc/{pid}/{file}").read_text()
+        return int(text.split(name)[1].split()[0])
+    except (OSError, IndexError):
+        return 0  # it has ended
 
 
 @contextlib.contextmanager
