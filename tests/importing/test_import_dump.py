@@ -24,6 +24,7 @@ from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import canonical, dump_json
 from discogs_crawler.importing import commit as import_commit
+from discogs_crawler.importing import run as import_run
 from discogs_crawler.importing.lanes import ENTRY
 from discogs_crawler.ledger import database
 from discogs_crawler.records import record_path, segment_of
@@ -176,6 +177,19 @@ def test_the_next_month_brings_what_differs_and_removes_what_is_gone(copy: Copy)
     assert all(after[i] == now[i] for i in ids[3:10])
     assert copy.states() == {"imported": len(after), "unfetched": 2}
     assert copy.call("maintain_store.py", "--check") == ""
+
+
+def test_most_is_committed_while_the_dump_is_read_on(
+    run: Run, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Copy(run, tmp_path, environment, invented(700))
+    path = copy.accept("--adopt")
+    monkeypatch.setattr(import_run, "SMALL_COMMIT", 100)
+    report = import_run.run(path, config.load(environ=environment), force=False)
+    assert report.counts == import_commit.ImportCounts(added=700)
+    assert 3 <= len(copy.commits()) <= 5
+    assert copy.records().keys() == copy.world.alive["releases"].keys()
+    assert copy.states() == {"imported": 700}
 
 
 def test_what_discogs_adds_and_removes_is_named_with_the_month(copy: Copy) -> None:

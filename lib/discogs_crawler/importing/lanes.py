@@ -34,8 +34,9 @@ AHEAD = 8
 # More lanes than this wait for the scanner, and each takes 100 MB.
 MAX_LANES = 8
 
-# Records for a lane: to start one takes as long as to convert so many.
-PAYS = 2_000
+# Records for a lane more: to start one takes as long as to convert 2,000, and in a usual month one
+# alone converts them faster than they are found.
+PAYS = 10_000
 
 # A blob that is to be put into a tree: id, marks of the record, object id.
 ENTRY = Struct(">IB20s")
@@ -101,7 +102,8 @@ def _without_videos(xml: bytes) -> bytes:
     """The record without what is half of it and is not stored, so that it need not be parsed."""
     start = xml.find(b"<videos>")
     stop = xml.rfind(b"</videos>")
-    if 0 < start < stop and b"<!" not in xml:
+    # Most have no `!` at all, which is found in a fraction of the time.
+    if 0 < start < stop and (b"!" not in xml or b"<!" not in xml):
         return xml[:start] + xml[stop + len(b"</videos>") :]
     return xml
 
