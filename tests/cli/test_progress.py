@@ -1,10 +1,13 @@
 """Progress: on a terminal only, and only where the answer itself does not show it."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -24,8 +27,9 @@ with progress.count("export", "changes") as advance:
 """
 
 
-def shown_on_a_terminal(code: str) -> str:
+def shown_on_a_terminal(code: str, columns: int = 80) -> str:
     reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=terminal
     ) as process:
@@ -53,6 +57,15 @@ def test_a_count_is_shown_and_taken_away() -> None:
     shown = shown_on_a_terminal(COUNT)
     assert re.search(r"[234],000 changes", shown)
     assert shown.endswith("\r")
+
+
+@pytest.mark.parametrize("code", [BAR, COUNT])
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_line_is_longer_than_the_terminal(code: str, columns: int) -> None:
+    shown = shown_on_a_terminal(code, columns)
+    assert re.search(r"100%|,000 changes", shown)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9]*[a-zA-Z]", "", shown))
+    assert max(map(len, lines)) <= columns
 
 
 @pytest.mark.parametrize("code", [BAR, COUNT])

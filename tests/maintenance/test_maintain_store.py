@@ -29,7 +29,7 @@ from discogs_crawler.store import layouts, objects, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run
-from tests.machines import processes_in, wait_until
+from tests.machines import Cable, processes_in, served, wait_until
 from tests.store.test_store import everything, fsck, put, record
 
 
@@ -302,6 +302,39 @@ def test_told_to_end_it_leaves_no_git_behind_that_waits_for_the_remote(
             process.send_signal(number)
             assert process.wait(20) == EXIT_PARTLY
             wait_until(lambda: not processes_in(tmp_path), lambda: str(processes_in(tmp_path)), 5)
+
+
+def test_a_git_that_outlives_a_killed_run_harms_no_later_one(
+    settings: Settings, environment: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    """Nobody can tell it that its run is gone: it ends when its remote does, or answers."""
+    remote = tmp_path / "remotes" / "remote.git"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", remote], check=True)
+    with served(remote.parent) as port:
+        cable = Cable(("127.0.0.1", port))
+        environment["STORE_REMOTE"] = f"git://127.0.0.1:{cable.port}/remote.git"
+        put(opened(settings), [1])
+        assert run("maintain_store.py", "--merge").returncode == 0
+        cable.cut("silent")
+        program = [sys.executable, str(ROOT / "bin" / "maintain_store.py"), "--merge"]
+        process = subprocess.Popen(program, env=environment)
+        assert cable.felt.wait(60)
+        process.kill()
+        process.wait()
+        assert "fetch" in str(processes_in(settings.store)), "it waits"
+        cable.mend()
+        main = opened(settings)
+        put(main, [2])
+        for _ in range(2):
+            done = run("maintain_store.py", "--merge")
+            assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        wait_until(
+            lambda: not processes_in(settings.store), lambda: str(processes_in(settings.store)), 30
+        )
+    tip = subprocess.run(["git", "-C", remote, "rev-parse", "main"], capture_output=True, text=True)
+    assert tip.stdout.strip() == main.tip()
+    assert list(main.ids("releases")) == [1, 2]
+    fsck(main)
 
 
 def test_a_second_run_at_once_is_sent_away(run: Run, settings: Settings) -> None:

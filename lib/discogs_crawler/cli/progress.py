@@ -1,12 +1,18 @@
 """Progress on stderr: on a terminal rate, share done and ETA; elsewhere nothing."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 # Seconds between two looks of a count.
 LOOK_S = 0.2
+
+# Columns of a terminal on which a bar, the share, the ETA and the rate fit one line. What does not
+# fit is begun on a new line with every look.
+WHOLE = 80
+_NARROW = "%(label)s  %(info)s"
 
 
 @contextlib.contextmanager
@@ -29,6 +35,8 @@ def bar(label: str, total: int, unit: str, scale: float = 1) -> Iterator[Callabl
         label=label,
         file=sys.stderr,
         update_min_steps=max(1, total // 1000),
+        show_eta=_columns() >= WHOLE,
+        bar_template="%(label)s  [%(bar)s]  %(info)s" if _columns() >= WHOLE else _NARROW,
         item_show_func=lambda rate: rate,
     ) as shown:
 
@@ -52,6 +60,7 @@ def count(label: str, unit: str) -> Iterator[Callable[[int], None]]:
         return
     started = shown = time.monotonic()
     finished = 0
+    width = min(_columns(), WHOLE) - 1
 
     def advance(done: int) -> None:
         nonlocal finished, shown
@@ -61,10 +70,14 @@ def count(label: str, unit: str) -> Iterator[Callable[[int], None]]:
             shown = now
             rate = finished / (now - started)
             line = f"{label}  {finished:,} {unit}  {rate:,.0f} {unit}/s"
-            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+            print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
 
     try:
         yield advance
     finally:
         if shown != started:
-            print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{'':<{width}}\r", end="", file=sys.stderr, flush=True)
+
+
+def _columns() -> int:
+    return os.get_terminal_size(sys.stderr.fileno()).columns or WHOLE
