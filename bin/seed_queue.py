@@ -13,9 +13,9 @@ If it is interrupted, run it again.
   seed_queue.py --dead --kind artists      list what could not be fetched
   seed_queue.py --rebuild-ledger           make a lost ledger again (--adopt: trust the store)
 
-Exit codes: 0 done, 1 done, but confirmations of removed records were withheld, 64 usage, 65 the
-hashes are damaged or were rejected (nothing was changed), 69 Redis is not available, 75 another run
-has not ended within half an hour, or the hashes were written again meanwhile, 78 configuration.
+Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
+damaged or implausible (nothing was changed), 69 Redis is not there, 75 another run has not ended
+within half an hour, or the hash file was replaced during the run, 78 configuration.
 """
 
 import signal
@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
         "--discover",
         type=command.positive,
         metavar="N",
-        help="fetch the N ids above the highest known",
+        help="also fetch the N numbers above the highest id",
     )
     parser.add_argument(
         "--refresh", type=command.positive, metavar="N", help="fetch the N oldest copies again"
@@ -68,13 +68,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
     parser.add_argument("--dead", action="store_true", help="only list the dead letters")
     parser.add_argument(
-        "--adopt",
-        action="store_true",
-        help="take changed hashes as they are, fetch nothing because of them",
+        "--adopt", action="store_true", help="do not fetch records only because their hash differs"
     )
-    parser.add_argument(
-        "--force", action="store_true", help="accept a dump or answers that look wrong"
-    )
+    parser.add_argument("--force", action="store_true", help="trust the dump and the answers")
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
     parser.add_argument(
         "--rebuild-ledger",

@@ -132,6 +132,19 @@ def test_every_benchmark_has_its_figures() -> None:
         assert re.search(r"^\|[-:]+", described, re.MULTILINE), f"no table of {bench}"
 
 
+def test_what_it_costs_was_measured() -> None:
+    """Each figure of the README is one of the benchmarks', rounded."""
+    numbers = re.compile(r"(?<![\w-])\d[\d,]*(?:\.\d+)?")
+    measured = [float(n.replace(",", "")) for n in numbers.findall(TEXTS["tests/bench/README.md"])]
+    for what, *cells in re.findall(
+        r"^\| (.*) \| (.*\d.*) \| (.*) \| .*\|$", section("What it costs"), re.MULTILINE
+    ):
+        for number in numbers.findall(" ".join(cells)):
+            places = len(number.partition(".")[2])
+            value = float(number.replace(",", ""))
+            assert any(round(each, places) == value for each in measured), (what, number)
+
+
 def test_each_invariant_has_a_mechanism_and_a_test() -> None:
     rows = re.findall(r"^\| (P\d+) \| .+ \| .+ \| (.+) \|$", TEXTS["tests/README.md"], re.MULTILINE)
     assert [name for name, _ in rows] == [f"P{number}" for number in range(1, 11)]

@@ -1,4 +1,4 @@
-"""All benchmarks in one go, as Markdown for the README's section on costs.
+"""All benchmarks in one go, as Markdown for the README beside this file.
 
     python -m tests.bench [--full] [NAME ...]
 

@@ -75,7 +75,7 @@ class Guide:
         self.run("bin/seed_queue.py", "-v", "-n", hashes, *more)
         self.run("bin/import_dump.py", "-v", "-d", str(dump))
         if self.day == 0:
-            print("   Every record is there, from the dump: it says so, and a consumer has it.")
+            print("   Every record is there; its first key names the dump. A consumer has it, too.")
             self.show_first_record()
             self.export()
             print("   Now the API: its answers replace what was imported.")
@@ -123,10 +123,10 @@ def tour_of_the_live_api() -> Guide:
     world.add("releases", range(1, 9))
     guide = Guide()
     print("The live API answers: eight real releases, at 25 requests a minute.")
-    print("\n1. The first dump: everything is new, and there in seconds.")
+    print("\n1. The first dump: everything is new, and imported within seconds.")
     guide.month(world)
     print("\n2. A month later (the clock is moved): 2 and 3 changed, 9 appeared, 5 vanished.")
-    print("   (--force, for with eight records every change is more than the guards let pass)")
+    print("   (--force: with eight records every change is more than the guards allow)")
     world.edit("releases", [2, 3])
     world.add("releases", [9])
     world.remove("releases", [5])
@@ -141,8 +141,8 @@ def tour_of_the_stand_in() -> Guide:
     with Api(world, Quota(QUOTA, window_s=WINDOW_S)) as api:
         guide = Guide(DISCOGS_API=api.url, RATE_WINDOW_S=str(WINDOW_S), DISCOGS_TOKEN="any")
         print("The live API cannot be reached from here, so the stand-in in tests/discogs answers,")
-        print(f"as often as {QUOTA} times in {WINDOW_S} seconds.")
-        print("\n1. The first dump: everything is new, and there in seconds.")
+        print(f"up to {QUOTA} times in {WINDOW_S} seconds.")
+        print("\n1. The first dump: everything is new, and imported within seconds.")
         guide.month(world)
         changes = world.let_a_month_go_by()["releases"]
         print("\n2. A month later (the clock is moved). Meanwhile upstream:")
@@ -150,7 +150,7 @@ def tour_of_the_stand_in() -> Guide:
             print(f"   {verb}: {', '.join(map(str, ids))}")
         guide.day = 31
         guide.month(world)
-        print("\n3. A day later: what answered 404 is asked for once more before it is removed.")
+        print("\n3. A day later: what answered 404 is fetched once more before it is removed.")
         guide.day = 32
         guide.run("bin/seed_queue.py", "-v")
         guide.crawl()
@@ -174,7 +174,7 @@ def main() -> None:
     (STATE / "dumps").mkdir(parents=True, mode=0o700)
     with contextlib.suppress(KeyboardInterrupt):
         guide = tour_of_the_live_api() if live_api_answers() else tour_of_the_stand_in()
-        print("\nWhere everything lies:")
+        print("\nWhere everything is:")
         guide.show_where_everything_lies()
     print(
         f"\nAll of it is in {STATE.relative_to(ROOT)}/. The private Redis is still running there;"
