@@ -175,7 +175,7 @@ def test_an_older_store_is_refused_until_what_it_lacks_is_wanted_again(
     said = crawler.run("maintain_store.py", "--check", code=EXIT_BAD_DATA)
     assert said.count("missing, the ledger says") == len(crawler.later)
     said = crawler.run("export_changes.py", "--consumer", "x", code=EXIT_BAD_DATA)
-    assert "Put the newer copy back" in said
+    assert "Restore the newer copy" in said
     assert f"{len(crawler.lost)} wanted again" in crawler.run("maintain_store.py", "--refetch")
     crawler.run("export_changes.py", "--consumer", "x", "--reset", "now")
     crawler.crawl()

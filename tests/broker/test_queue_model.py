@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from discogs_crawler import clock, config
 from discogs_crawler.broker import private_server, queue
+from discogs_crawler.broker.connect import connect
 from discogs_crawler.broker.messages import CLASSES, Lease, Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import MAX_ID, SEGMENT_SIZE
@@ -347,7 +348,7 @@ def test_the_queue_does_what_sets_would_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(queue, "FATAL_LAPSES", FATAL)
     settings = config.load(environ={"ENV_FILE": os.devnull, "STATE_DIR": str(tmp_path)})
 
-    def connect() -> redis.Redis:
+    def connected() -> redis.Redis:
         client = connect(settings)
         client.config_set("appendfsync", "always")
         return client
@@ -357,7 +358,7 @@ def test_the_queue_does_what_sets_would_do(tmp_path: Path, monkeypatch: pytest.M
         machine.client.ping()  # until it has loaded its file
         machine.client.config_set("appendfsync", "always")
 
-    machine = type("Machine", (QueueModel,), {"connect": staticmethod(connect)})
+    machine = type("Machine", (QueueModel,), {"connect": staticmethod(connected)})
     machine.kill_server = kill_server
     longer = hypothesis.settings.get_current_profile_name() == "long"
     try:

@@ -202,7 +202,7 @@ def test_a_reader_that_goes_early_has_not_got_the_export(
         running.stdout.close()
         assert running.wait(60) == 1
         assert running.stderr.read() == (
-            b"export_changes.py: standard output: its reader went before it had everything; "
+            b"export_changes.py: standard output: its reader left before it had everything; "
             b"not exported, run it again\n"
         )
     assert place(environment) is None

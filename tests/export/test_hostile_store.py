@@ -109,7 +109,7 @@ def test_a_submodule_is_fetched_only_below_the_copy(
     done = run(SCRIPT, "--consumer", "test", "--repository", url, "--format", "ids")
     assert (done.returncode, done.stdout) == (0, "2\n")
     assert done.stderr.count("\n") == 1
-    assert "no records and not exported" in done.stderr
+    assert "files not exported because they are no records" in done.stderr
     assert fingerprint(canary.folder) == before
 
 
@@ -177,7 +177,7 @@ def test_what_is_no_record_is_one_warning(
     lines = [json.loads(line) for line in exported(source).splitlines()]
     assert [(line["id"], line["status"], line["data"]["id"]) for line in lines] == [(3, "A", 3)]
     (warning,) = caplog.messages
-    assert "1 of what lies there are no records and not exported; the first: releases/" in warning
+    assert "files not exported because they are no records: 1; the first: releases/" in warning
     (gone,) = [json.loads(line) for line in exported(source, "jsonl", first).splitlines()]
     assert (gone["id"], gone["status"], gone["data"]) == (1, "D", None), "a consumer has it"
     (gone,) = map(json.loads, exported(source, "jsonl", first, previous=True).splitlines())
@@ -258,7 +258,7 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
     assert store.layout == "single"
     assert store.top.refresh() == main.decode()
     assert merge_branches.merge([store], []) == (1, [])
-    assert "branch a: 4 files that are not records were not merged" in caplog.text
+    assert "branch a: files not merged because they are no records: 4;" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
     store.commit("releases", [Edit(4, record(4))], lambda: [4], {})
     assert list(integrity.records(store, store.tip())) == []

@@ -34,7 +34,7 @@ hash tag: all keys of one PREFIX lie in one slot of a cluster. Times are epoch s
   :foreign   sorted set  a number -> until when we go without one permit, because the API has
                          counted a request that is not ours
   :state     hash        limit         requests in a window, as the API last said
-                         penalty       how many fewer we take since it answered 429
+                         penalty       by how much we stay below it since a 429
                          penalised     when the penalty last changed
                          probe         why but one request at a time is lent: start, quota, outage
                          probe_name    the permit of the probe that is under way

@@ -31,7 +31,7 @@ Reason = Literal["quota", "outage"]
 
 
 class Permit(NamedTuple):
-    """Leave to send one request, now."""
+    """Permission to send one request, now."""
 
     name: str
     lent_at: float
@@ -39,14 +39,14 @@ class Permit(NamedTuple):
     asked: float
     """`time.monotonic()` when we asked for it"""
     probe: str
-    """`start`, `quota` or `outage` when everybody waits for what this request tells; else empty"""
+    """`start`, `quota` or `outage` if everybody waits for the answer to this request; else empty"""
 
 
 class Quota(NamedTuple):
-    """How an identity stands."""
+    """The state of an identity's quota."""
 
     limit: int
-    """requests in a window; 0 as long as nobody has told us"""
+    """requests in a window; 0 as long as it is not known"""
     ours: int
     """permits that are lent or not yet back"""
     foreign: int
@@ -121,7 +121,7 @@ class Limiter:
         self._call("unused", permit.name)
 
     def pause(self, why: Reason, seconds: float = 0) -> float:
-        """Let nobody of this identity send until it is over, then one alone; how many seconds.
+        """Let nobody of this identity send for some seconds, then one alone; return the seconds.
 
         Each pause is twice as long as the one before, until a probe passes: from 1/6 window to 1
         after a 429 ("quota"), from 1 window to 15 in an "outage". `seconds` is the least.
@@ -129,12 +129,12 @@ class Limiter:
         return float(self._call("pause", why, seconds))
 
     def status(self) -> Quota:
-        """How the identity stands; asks for nothing and changes nothing that matters."""
+        """The state of the quota; requests nothing and changes nothing that matters."""
         limit, ours, foreign, pause, probe = self._call("status", self._cap)
         return Quota(int(limit), int(ours), int(foreign), float(pause), probe.decode())
 
     def _ask(self) -> Permit | float:
-        """A permit, or for how many seconds there is none."""
+        """A permit, or the number of seconds until there may be one."""
         name, asked = secrets.token_hex(8), time.monotonic()
         lent, *rest = self._call("lend", name, self._cap)
         if not lent:

@@ -24,7 +24,7 @@ class Lease(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of fetching an id."""
+    """The result of fetching an id."""
 
     id: int
     reason: str

@@ -1,8 +1,8 @@
 """What workers noticed, on its way to the ledger: `{PREFIX}:KIND:noticed`, a hash.
 
-Its fields are a property, what was noticed, and where: `records unknown artists[].new`. It says
-nothing about any id, so its loss costs nothing but the counts; these are about right: those of a
-worker or reader that is killed may be missing, or count twice.
+A field is a property, what was noticed, and where: `records unknown artists[].new`. If it is lost,
+only these counts are; they are approximate: those of a worker or reader that is killed may be
+missing, or count twice.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Observations:
 
 
 def _observations(fields: dict[bytes, bytes]) -> Iterator[Observation]:
-    """What the fields say; those that are not ours say nothing."""
+    """Parse the fields; those that are not ours are skipped."""
     texts = {name.decode("utf-8", "replace"): value for name, value in fields.items()}
     for name in texts:
         words = name.split(" ", 2)

@@ -91,7 +91,7 @@ def _make_private(folder: Path) -> None:
 
 @functools.cache
 def _socket_path(folder: Path) -> str:
-    """A name of the socket that is short enough; for long ones through an open folder."""
+    """A short enough name of the socket; if need be one through the open folder."""
     path = str(folder / "redis.sock")
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         return path
@@ -101,8 +101,8 @@ def _socket_path(folder: Path) -> str:
 def _start(folder: Path) -> None:
     """Start the private server unless it runs, and return when it answers.
 
-    Whether it runs is told by a lock that it inherits and the kernel drops with it: no process
-    id that another process has now, no socket that nobody listens on, can be mistaken for it.
+    Whether it runs is known by a lock that it inherits and that ends with it: neither a process id
+    that now belongs to another process nor a socket left behind can be mistaken for it.
     """
     _make_private(folder)
     spawned, deadline = False, time.monotonic() + START_S
@@ -167,7 +167,7 @@ def _say(folder: Path, command: bytes, patience_s: float) -> bytes:
 
 
 def _failure(folder: Path) -> Unavailable:
-    """Why the server that we have started has ended, and what to do."""
+    """The error that says why the server that we started has ended, and what to do."""
     log_file = folder / "redis.log"
     try:
         lines = log_file.read_text(errors="replace").splitlines()
@@ -222,14 +222,14 @@ def _is_running(folder: Path) -> bool:
 
 
 def find_server() -> Path:
-    """The server on PATH, else the one in a wheel that is installed."""
+    """The server on PATH, else the one in an installed wheel."""
     for program in servers():
         return program
     raise ConfigurationError(INSTALL_HINT)
 
 
 def servers() -> Iterator[Path]:
-    """Every server that there is, the one to use first."""
+    """All installed servers, the one to use first."""
     for name in SERVERS:
         for folder in os.get_exec_path():
             if found := shutil.which(name, path=folder):

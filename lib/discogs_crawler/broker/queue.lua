@@ -28,7 +28,8 @@ An id is in exactly one of: a pending bitmap, leased, delayed, results; and then
 Each step moves it from one to the next, whole. Nothing expires by itself.
 
 ARGV: command, seconds to add to the server's clock, a generation in case there is none, the
-layout, the classes (highest first, one string), then what the command's function takes.
+layout, the classes (highest first, one string), the seconds of a lease, the numbers of lapses from
+which an id is suspicious and dead, then what the command's function takes.
 ]]
 
 local RESULT = {
@@ -52,6 +53,7 @@ local wanted, common, gained =
 local time = call('TIME')
 local now = time[1] + time[2] / 1e6 + ARGV[2]
 local layout, generation = ARGV[4], nil
+local lease_s, suspicious, fatal = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 
 local classes = {}
 for class in string.gmatch(ARGV[5], '%S+') do
@@ -170,7 +172,7 @@ end
 -- A lease of the id has lapsed. The first times it is pending at once. When it may be what kills
 -- its workers it comes back at a time of its own, so that no others lapse with it time and again;
 -- and when it certainly is it is dead.
-local function lapse(id, class, lease_s, suspicious, fatal)
+local function lapse(id, class)
     local number = call('HINCRBY', lapses, id, 1)
     if number < suspicious then
         set_bit(pending(class), id, 1)
@@ -185,7 +187,7 @@ local function lapse(id, class, lease_s, suspicious, fatal)
     end
 end
 
--- The clock was set back: what was to end within a time from then ends within that time from now.
+-- If the clock was set back, leases and delays end as long after now as they would have before.
 local function follow_clock()
     local back = tonumber(call('HGET', about, 'seen') or now) - now
     if back > LEAP then
@@ -200,10 +202,10 @@ local function follow_clock()
 end
 
 -- Make lapsed leases and delays that are over pending again.
-local function sweep(lease_s, suspicious, fatal)
+local function sweep()
     follow_clock()
     for _, id in ipairs(call('ZRANGEBYSCORE', leased, '-inf', now, 'LIMIT', 0, SWEEP)) do
-        lapse(id, end_lease(id), lease_s, tonumber(suspicious), tonumber(fatal))
+        lapse(id, end_lease(id))
     end
     for _, member in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, SWEEP)) do
         local id, class = string.match(member, '^(%d+) (.*)$')
@@ -212,7 +214,7 @@ local function sweep(lease_s, suspicious, fatal)
     end
 end
 
--- How many ids other owners have leased, by segment.
+-- The number of ids that other owners have leased, by segment.
 local function leased_by_others(owner)
     local others, rows = {}, call('HGETALL', holders)
     for i = 1, #rows, 2 do
@@ -298,7 +300,7 @@ function commands.push(class, seg, offset, bits)
     return queue_wanted(class, seg)
 end
 
--- CLASS SEG OFFSET BITS: how many of the ids a push would queue.
+-- CLASS SEG OFFSET BITS: the number of ids that a push would queue.
 function commands.count(class, seg, offset, bits)
     call('SETRANGE', wanted, offset, bits)
     call('BITOP', 'AND', common, wanted, known .. ':' .. seg)
@@ -324,10 +326,10 @@ function commands.promote(seg, offset, bits)
     return queue_wanted(classes[1], seg)
 end
 
--- LEASE_S SUSPICIOUS FATAL (numbers of lapses) OWNER NONCE NUMBER BRANCH PREFERRED [SEG ...]:
--- lease the lowest ids of one segment of the highest class. {} or {token, class, SEG, ids, attempts}.
-function commands.claim(lease_s, suspicious, fatal, owner, nonce, number, branch, preferred, ...)
-    sweep(lease_s, suspicious, fatal)
+-- OWNER NONCE NUMBER BRANCH PREFERRED [SEG ...]: lease the lowest ids of one segment of the highest
+-- class. {} or {token, class, SEG, ids, attempts}.
+function commands.claim(owner, nonce, number, branch, preferred, ...)
+    sweep()
     local allowed, others = {}, leased_by_others(owner)
     for _, seg in ipairs({...}) do allowed[seg] = true end
     for _, class in ipairs(classes) do
@@ -349,28 +351,26 @@ function commands.claim(lease_s, suspicious, fatal, owner, nonce, number, branch
     return {}
 end
 
--- LEASE_S [ID TOKEN ...]: extend what is still leased with that token; those ids.
-function commands.renew(lease_s, ...)
-    local args, ours = {...}, {}
+-- Call `act` with each id of [ID TOKEN ...] that is still leased with its token; those ids.
+local function each_ours(args, act)
+    local ours = {}
     for i = 1, #args, 2 do
         if class_of(args[i], args[i + 1]) then
-            call('ZADD', leased, now + lease_s, args[i])
+            act(args[i])
             ours[#ours + 1] = args[i]
         end
     end
     return ours
 end
 
+-- [ID TOKEN ...]: extend what is still leased with that token; those ids.
+function commands.renew(...)
+    return each_ours({...}, function(id) call('ZADD', leased, now + lease_s, id) end)
+end
+
 -- [ID TOKEN ...]: end leases and make their ids pending; those ids.
 function commands.give_back(...)
-    local args, ours = {...}, {}
-    for i = 1, #args, 2 do
-        if class_of(args[i], args[i + 1]) then
-            set_bit(pending(end_lease(args[i])), args[i], 1)
-            ours[#ours + 1] = args[i]
-        end
-    end
-    return ours
+    return each_ours({...}, function(id) set_bit(pending(end_lease(id)), id, 1) end)
 end
 
 -- [TOKEN and the fields of RESULT ...]: end leases and report their results; those ids.
@@ -405,7 +405,7 @@ function commands.results(after, number)
     return {generation, call('XRANGE', results, '(' .. after, '+', 'COUNT', number)}
 end
 
--- GENERATION UP_TO: drop results up to a stream id, the ledger has them; how many (call again).
+-- GENERATION UP_TO: drop results up to a stream id; the ledger has them. Number (call again).
 function commands.forget(of_generation, up_to)
     if of_generation ~= generation then return 0 end
     local read = call('XRANGE', results, '-', up_to, 'COUNT', SWEEP)
@@ -438,10 +438,9 @@ function commands.rewind(of_generation, cursor)
     return generation
 end
 
--- LEASE_S SUSPICIOUS FATAL BRANCH: let nobody claim in those of its segments in which nothing is
--- leased; all frozen ones.
-function commands.freeze(lease_s, suspicious, fatal, branch)
-    sweep(lease_s, suspicious, fatal)
+-- BRANCH: let nobody claim in those of its segments in which nothing is leased; all frozen ones.
+function commands.freeze(branch)
+    sweep()
     local others, mine = leased_by_others(nil), {}
     local rows = call('HGETALL', branches)
     for i = 1, #rows, 2 do
@@ -493,7 +492,7 @@ local function foreign_key()
             for _, seg in ipairs(found == 'hash' and call('HKEYS', key) or {}) do
                 local bitmap = key .. ':' .. seg
                 if not string.match(seg, '^%d%d?%d?$') then
-                    return key .. ' has a segment that there is not'
+                    return key .. ' names a segment that cannot exist'
                 elseif call('TYPE', bitmap).ok == 'string'
                     and call('STRLEN', bitmap) > SEGMENT_SIZE / 8 then
                     return bitmap .. ' has more bits than a segment has ids'
@@ -520,4 +519,4 @@ else
         return redis.error_reply('FOREIGN ' .. about .. ' has no generation of ours')
     end
 end
-return commands[ARGV[1]](unpack(ARGV, 6))
+return commands[ARGV[1]](unpack(ARGV, 9))

@@ -1,4 +1,4 @@
-"""The queue: which ids to fetch next, who is fetching which, and what came of it.
+"""The queue: which ids to fetch next, who is fetching which, and the results.
 
 Every id that was pushed is in exactly one place: pending, leased, delayed, or reported (its
 result waits in the stream for the ledger). `queue.lua` lists the keys and moves ids between them,
@@ -7,6 +7,7 @@ each call in one atomic step, so that a process may die between any two of them.
 19 million pending ids in bitmaps take 5 MB and load in a second; a set of them takes 1.1 GB.
 """
 
+import itertools
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ LAYOUT = 1
 # Lua takes some 8,000 arguments at once; a lease is two, a result ten.
 MAX_CLAIM = 500
 
-# Leases of an id that lapse one after the other: from so many on it comes back at a time of its
-# own, and after so many it is a dead letter. What is merely unlucky is answered long before.
+# Leases of one id that lapse in a row: from the first number on it comes back at a time of its own,
+# after the second it is a dead letter. An id that is merely unlucky is answered long before.
 SUSPICIOUS_LAPSES = 3
 FATAL_LAPSES = 10
 
@@ -63,7 +64,7 @@ class Queue:
         self._call("check")
 
     def push(self, reason: str, ids: Iterable[int]) -> int:
-        """Queue those of `ids` that are not in the queue, or wait in a lower class; how many.
+        """Queue those of `ids` that are not in the queue, or wait in a lower class; their number.
 
         Those that are leased, delayed or reported, or wait in a higher class, stay as they are. Any
         order; repeated ids count once. BadData for one beyond 1..MAX_ID, which may leave earlier
@@ -74,13 +75,13 @@ class Queue:
         return sum(int(self._call("push", reason, *block)) for block in _blocks(ids))
 
     def count(self, reason: str, ids: Iterable[int]) -> int:
-        """How many of `ids` a push would queue."""
+        """The number of `ids` that a push would queue."""
         return sum(int(self._call("count", reason, *block)) for block in _blocks(ids))
 
     def promote(self, ids: Iterable[int]) -> int:
         """Queue `ids` in the highest class, also those that are delayed.
 
-        How many are there because of this call: not those that were, are leased or reported.
+        The number moved there by this call: not those already there, leased or reported.
         """
         return sum(int(self._call("promote", *block)) for block in _blocks(ids))
 
@@ -93,7 +94,7 @@ class Queue:
     ) -> list[Lease]:
         """Lease up to `count` ids, ascending, of one segment and of the highest class with any.
 
-        Fewer than `count` does not mean that no more are there; none does. `owner` tells humans
+        Fewer than `count` does not mean that no more are pending; none does. `owner` tells humans
         and other workers who it is (`host:process`). Prefers a segment in which nobody else has
         leases, then the one of the last claim. Lapsed leases and delays that are over are pending
         again first; an id whose leases lapsed FATAL_LAPSES times is reported as dead. With
@@ -105,7 +106,6 @@ class Queue:
             return []
         answer = self._call(
             "claim",
-            *self._lapsing(),
             owner,
             secrets.token_hex(8),
             number,
@@ -125,11 +125,11 @@ class Queue:
 
     def renew(self, leases: Iterable[Lease]) -> set[int]:
         """Extend the leases by `lease_s` from now; the ids which are still ours."""
-        return self._each("renew", [self._lease_s], [_claimed(lease) for lease in leases])
+        return self._each("renew", map(_claimed, leases))
 
     def give_back(self, leases: Iterable[Lease]) -> int:
-        """Make the ids of our leases pending at once; how many were still ours."""
-        return len(self._each("give_back", [], [_claimed(lease) for lease in leases]))
+        """Make the ids of our leases pending at once; the number of those still ours."""
+        return len(self._each("give_back", map(_claimed, leases)))
 
     def complete(self, pairs: Iterable[tuple[Lease, Result]]) -> set[int]:
         """End the leases and report the results in the same step; the ids that were accepted.
@@ -141,7 +141,7 @@ class Queue:
             if lease.id != result.id:
                 raise ValueError(f"lease of {lease.id}, result of {result.id}")
             rows.append((lease.token, *_fields(result)))
-        return self._each("complete", [], rows)
+        return self._each("complete", rows)
 
     def delay(self, lease: Lease, seconds: float, *, count_attempt: bool) -> bool:
         """Make the id pending again in `seconds`; False if the lease was no longer ours."""
@@ -158,7 +158,7 @@ class Queue:
             return generation.decode(), [(name.decode(), _result(flat)) for name, flat in entries]
 
     def forget(self, generation: str, up_to: str) -> int:
-        """Drop the results up to a stream id, for the ledger has them; how many they were.
+        """Drop the results up to a stream id, because the ledger has them; their number.
 
         Their ids may be pushed again. Nothing happens in another generation. Harmless when
         repeated: after a crash between the ledger's transaction and this call, call it again.
@@ -169,12 +169,12 @@ class Queue:
         return forgotten
 
     def rewind(self, generation: str, stream_id: str) -> str:
-        """Begin anew if Redis was put back from a copy that is older than this result.
+        """Begin anew if Redis was restored from a copy that is older than this result.
 
         The generation that begins, "" if it is no older copy.
 
-        The ledger has read that result, so ids that are done wait in such a copy once more. What is
-        in the queue is dropped, leases too, but for results that the ledger has not read.
+        The ledger has read that result, so finished ids wait in such a copy once more. What is in
+        the queue is dropped, leases too, except results that the ledger has not read.
         """
         return str(self._call("rewind", generation, stream_id).decode())
 
@@ -185,7 +185,7 @@ class Queue:
         `release_segments`. A segment in which its workers are busy stays theirs until a later
         round.
         """
-        return {int(segment) for segment in self._call("freeze", *self._lapsing(), branch)}
+        return {int(segment) for segment in self._call("freeze", branch)}
 
     def release_segments(self, branch: str, *, merged: bool = True) -> set[int]:
         """Let everybody claim again in the frozen segments of `branch`; which those are.
@@ -201,7 +201,7 @@ class Queue:
             return {int(segment): name.decode() for segment, name in rows.items()}
 
     def pending(self) -> dict[str, dict[int, int]]:
-        """How many ids are pending, by class and segment."""
+        """The number of pending ids, by class and segment."""
         with explained(self._client):
             pipeline = self._client.pipeline()
             for reason in CLASSES:
@@ -213,7 +213,7 @@ class Queue:
             }
 
     def depths(self) -> dict[str, int]:
-        """How many ids are pending, by class."""
+        """The number of pending ids, by class."""
         return {reason: sum(rows.values()) for reason, rows in self.pending().items()}
 
     def leased(self) -> list[Held]:
@@ -250,28 +250,24 @@ class Queue:
         return float(seconds + microseconds / 1e6 + clock.OFFSET_S)
 
     def unread(self) -> int:
-        """How many results the ledger has not read yet."""
+        """The number of results that the ledger has not read yet."""
         with explained(self._client):
             return int(self._client.xlen(f"{self._base}:results"))
 
-    def _lapsing(self) -> tuple[int, int, int]:
-        return self._lease_s, SUSPICIOUS_LAPSES, FATAL_LAPSES
-
-    def _each(
-        self, command: str, first: Sequence[object], rows: Sequence[tuple[str | int, ...]]
-    ) -> set[int]:
+    def _each(self, command: str, rows: Iterable[tuple[str | int, ...]]) -> set[int]:
         """Call with all rows, MAX_CLAIM at once; the ids that it answers."""
         accepted: set[int] = set()
-        for start in range(0, len(rows), MAX_CLAIM):
-            flat = [value for row in rows[start : start + MAX_CLAIM] for value in row]
-            accepted.update(map(int, self._call(command, *first, *flat)))
+        left = iter(rows)
+        while flat := list(itertools.chain(*itertools.islice(left, MAX_CLAIM))):
+            accepted.update(map(int, self._call(command, *flat)))
         return accepted
 
     def _call(self, command: str, *args: Any) -> Any:
         """One step of queue.lua."""
         with explained(self._client):
             always = (clock.OFFSET_S, secrets.token_hex(8), LAYOUT, " ".join(CLASSES))
-            return self._script(keys=[self._base], args=[command, *always, *args])
+            lapsing = (self._lease_s, SUSPICIOUS_LAPSES, FATAL_LAPSES)
+            return self._script(keys=[self._base], args=[command, *always, *lapsing, *args])
 
 
 def _blocks(ids: Iterable[int]) -> Iterator[tuple[int, int, bytes]]:
@@ -309,7 +305,7 @@ def _fields(result: Result) -> tuple[str | int, ...]:
 def _result(flat: Sequence[bytes]) -> Result:
     """The result in a stream entry, which is names and values of its fields in turn.
 
-    ValueError or KeyError if it is none that we wrote.
+    ValueError or KeyError if we cannot have written it.
     """
     text = {
         name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)
@@ -334,7 +330,7 @@ def _result(flat: Sequence[bytes]) -> Result:
         and 0 <= result.successor <= MAX_ID
     )
     if not plausible:
-        raise ValueError(f"a result that none can be: {result.id} {result.outcome}")
+        raise ValueError(f"an impossible result: {result.id} {result.outcome}")
     return result
 
 

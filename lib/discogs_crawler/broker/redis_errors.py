@@ -1,4 +1,4 @@
-"""What Redis's refusals mean for the user, and how long to wait for it to come back."""
+"""What Redis's errors mean for the user, and how long to wait until it is back."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Enough for a restart of the server, or a failover to a replica.
 PATIENCE_S = 20
 
-# A server that loads its file answers, so it is worth more: 1 GB takes about 10 s.
+# A server that answers that it is loading its file deserves more: 1 GB takes about 10 s.
 LOADING_PATIENCE_S = 180
 
 # Error code (in scripts it stands somewhere in the text), what to raise, what to say. Classes of
@@ -73,7 +73,7 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
         "is out of memory; raise its maxmemory or free some",
     ),
     ("LOADING", ("BusyLoadingError",), Unavailable, "is still loading its data; try again later"),
-    ("MISCONF", (), Unavailable, "cannot save its data, and so takes none; is its disk full?"),
+    ("MISCONF", (), Unavailable, "cannot save its data, and so accepts none; is its disk full?"),
     (
         "CLUSTERDOWN|MASTERDOWN|NOREPLICAS|BUSY|TRYAGAIN",
         ("ClusterDownError", "MasterDownError", "TryAgainError"),
@@ -127,9 +127,9 @@ def _patience_s(error: Exception) -> float:
 def explained(client: redis.Redis) -> Iterator[None]:
     """Turn what redis-py raises in the block into one line and an exit code.
 
-    Unavailable (69) when Redis is not there or cannot now, ConfigurationError (78) when waiting
-    cannot help, and when what it has cannot be taken apart in the block. What is neither is a bug,
-    and stays as it is.
+    Unavailable (69) if Redis does not answer or cannot do it now, ConfigurationError (78) if it is
+    useless to wait, or if its data cannot be parsed in the block. Anything else is a bug and is
+    not changed.
     """
     try:
         yield
@@ -139,14 +139,14 @@ def explained(client: redis.Redis) -> Iterator[None]:
             raise
         raise meaning from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Of a text that we did not write, where it is taken apart.
+        # Raised by the parsing of a text that we did not write.
         said = f"{type(error).__name__}: {str(error)[:80]}"
         meaning = explain(redis.RedisError(f"FOREIGN {said}"), where(client))
         raise meaning or error from error
 
 
 def explain(error: redis.RedisError, server: str) -> CrawlerError | None:
-    """What an error of redis-py means, said of `server`; None for a bug."""
+    """The meaning of an error of redis-py, about `server`; None for a bug."""
     text = " ".join(str(error).split())
     for codes, classes, raised, meaning in _MEANINGS:
         match = re.search(rf"\b(?:{codes})\b *([^;]*)", text)

@@ -1,7 +1,7 @@
-"""Where an export goes: standard output, or a command; and whether it arrived.
+"""Deliver an export to standard output or to a command, and find out whether it arrived.
 
 Both are used as `with ... as write`: the block writes, and leaving it means that everything has
-arrived. If it has not, leaving raises, and so the consumer's place stays where it was.
+arrived. If not, leaving raises, so the consumer's place does not move.
 """
 
 import array
@@ -22,8 +22,8 @@ from discogs_crawler.errors import PartlyDone, Unavailable
 
 Write = Callable[[bytes], None]
 
-# A reader that has not taken what is in the pipe after that long is slow, not gone: the bytes are
-# in its pipe. One that goes earlier without them has not got the export.
+# A reader that leaves bytes in the pipe for longer is slow, not gone: they are in its pipe. One
+# that goes earlier without them does not have the export.
 UNREAD_S = 10
 
 # A command that was told to end may take that long.
@@ -34,7 +34,7 @@ END_S = 5
 def to_stdout(handle: int = 1) -> Iterator[Write]:
     """Write to standard output; on leaving, what went to a file is on the disk.
 
-    PartlyDone if the reader of a pipe went before it had read everything.
+    PartlyDone if the reader of a pipe closes it before it has read everything.
     """
 
     try:
@@ -42,7 +42,7 @@ def to_stdout(handle: int = 1) -> Iterator[Write]:
         _arrive(handle)
     except BrokenPipeError:
         raise PartlyDone(
-            "standard output: its reader went before it had everything; not exported, run it again"
+            "standard output: its reader left before it had everything; not exported, run it again"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
@@ -84,9 +84,9 @@ class _CutShort(Exception):
 def to_command(line: str, variables: Mapping[str, str], lock: int) -> Iterator[Write]:
     """Give what is written to the standard input of a shell command, begun at the first byte.
 
-    PartlyDone if it ends with anything but 0, or has not read everything; what it does with what
-    it reads is its own affair. If the block fails, the command is told to end (SIGTERM) before it
-    could take the part for the whole. It inherits the open file `lock`.
+    PartlyDone if it ends with anything but 0, or has not read everything. If the block fails, the
+    command is told to end (SIGTERM) before it could take the part for the whole. It inherits the
+    open file `lock`.
     """
     process: subprocess.Popen[bytes] | None = None
 
@@ -146,7 +146,7 @@ def _judge(code: int, *, cut_short: bool) -> None:
     if cut_short:
         raise PartlyDone(
             "the command of --exec has not read all of its input; not exported"
-            " (what it has no use for it can give to `cat > /dev/null`)"
+            " (it can discard the rest with `cat > /dev/null`)"
         )
 
 

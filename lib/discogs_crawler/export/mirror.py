@@ -1,12 +1,12 @@
-"""Somebody else's store for those who only read: a copy of a URL, a view of a folder.
+"""Somebody else's store, for reading only: a copy of a URL, a view of a folder.
 
 A clone without blobs of 19 million records is about half a gigabyte instead of 25; the records
 that an export shows are fetched many at a time, just before they are read. A server that knows
 no filters sends everything, and all works the same.
 
-Whoever made that store may mean harm. So no Git ever runs with a configuration of theirs, which
-can name programs, and nothing is written where they lead: a view is a repository of ours that
-borrows the objects and references of the folder. Submodules have the paths that ours have, and lie
+That store may be hostile. So Git never runs with its configuration, which can name programs, and
+nothing is written where it leads: a view is a repository of ours that borrows the objects and
+references of the folder. Submodules have the paths that ours have, and lie
 beside the superproject.
 """
 
@@ -43,7 +43,7 @@ auto = 0
 [extensions]
 """
 
-# From where a view of a clone without records gets them: no transport that is a program.
+# The remote from which a view of a partial clone gets records: no transport that is a program.
 _REMOTE = re.compile(r"((https?|ssh|git|file)://|/|[\w.-]+@[\w.-]+:)[ !#-\[\]-~]+", re.ASCII)
 
 # Where a submodule is: beside the superproject, or below a folder there.
@@ -121,7 +121,7 @@ def _show(folder: Path, view: Path) -> None:
 
 
 def _configuration(folder: Path, view: Path) -> str:
-    """What has to be the same in a view: formats, and from where records come that are missing."""
+    """The settings that a view needs: formats, and the remote that has missing records."""
     theirs = folder / "config"
     command = ("config", "--file", str(theirs), "--no-includes", "-z", "--list")
     values = _parsed(git_process.run(view, *command) if theirs.is_file() else b"")
@@ -155,7 +155,7 @@ def _head(folder: Path) -> bytes:
 def of_url(url: str, folder: Path) -> StoreSource:
     """The copy in `folder` of the store at `url`, made or brought up to date now.
 
-    Unavailable if the remote does not answer: what is here is then as it was before.
+    Unavailable if the remote does not answer: the copy is then as it was before.
     """
     name = without_login(url)
     target = _place(folder, name)
@@ -208,8 +208,8 @@ def _submodule_urls(folder: Path, url: str) -> dict[str, str]:
 def resolved(url: str, relative: str) -> str | None:
     """What `../x.git` in .gitmodules means, seen from the superproject's URL.
 
-    None if it is not beside the superproject: a store could have us read any repository that we
-    can, for instance one on our own disk.
+    None if it is not beside the superproject: a hostile store could make us read any repository,
+    for example one on our own disk.
     """
     parent, sibling = _PARENT.fullmatch(url), _SIBLING.fullmatch(relative)
     return parent[1] + sibling[1] if parent and sibling else None
@@ -218,7 +218,7 @@ def resolved(url: str, relative: str) -> str | None:
 def fetch_objects(folder: Path, remote: str, names: bytes) -> None:
     """Fetch these objects (hexadecimal, one a line), as far as they are not here, in one go.
 
-    Asked for all of them, Git would fetch those again that are here, if only one is not.
+    If even one is missing, Git would fetch all that are named again.
     """
     here = git_process.run(folder, *_THOSE_HERE, stdin=names).decode().split()
     missing = set(names.decode().split()).difference(here)

@@ -1,4 +1,4 @@
-"""An export into numbered files: anybody can follow them without Git, and gets each change once.
+"""Export into numbered files: readers follow them without Git, and get each change once.
 
     NAME-000000123.jsonl.gz        the changes of one run
     NAME-000000123.state.json      what is known of them
@@ -7,8 +7,8 @@
 
 First the files are saved to disk, then the consumer's place and number move in one transaction of
 SQLite, and only then the state is renamed into place. Killed before the transaction, the next run
-writes the same number again, of which nobody has been told; killed after it, the next run begins
-with the state. A number that was announced is never written again.
+writes the same number again, which was not announced; killed after it, the next run begins with
+the state. A number that was announced is never written again.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ FORMAT = 1
 
 
 class Target(NamedTuple):
-    """Whose files, and in which folder."""
+    """The name of the files, and their folder."""
 
     name: str
     folder: Path
@@ -91,34 +91,29 @@ def export(
     limit: int | None = None,
     keep_days: int | None = None,
 ) -> int:
-    """Write what is new into the next file and announce it; the number of changes in it.
+    """Write what is new into the next file and announce it; return the number of changes in it.
 
-    Files older than `keep_days` are removed, once there is a baseline that is younger. OSError if
-    the disk is full or the folder is gone; whatever happens, the next run goes on.
+    Files older than `keep_days` are removed once there is a younger baseline. OSError if the disk
+    is full or the folder is gone; whatever happens, the next run goes on.
     """
     _check_is_here(db, consumer, target)
     target.folder.mkdir(parents=True, exist_ok=True)
     # Another ledger may have a consumer of the same name.
     with locks.exclusive(target.folder / f".{target.name}.lock", f"an export to {target.name}"):
         consumer = _claim(db, consumer, target)
-        return _export(db, consumer, source, target, form, limit, keep_days)
+        _announce(consumer, target, _chain(db, consumer, target))
+        _remove_leftovers(consumer, target)
+        plan = run.plan(consumer, source, limit)
+        if plan is None:
+            log.info("%s: nothing new", consumer.name)
+            return 0
+        return _export(db, plan, target, form, keep_days)
 
 
 def _export(
-    db: sqlite3.Connection,
-    consumer: Consumer,
-    source: StoreSource,
-    target: Target,
-    form: Form,
-    limit: int | None,
-    keep_days: int | None,
+    db: sqlite3.Connection, plan: Plan, target: Target, form: Form, keep_days: int | None
 ) -> int:
-    _announce(consumer, target, _chain(db, consumer, target))
-    _remove_leftovers(consumer, target)
-    plan = run.plan(consumer, source, limit)
-    if plan is None:
-        log.info("%s: nothing new", consumer.name)
-        return 0
+    consumer = plan.consumer
     sequence = consumer.sequence + 1
     changes = _write(target.changes(sequence), sequence, plan, form)
     if not changes.records:
@@ -141,7 +136,7 @@ def _export(
 
 
 def _check_is_here(db: sqlite3.Connection, consumer: Consumer, target: Target) -> None:
-    """ConfigurationError if the consumer has files, and they are elsewhere."""
+    """ConfigurationError if the consumer has files, and they are not in this folder."""
     last = max(consumers.files_of(db, consumer.name), default=0)
     if last and not target.state().exists() and not target.changes(last).exists():
         raise ConfigurationError(
@@ -152,7 +147,7 @@ def _check_is_here(db: sqlite3.Connection, consumer: Consumer, target: Target) -
 
 
 def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consumer:
-    """The consumer, with its place and folder as far as the folder knows them better.
+    """The consumer, with the place that the folder shows if it is ahead of the database.
 
     ConfigurationError if the files there are not its own.
     """
@@ -168,7 +163,7 @@ def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consum
     )
     if last and consumer.sequence < used == announced.get("sequence"):
         log.warning(
-            "%s: the files are ahead of what is known here (a backup?): going on after number %d",
+            "%s: the files are ahead of the database (a backup?): going on after number %d",
             *(consumer.name, announced["sequence"]),
         )
         numbers = range(consumer.sequence + 1, announced["sequence"] + 1)
@@ -176,7 +171,7 @@ def _claim(db: sqlite3.Connection, consumer: Consumer, target: Target) -> Consum
         unknown = [_file_of(state) for state in states if state]
         moved = moved._replace(sequence=announced["sequence"], revision=announced["to"])
     elif used >= max(1, consumer.sequence + bool(last)):
-        # Somebody of that name was here before: the gap tells the readers to begin again.
+        # Another consumer of that name was here: the gap tells the readers to begin again.
         moved = moved._replace(sequence=used + 1)
     if moved != consumer:
         consumers.relocate(db, consumer, moved, unknown)
@@ -214,7 +209,7 @@ def _read_state(target: Target, sequence: int | None = None) -> dict[str, Any]:
 
 
 def _file_of(state: Mapping[str, Any]) -> ExportedFile:
-    """What a state says, the other way round of `_described`."""
+    """The file that a state describes: the inverse of `_described`."""
     return ExportedFile(
         int(state["sequence"]),
         state["from"],
@@ -240,7 +235,7 @@ def _described(file: ExportedFile, path: Path) -> dict[str, Any]:
 
 
 def _remove_leftovers(consumer: Consumer, target: Target) -> None:
-    """What a killed run has left: temporary files, and numbers that were never announced."""
+    """Remove what a killed run has left: temporary files, and numbers never announced."""
     for path in target.folder.iterdir():
         whole = re.fullmatch(r"\.(.+)\.[^.]+\.tmp", path.name)
         is_temporary = whole is not None and target.is_ours(whole[1])
@@ -276,7 +271,7 @@ class _Counted:
 
 
 def _chain(db: sqlite3.Connection, consumer: Consumer, target: Target, since: int = 0) -> Chain:
-    """What readers can have; without what is older than `since` where they can do without it."""
+    """The files that readers can use; without those older than `since` that they do not need."""
     files = consumers.files_of(db, consumer.name)
     found = consumers.baseline_of(db, consumer.name)
     baseline, path = None, None
@@ -297,15 +292,15 @@ def _chain(db: sqlite3.Connection, consumer: Consumer, target: Target, since: in
 
 
 def _needs_baseline(chain: Chain, since: int) -> bool:
-    """Whether nobody could begin with the files, once those before `since` are removed.
+    """Whether a new reader could not begin, once files before `since` are removed.
 
-    A time that is still to come is not believed: the clock was wrong.
+    A baseline with a time in the future does not count: the clock was wrong.
     """
     return chain.baseline is None or not since <= chain.baseline.time <= clock.now()
 
 
 def _announce(consumer: Consumer, target: Target, chain: Chain) -> None:
-    """Let the state say what the ledger says."""
+    """Write the state, if it is not what the database says."""
     if chain.last is None:
         return
     state = {
@@ -327,7 +322,7 @@ def _announce(consumer: Consumer, target: Target, chain: Chain) -> None:
 
 
 def _remove_old(target: Target, chain: Chain) -> None:
-    """Remove what the state does not name any more; the oldest first, so that no gap comes up."""
+    """Remove what the state no longer names; the oldest first, so that there is never a gap."""
     for path in sorted(target.folder.iterdir()):
         is_baseline = path.name.endswith(".full.jsonl.gz")
         is_old = is_baseline or target.number_of(path) < chain.first

@@ -28,9 +28,9 @@ MOST_LEFT_OUT = 10_000
 
 
 class StoreSource(NamedTuple):
-    """A repository to read: its Git folder, the ref that is its tip, and how to call it.
+    """A repository to read: its Git folder, the ref that is its tip, and its name.
 
-    If it is `foreign`, nobody knows who wrote it: what is in it may be anything.
+    A `foreign` one may hold anything.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Subtree(NamedTuple):
 
 
 class LeftOut:
-    """What lies in a store where records do and is none: the number, and the first of them."""
+    """Files among the records that are none: their number, and the first of them."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -80,7 +80,7 @@ class LeftOut:
 
 
 def tip_of(source: StoreSource) -> str | None:
-    """The commit that readers may read up to; None as long as there is none."""
+    """The commit up to which readers may read; None if there is none yet."""
     return objects.look_up(source.folder, [f"{source.tip}^{{commit}}"])[0]
 
 
@@ -103,7 +103,7 @@ def nth_commit(folder: Path, old: str, new: str, count: int) -> str:
 
 
 def stretches(folder: Path, old: str, new: str, *, skip_technical: bool) -> Iterator[Stretch]:
-    """What lies between two revisions: one piece, or those between the technical commits."""
+    """The stretch between two revisions, or the stretches between its technical commits."""
     if not skip_technical:
         yield Stretch(old, new)
         return

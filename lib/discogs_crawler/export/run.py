@@ -1,7 +1,7 @@
-"""One export: what a consumer has not got yet, written out whole before its place moves.
+"""One export: what a consumer does not have yet, written out whole before its place moves.
 
-The end is the tip as it was when the export began. Killed, cut off or refused at any point, the
-place is the old one, and the next export repeats all of it.
+It ends at the tip as it was when the export began. If it is killed, cut off or refused at any
+point, the place does not move, and the next export repeats all of it.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ DEFAULT_KIND = "releases"
 
 
 class Form(NamedTuple):
-    """How an export is to look: one of `formats.FORMATS`, lines ended by NUL, what is left out."""
+    """The form of an export: one of `formats.FORMATS`, lines ended by NUL, what is left out."""
 
     format: str = "names"
     nul: bool = False
@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """An export that can begin: for whom, from where, and the two revisions."""
+    """An export that can begin: its consumer, the repository, and the two revisions."""
 
     consumer: Consumer
     source: StoreSource
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     new: str
 
     def variables(self) -> dict[str, str]:
-        """What the command of --exec finds in its environment."""
+        """The environment variables for the command of --exec."""
         return {
             "EXPORT_CONSUMER": self.consumer.name,
             "EXPORT_KIND": self.consumer.kind,
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 def reading(repository: str | None, settings: Settings) -> Iterator[None]:
     """Read the crawler's own store, if it is that, while nobody converts it.
 
-    BadData if Git fails for a reason that we do not know: the repository is damaged.
+    BadData if Git fails for an unknown reason: the repository is damaged.
     """
     is_own = repository is None and settings.store.is_dir()
     try:
@@ -85,7 +85,7 @@ def find_source(repository: str | None, settings: Settings) -> StoreSource:
 
 
 def _own_store(settings: Settings) -> StoreSource:
-    """The crawler's repository, up to what the store says that consumers may read."""
+    """The crawler's repository, up to the commit that consumers may read."""
     folder = settings.store / "discogs.git"
     if not folder.is_dir():
         raise NothingYet(
@@ -115,15 +115,13 @@ def find_database(repository: str | None, source: StoreSource, settings: Setting
     return folder.with_name(folder.name + consumers.BESIDE_A_CLONE)
 
 
-@contextlib.contextmanager
-def alone(database: Path, name: str) -> Iterator[int]:
-    """Be the only one who exports to that consumer; TryLater if another does.
+def alone(database: Path, name: str) -> contextlib.AbstractContextManager[int]:
+    """Be the only export to that consumer during the block; TryLater if another is running.
 
-    Yields the open lock, which a command that consumes inherits: if we are killed, it still runs,
-    and the next export must not overtake it.
+    The block gets the open lock, which a command that consumes inherits: if we are killed, it still
+    runs, and the next export must not overtake it.
     """
-    with locks.exclusive(lock_of(database, name), f"an export to {name}") as handle:
-        yield handle
+    return locks.exclusive(lock_of(database, name), f"an export to {name}")
 
 
 def lock_of(database: Path, name: str) -> Path:
@@ -140,10 +138,10 @@ def enrol(
     *,
     keep: bool,
 ) -> Consumer:
-    """The consumer `name`; a new one begins at `start`, which is written down first (`keep`).
+    """The consumer `name`; a new one begins at `start`, which is recorded first (`keep`).
 
-    So that `HEAD~3`, or `now`, means the same when an export that was cut short is repeated.
-    UsageError if the consumer is known and gets another kind or began elsewhere.
+    So `HEAD~3` and `now` mean the same when an export that was cut short is repeated. UsageError if
+    the consumer is known and gets another kind or began elsewhere.
     """
     consumer = consumers.find(db, name)
     if consumer is None:
@@ -157,7 +155,7 @@ def enrol(
             f"--kind {kind}: consumer {name} gets {consumer.kind}, and would miss changes;"
             " use another name for another kind"
         )
-    # `now` is another revision each time: a crontab says it always, and means the first time.
+    # `now` is another revision each time: in a crontab it is meant for the first run.
     if start not in (None, "now"):
         _check_start(db, source, consumer, start)
     return consumer._replace(repository=source.name)
@@ -166,10 +164,10 @@ def enrol(
 def _check_start(
     db: sqlite3.Connection, source: StoreSource, consumer: Consumer, start: str
 ) -> None:
-    """UsageError if a known consumer did not begin there, but somebody thinks that it will."""
+    """UsageError if a known consumer did not begin at `start`."""
     began = consumers.beginning(db, consumer.name)
     if began is not None and len(start) >= 7 and began.startswith(start):
-        return  # Also when the store was converted, and does not know that revision any more.
+        return  # even if the store was converted and no longer has that revision
     if resolve(source, start) != began:
         raise UsageError(
             f"--from {start[:80]}: consumer {consumer.name} is not new, it is at"
@@ -211,7 +209,7 @@ def _check_revision(
         raise BadData(
             f"{source.name}: there is no revision {revision}, where consumer {name} is;"
             " it is an older copy, history was rewritten or pruned, or it is another repository."
-            " Put the newer copy back, or begin again with"
+            " Restore the newer copy, or begin again with"
             f" --consumer {name} --reset start (or now, or a revision)"
         )
     if not objects.contains(source.folder, tip, revision):
@@ -246,7 +244,7 @@ def write(plan: Plan, form: Form, write: Write) -> int:
                     total += count
     if left_out.number:
         log.warning(
-            "%s: %d of what lies there are no records and not exported; the first: %s",
+            "%s: files not exported because they are no records: %d; the first: %s",
             *(source.name, left_out.number, left_out.first),
         )
     return total

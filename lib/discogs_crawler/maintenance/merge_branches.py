@@ -100,7 +100,7 @@ def _merge_commit(
     ]
     if others := [change.path for change in differing if change not in changed]:
         log.warning(
-            "branch %s: %d files that are not records were not merged, the first: %s",
+            "branch %s: files not merged because they are no records: %d; the first: %s",
             name,
             len(others),
             others[0],
