@@ -34,7 +34,13 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
 from discogs_crawler.store import fast_import, git_process
-from discogs_crawler.store.layouts import SingleStore, Store, open_store, refuse_to_begin_anew
+from discogs_crawler.store.layouts import (
+    SingleStore,
+    Store,
+    open_store,
+    refuse_empty,
+    refuse_to_begin_anew,
+)
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +114,11 @@ def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
     lock = settings.state_dir / "import_dump.lock"
     with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
         dump = find_dump(ledger, path)
-        refuse_to_begin_anew(settings, ledger.count("state IN ('stored', 'imported')"))
+        records = ledger.count("state IN ('stored', 'imported')")
+        refuse_to_begin_anew(settings, records)
         stop = Stop()
         store = open_store(settings, stop=stop)
+        refuse_empty(store, records, settings.database)
         with ledger.run("import_dump", dump.kind) as kept:
             report = import_dump(path, dump, store, ledger, settings, stop, force=force)
             kept.counts |= {**report.counts._asdict(), "damaged": report.damaged}
