@@ -12,7 +12,12 @@ WRONG += ("bugs", "fsck errors", "pins differ", "did not stop")
 
 @pytest.mark.parametrize(
     ("seed", "remote", "submodules"),
-    [(1, False, False), (2, True, False), (3, False, True), (4, True, True)],
+    [
+        (1, False, False),
+        (2, True, False),
+        pytest.param(3, False, True, marks=pytest.mark.long),
+        (4, True, True),
+    ],
 )
 def test_after_a_few_bad_days_everything_is_as_upstream_has_it(
     seed: int, remote: bool, submodules: bool, tmp_path: Path

@@ -425,6 +425,24 @@ def test_where_the_ledger_says_that_there_is_a_store_none_is_made(copy: Copy) ->
         assert not store.exists()
 
 
+def test_none_is_made_either_where_the_disk_of_the_remote_is_not_mounted(copy: Copy) -> None:
+    there = copy.folder / "there"
+    there.mkdir()
+    copy.settings = {"STORE_LAYOUT": "submodules", "STORE_REMOTE": str(there)}
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    shutil.rmtree(copy.folder / "state" / "store")
+    there.rename(copy.folder / "mounted elsewhere")
+    there.mkdir()
+    copy.world.edit("releases", sorted(copy.world.alive["releases"])[:3])
+    said = copy.call("import_dump.py", "-d", copy.month("--adopt"), code=78)
+    assert f"it is empty, but {copy.folder}" in said
+    assert not list(there.iterdir())
+    there.rmdir()
+    (copy.folder / "mounted elsewhere").rename(there)
+    copy.call("import_dump.py", "-d", copy.month("--adopt"))
+    assert len(copy.records()) == RECORDS
+
+
 def test_a_converted_store_is_imported_into_as_before(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.accept("--adopt"))
     ids = sorted(copy.records())

@@ -69,9 +69,9 @@ class TestBothLayouts:
             ("submodules", ""),
             ("single", "remote.git"),
             ("submodules", "remote"),
-            ("submodules", "remote/x-{repository}.git"),
+            pytest.param(("submodules", "remote/x-{repository}.git"), marks=pytest.mark.long),
         ],
-        ids=" ".join,
+        ids=str,
     )
     def environ(self, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
         layout, remote = request.param

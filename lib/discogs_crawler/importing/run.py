@@ -41,6 +41,7 @@ from discogs_crawler.store.layouts import (
     SingleStore,
     Store,
     open_store,
+    refuse_empty,
     refuse_older_copy,
     refuse_to_begin_anew,
 )
@@ -122,9 +123,11 @@ def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
     lock = settings.state_dir / "import_dump.lock"
     with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
         dump = find_dump(ledger, path)
-        refuse_to_begin_anew(settings, ledger.count("state IN ('stored', 'imported')"))
+        records = ledger.count("state IN ('stored', 'imported')")
+        refuse_to_begin_anew(settings, records)
         stop = Stop()
         store = open_store(settings, stop=stop)
+        refuse_empty(store, records, settings.database)
         refuse_older_copy(store, ledger.revisions())
         with ledger.run("import_dump", dump.kind) as kept:
             report = import_dump(path, dump, store, ledger, settings, stop, force=force)

@@ -136,6 +136,22 @@ def refuse_to_begin_anew(settings: Settings, records: int) -> None:
         )
 
 
+def refuse_empty(store: Store, records: int, database: Path) -> None:
+    """ConfigurationError if nothing is stored, here or at a remote, but the ledger has records."""
+
+    def is_empty() -> bool:
+        return not (store.tip() or any(part.tip() for part in store.parts()))
+
+    if records and is_empty():
+        store.top.refresh()
+        if is_empty():
+            raise ConfigurationError(
+                f"{store.repository.path}: it is empty, but {database} says that "
+                f"{records} records are stored: set STORE and STORE_REMOTE to where they are; if "
+                "they are lost, move the ledger away and seed anew"
+            )
+
+
 def lacks(store: Store, revisions: Collection[str]) -> str:
     """The first of the commits that no branch of the store leads to; "" if it has all of them.
 

@@ -22,9 +22,14 @@ from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, CrawlerError, UsageError
+from discogs_crawler.errors import CrawlerError, UsageError
 from discogs_crawler.records import segment_of
-from discogs_crawler.store.layouts import Store, open_store, refuse_to_begin_anew
+from discogs_crawler.store.layouts import (
+    Store,
+    open_store,
+    refuse_empty,
+    refuse_to_begin_anew,
+)
 from discogs_crawler.store.single import BRANCH
 from discogs_crawler.worker import local_ledger, statusline
 from discogs_crawler.worker.answer_policy import Settler
@@ -175,14 +180,8 @@ class _Crawler:
     def _check_store(self) -> None:
         """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
         store, database = self._parts.store, self._settings.database
-        number = local_ledger.stored(database)
         store.top.refresh()
-        if number and not (store.tip() or any(part.tip() for part in store.parts())):
-            raise ConfigurationError(
-                f"{store.repository.path}: it is empty, but {database} says that "
-                f"{number} records are stored: set STORE and STORE_REMOTE to where they are; if "
-                "they are lost, move the ledger away and seed anew"
-            )
+        refuse_empty(store, local_ledger.stored(database), database)
         local_ledger.refuse_older_copy(database, store)
 
     def wind_down(self) -> None:
