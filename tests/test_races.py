@@ -180,7 +180,7 @@ def crawler(
             "DISCOGS_API": api.url,
             "DISCOGS_TOKEN": "not-a-real-one",
             "RATE_WINDOW_S": "1",
-            "COMMIT_SECONDS": "0.2",
+            "COMMIT_SECONDS": "1",
             "LEASE_S": "5",
         }
         yield Installation(run, environment, api, redis_client, tmp_path)

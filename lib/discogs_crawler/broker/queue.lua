@@ -420,16 +420,16 @@ end
 -- GENERATION CURSOR: begin anew if these keys are an older copy, the generation that begins or '':
 -- CURSOR is the last result that the ledger has, and here it is neither waiting nor dropped; or
 -- these are of another generation than it, and began before it came. So ids that the ledger has
--- done wait here once more. Results that came after it are kept.
+-- done wait here once more. Results that it may not have are kept.
 function commands.rewind(of_generation, cursor)
-    local since = call('HGET', about, 'read')
+    local since, unread_from = call('HGET', about, 'read'), '(' .. cursor
     if of_generation ~= generation then
-        since = call('HGET', about, 'born') or since
+        since, unread_from = call('HGET', about, 'born') or since, '-'
     elseif call('XRANGE', results, cursor, cursor)[1] then
         return ''
     end
     if not since or not is_later(cursor, since) then return '' end
-    local unread = call('XRANGE', results, '(' .. cursor, '+')
+    local unread = call('XRANGE', results, unread_from, '+')
     begin()
     for _, entry in ipairs(unread) do
         call('XADD', results, '*', unpack(entry[2]))

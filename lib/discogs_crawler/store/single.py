@@ -270,10 +270,10 @@ class SingleStore:
         """Put files, also other ones than records, on exactly `base`; the commit, durable.
 
         With a remote it is on a reference of its own until that has answered. ConfigurationError
-        if our last one is not below it: somebody has put the branch back.
+        if our branch does not lead to our last one any more: somebody has put it back.
         """
         last = self._published
-        if last and not objects.contains(self.repository.path, base, last):
+        if last and not self._leads_to(last):
             raise ConfigurationError(
                 f"{self.repository.path}: {self._branch} was put back behind commit {last[:12]}, "
                 "which is of this run: put it forward again, or go on from here by "
@@ -283,6 +283,14 @@ class SingleStore:
         if not isinstance(made, Pushed):
             self._published = made
         return made
+
+    def _leads_to(self, commit: str) -> bool:
+        """Whether our branch does; of a repository in the place of ours others will tell."""
+        tip = self.tip()
+        if tip == commit or self.repository.replaced():
+            return True
+        known = objects.look_up(self.repository.path, [f"{commit}^{{commit}}"])[0]
+        return known is not None and objects.contains(self.repository.path, tip, commit)
 
     def _publish(
         self, base: str | None, entries: Iterable[Entry], message: str, parents: Iterable[str]
