@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How the crawler stands: what is stored, queued, failed and missing, and how fast it goes.
+"""The state of the crawler: what is stored, queued, failed and missing, and the rate.
 
 Prints tables for a terminal of 80 columns, or with --json everything as one JSON object (times are
 UTC epoch seconds, durations seconds, shares 0 to 1, null is unknown). --html writes one
 self-contained page with plots, --prometheus a file for node_exporter's textfile collector; with
 either of them nothing is printed unless --json asks for it. Each file is there whole or not at all.
 
-It only reads: run it as often as you like, while everything else runs. That Redis is not there is
-said, and the rest is shown.
+It only reads: run it as often as you like, while everything else runs. If Redis does not run it
+says so, and shows the rest.
 
 Examples:
 
