@@ -44,8 +44,8 @@ def queue_of(client: redis.Redis, kind: str = "releases") -> Queue:
     return Queue(client, kind, prefix="discogs", lease_s=LEASE_S)
 
 
-def row(book: Ledger, record_id: int) -> Row:
-    return book.rows("releases", [record_id])[record_id]
+def row(ledger: Ledger, record_id: int) -> Row:
+    return ledger.rows("releases", [record_id])[record_id]
 
 
 class World:
@@ -57,10 +57,10 @@ class World:
         self.upstream: dict[int, str] = {}
         self.store: dict[int, str] = {}
         self.requests: list[tuple[int, str, int]] = []
-        self.book = database.open(folder / "crawler.db")
+        self.ledger = database.open(folder / "crawler.db")
 
     def close(self) -> None:
-        self.book.close()
+        self.ledger.close()
 
     def pass_time(self, seconds: float) -> None:
         clock.OFFSET_S += seconds
@@ -69,13 +69,15 @@ class World:
         """A dump of what upstream has now, as a hash file of this date."""
         name = f"dump-{int(clock.now())}.txt"
         path = write_hashes(self.folder / name, self.upstream)
-        record_dump(self.book, path)
+        record_dump(self.ledger, path)
         return path
 
     def seed(self, new: Path | None = None, **request: object) -> Seeded:
         """Run seed_queue.py."""
         asked = Request(new=new, **request)  # type: ignore[arg-type]
-        return seed_run.seed(self.book, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S)
+        return seed_run.seed(
+            self.ledger, lambda kind: queue_of(self.client, kind), asked, COOLDOWN_S
+        )
 
     def claim(self, count: int) -> list[Lease]:
         return queue_of(self.client).claim("test:1", count)
@@ -107,11 +109,11 @@ class World:
         return done
 
     def wanted(self) -> dict[int, str]:
-        rows = self.book.db.execute("SELECT id, reason FROM releases WHERE reason IS NOT NULL")
+        rows = self.ledger.db.execute("SELECT id, reason FROM releases WHERE reason IS NOT NULL")
         return dict(rows.fetchall())
 
 
-def record_dump(book: Ledger, path: Path, kind: str = "releases", **changes: object) -> None:
+def record_dump(ledger: Ledger, path: Path, kind: str = "releases", **changes: object) -> None:
     """Tell the ledger of a dump of this moment, as the splitter does."""
     text = path.read_bytes()
     now = int(clock.now())
@@ -131,7 +133,7 @@ def record_dump(book: Ledger, path: Path, kind: str = "releases", **changes: obj
         "result_sha256": hashlib.sha256(text).digest(),
         "canonical_version": 1,
     }
-    book.record_dump(DumpFacts(**(values | changes)).as_row())
+    ledger.record_dump(DumpFacts(**(values | changes)).as_row())
 
 
 def some_contents(ids: int, seed_number: int = 1) -> dict[int, str]:

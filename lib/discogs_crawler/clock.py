@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 DAY_S = 86_400
 
-# Clocks that are set differ by less; a time that is further ahead than this is not believed.
+# Clocks that are set right differ by less; a time further ahead than this is treated as wrong.
 SKEW_S = DAY_S
 
 OFFSET_S = float(os.environ.get("CLOCK_OFFSET_S") or 0)

@@ -19,13 +19,13 @@ from discogs_crawler.errors import ConfigurationError, UsageError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
-# Nobody means more; and beyond it there are dates that no calendar has.
+# More is a mistake, and leads to dates that no calendar has.
 _LARGEST_NUMBER = 1_000_000
 _LONGEST_S = 10 * 366 * 86_400
 
 
 class Secret:
-    """A text that shows itself only to those who ask: `reveal()`."""
+    """A text that is shown only by `reveal()`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -97,12 +97,12 @@ def _matching(pattern: str, meaning: str) -> Callable[[str], str]:
 def _path(text: str) -> Path:
     path = _expand(text)
     if not path.is_absolute():
-        raise ValueError("it must be an absolute path, for cron starts scripts anywhere")
+        raise ValueError("it must be an absolute path, because cron starts scripts anywhere")
     return path
 
 
 def _expand(text: str) -> Path:
-    """The path, `~` and `~user` replaced; ValueError if there is none such."""
+    """The path, with `~` and `~user` replaced; ValueError if that cannot be done."""
     if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", text):
         raise ValueError("a path has no line feeds or other control characters")
     try:
@@ -240,13 +240,13 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
     def secrets(self) -> list[str]:
-        """The texts that must never be printed, for `logs` to black out."""
+        """The texts that must never be printed; `logs` blacks them out."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return [value.reveal() for value in values if isinstance(value, Secret)]
 
 
 def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
-    """Give `parser` a flag for each named setting; secrets have none, for `ps` shows flags."""
+    """Give `parser` a flag for each named setting but secrets, because `ps` shows flags."""
     group = parser.add_argument_group("settings (also from the environment and .env)")
     for name in names:
         setting = BY_NAME[name]
@@ -278,7 +278,7 @@ def load(
 
 
 def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
-    """The `.env` in use: the one that was named, else the checkout's, else the user's."""
+    """The `.env` in use: the one that is named, else the checkout's, else the user's."""
     named = flag or environ.get("ENV_FILE")
     if named:
         try:

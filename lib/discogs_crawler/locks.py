@@ -22,9 +22,9 @@ POLL_S = 0.2
 def exclusive(path: Path, what: str, *, wait: bool = False, patience_s: float = 0) -> Iterator[int]:
     """Hold the lock file `path` during the block; the kernel lets go of it if we are killed.
 
-    Without `wait`, raises TryLater (exit 75) saying that `what` is already running, and as which
-    process, when somebody else holds it, and still does after `patience_s`. Yields the open file: a
-    child process that inherits it holds the lock as well, until it ends.
+    Without `wait`, raises TryLater (exit 75) if another process still holds it after `patience_s`;
+    the message names that process and `what` it is running. Yields the open file: a child process
+    that inherits it holds the lock as well, until it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -55,7 +55,7 @@ def shared(path: Path, what: str) -> Iterator[None]:
 
 
 def _check_that_it_is_ours(handle: int, path: Path) -> None:
-    """Spare a file that somebody else needs, to which a link may lead from here."""
+    """Refuse to overwrite another file, to which a link may lead from here."""
     regular = stat.S_ISREG(os.fstat(handle).st_mode)
     if not regular or os.pread(handle, 20, 0).strip(b"\0 \n0123456789"):
         raise ConfigurationError(
@@ -64,7 +64,7 @@ def _check_that_it_is_ours(handle: int, path: Path) -> None:
 
 
 def _take(handle: int, what: str, patience_s: float) -> None:
-    """Lock the file, or TryLater when the patience is at its end."""
+    """Lock the file; TryLater after `patience_s`."""
     deadline, told = time.monotonic() + patience_s, False
     while True:
         try:

@@ -1,11 +1,11 @@
-"""What was noticed about records that Discogs sends: counted by place, with an example each."""
+"""What was noticed about records that Discogs sends: counted by place, each with an example."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from discogs_crawler import clock
 
-# Places that are told apart until they are taken: a format that changes as a whole has some 70.
+# Places that are kept until they are taken: if a whole format changes there are some 70.
 MOST = 200
 
 # Characters of a place.
@@ -44,7 +44,7 @@ class Tally:
         self.add([Observation(what, text, 1, epoch, epoch, record_id)])
 
     def add(self, observations: Iterable[Observation]) -> None:
-        """Count what was noticed elsewhere, or could not be handed on."""
+        """Count what was noticed elsewhere, or could not be reported."""
         for new in observations:
             key = (new.what, new.path)
             old = self._found.get(key)

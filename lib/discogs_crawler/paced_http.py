@@ -1,7 +1,7 @@
-"""Answers over HTTP that end: a server may take its time, but not for ever.
+"""HTTP answers that end: a server may be slow, but not for ever.
 
-urllib3's timeouts are those of one read, and are never reached by who sends a byte now and then, or
-without a pause what counts for nothing: `100 Continue`, trailers, empty members of gzip.
+urllib3's timeouts are for one read, and are never reached by a server that sends a byte now and
+then, or without a pause what is no content: `100 Continue`, trailers, empty members of gzip.
 """
 
 import http.client
@@ -15,7 +15,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 
 class _Paced(io.RawIOBase):
-    """What comes out of a socket for one answer; TimeoutError if it takes too long."""
+    """The bytes of one answer from a socket; TimeoutError if they take too long."""
 
     def __init__(self, raw: io.RawIOBase, patience_s: float) -> None:
         self._raw, self._patience_s = raw, patience_s
@@ -48,8 +48,8 @@ def pools(
 ) -> dict[str, type[HTTPConnectionPool]]:
     """By scheme, pools whose answers take `patience_s` at most, and a read's timeout.
 
-    Once its headers have come an answer may go on while each `patience_s` brings `least_b` bytes,
-    up to `most_b` in all.
+    Once its headers have arrived an answer may go on as long as `least_b` bytes arrive in each
+    `patience_s`, up to `most_b` in all.
     """
 
     class Response(http.client.HTTPResponse):

@@ -1,4 +1,4 @@
-"""What a record is called: kinds, ids, segments, and its path in the store.
+"""How records are named: kinds, ids, segments, and paths in the store.
 
 Every commit to Git rewrites the trees from the changed file up to the root, so the path decides
 what a commit costs: with at most 100 entries in any tree a commit of one record among a million

@@ -1,4 +1,4 @@
-"""What SQLite's refusals mean for the user, and how to wait for one that passes."""
+"""What SQLite's errors mean for the user, and how to wait for one that passes."""
 
 import random
 import sqlite3
@@ -36,14 +36,14 @@ def use_wal(connection: sqlite3.Connection, busy_s: float) -> None:
 
 
 def meaning(error: BaseException, ledger: Path) -> CrawlerError | None:
-    """What it means that SQLite cannot use this ledger; None for a bug of ours."""
+    """The meaning of an error of SQLite with this ledger; None for a bug of ours."""
     if is_damage(error):
         beside = ledger.parent / "backups"
         copies = beside if beside.is_dir() else "backups/ of STATE_DIR"
         return BadData(
             f"{ledger}: the ledger is damaged ({error}): move it away, and {ledger.name}-wal and "
-            f"{ledger.name}-shm if they are there; then put its last copy in {copies} in its "
-            "place, or run seed_queue.py --rebuild-ledger"
+            f"{ledger.name}-shm if they are there; then restore its last copy from {copies}, "
+            "or run seed_queue.py --rebuild-ledger"
         )
     if _code(error) in _CIRCUMSTANCES:
         return Unavailable(f"{ledger}: the ledger cannot be used now: {error}")
@@ -51,15 +51,15 @@ def meaning(error: BaseException, ledger: Path) -> CrawlerError | None:
 
 
 def is_damage(error: BaseException) -> bool:
-    """The file is not what SQLite wrote."""
+    """Whether the file is not what SQLite wrote."""
     return _code(error) in _DAMAGE
 
 
 def disk_fails(error: BaseException) -> bool:
-    """Not the file but the disk or a lock is the reason."""
+    """Whether the disk or a lock is the reason, not the file."""
     return _code(error) in _DISK_FAILS
 
 
 def _code(error: BaseException) -> int:
-    """SQLite's primary code; 0, which is none, if it was not SQLite that refused."""
+    """SQLite's primary error code; 0, which is none, if it is no error of SQLite."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -44,9 +44,9 @@ class Consumer:
     def _place_in_ledger(self) -> str | None:
         if not self._database.exists():
             return None
-        with contextlib.closing(sqlite3.connect(self._database)) as books:
+        with contextlib.closing(sqlite3.connect(self._database)) as ledger:
             try:
-                rows = books.execute("SELECT revision FROM consumers WHERE name = 'demo'")
+                rows = ledger.execute("SELECT revision FROM consumers WHERE name = 'demo'")
             except sqlite3.OperationalError:  # whoever was to make the table was killed
                 return None
             found = rows.fetchone()

@@ -24,14 +24,16 @@ from tests.seeding_world import ROOT, World, queue_of, record_dump, some_content
 
 
 def test_every_column_of_the_schema_has_a_comment(tmp_path: Path) -> None:
-    with database.open(tmp_path / "crawler.db") as book:
-        tables = book.db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+    with database.open(tmp_path / "crawler.db") as ledger:
+        tables = ledger.db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
         for name, sql in tables.fetchall():
             if name.startswith(("_sqlite", "sqlite_")):
                 continue
-            for (column,) in book.db.execute("SELECT name FROM pragma_table_info(?)", [name]):
+            for (column,) in ledger.db.execute("SELECT name FROM pragma_table_info(?)", [name]):
                 assert re.search(rf"\n *{column} [^\n]*-- \S", sql), f"{name}.{column}"
-        for name, sql in book.db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'"):
+        for name, sql in ledger.db.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
+        ):
             assert re.search(r"AS  -- [A-Z].*\?\n", sql), name
 
 
@@ -43,16 +45,16 @@ def test_an_older_ledger_is_upgraded_in_place(tmp_path: Path) -> None:
     older.close()
     with pytest.raises(ConfigurationError, match="it is of an older version; run seed_queue"):
         database.open(path, read_only=True)
-    with database.open(path) as book:
-        assert book.db.execute("SELECT kind, id FROM gone").fetchall() == [("releases", 7)]
-    with database.open(path, read_only=True) as book:
-        assert book.db.execute("SELECT gone FROM progress").fetchall() == [(1,)]
+    with database.open(path) as ledger:
+        assert ledger.db.execute("SELECT kind, id FROM gone").fetchall() == [("releases", 7)]
+    with database.open(path, read_only=True) as ledger:
+        assert ledger.db.execute("SELECT gone FROM progress").fetchall() == [(1,)]
 
 
 def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crawler.db"
-    with database.open(path) as book:
-        book.db.table("_sqlite_migrations").insert(
+    with database.open(path) as ledger:
+        ledger.db.table("_sqlite_migrations").insert(
             {"migration_set": MIGRATIONS.name, "name": "divide_by_zero", "applied_at": "2030"}
         )
     with pytest.raises(ConfigurationError, match=r"a newer version .* made it \(divide_by_zero\)"):
@@ -75,16 +77,16 @@ def test_what_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -> None:
-    with database.open(tmp_path / "crawler.db") as book:
-        with book.run("seed_queue", "releases") as run:
+    with database.open(tmp_path / "crawler.db") as ledger:
+        with ledger.run("seed_queue", "releases") as run:
             run.counts["added"] = 3
-        with book.run("maintain_store", "all") as run:
+        with ledger.run("maintain_store", "all") as run:
             run.exit_code = 65
         for error in (BadData("no"), KeyboardInterrupt(), ValueError("a bug")):
-            with pytest.raises(type(error)), book.run("seed_queue", "labels"):
+            with pytest.raises(type(error)), ledger.run("seed_queue", "labels"):
                 raise error
-        rows = book.db.execute("SELECT script, kind, exit_code, counts FROM runs").fetchall()
-        ended = book.db.execute("SELECT count(*) FROM runs WHERE ended >= started").fetchone()
+        rows = ledger.db.execute("SELECT script, kind, exit_code, counts FROM runs").fetchall()
+        ended = ledger.db.execute("SELECT count(*) FROM runs WHERE ended >= started").fetchone()
     assert rows == [
         ("seed_queue", "releases", 0, '{"added": 3}'),
         ("maintain_store", "all", 65, "{}"),
@@ -97,69 +99,69 @@ def test_a_run_is_remembered_with_its_counts_and_its_exit_code(tmp_path: Path) -
 
 def test_splitting_a_dump_again_does_not_make_it_another(tmp_path: Path) -> None:
     path = write_hashes(tmp_path / "hashes.txt", {1: "a", 2: "b"})
-    with database.open(tmp_path / "crawler.db") as book:
+    with database.open(tmp_path / "crawler.db") as ledger:
         for verdict in ("whole", "damaged: it ends too early", "whole"):
-            record_dump(book, path, verdict=verdict)
-        assert book.db.execute("SELECT verdict FROM dumps").fetchall() == [("whole",)]
+            record_dump(ledger, path, verdict=verdict)
+        assert ledger.db.execute("SELECT verdict FROM dumps").fetchall() == [("whole",)]
 
 
 def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) -> None:
     path = write_hashes(tmp_path / "hashes.txt", {1: "a", 2: "b"})
     result = hashlib.sha256(path.read_bytes()).digest()
     whole = {"result_sha256": result, "hash_cache_sha256": b"B" * 32}
-    with database.open(tmp_path / "crawler.db") as book:
-        assert not book.knows_something()
-        record_dump(book, path, sha256=b"1" * 32, file="first", not_before=2_000, **whole)
-        record_dump(book, path, sha256=b"2" * 32, file="older", not_before=1_000, **whole)
-        record_dump(book, path, sha256=b"3" * 32, file="cut", verdict="damaged: cut off")
-        record_dump(book, path, "labels", sha256=b"1" * 32, file="labels", not_before=3_000)
+    with database.open(tmp_path / "crawler.db") as ledger:
+        assert not ledger.knows_something()
+        record_dump(ledger, path, sha256=b"1" * 32, file="first", not_before=2_000, **whole)
+        record_dump(ledger, path, sha256=b"2" * 32, file="older", not_before=1_000, **whole)
+        record_dump(ledger, path, sha256=b"3" * 32, file="cut", verdict="damaged: cut off")
+        record_dump(ledger, path, "labels", sha256=b"1" * 32, file="labels", not_before=3_000)
 
         def name(found: DumpRow | None) -> str | None:
             return found and found.file
 
-        assert name(book.dump_of_result(result)) == "cut", "the latest of all"
-        assert name(book.dump_of_result(result, "labels")) == "labels"
-        assert book.dump_of_result(b"?" * 32) is None
-        assert name(book.dump_of_file(b"2" * 32)) == "older"
-        assert book.dump_of_file(b"3" * 32) is None
-        assert book.hash_cache_of("releases", 1) == b"B" * 32
-        assert book.hash_cache_of("releases", 2) is None
-        assert book.hash_cache_of("labels", 1) is None
+        assert name(ledger.dump_of_result(result)) == "cut", "the latest of all"
+        assert name(ledger.dump_of_result(result, "labels")) == "labels"
+        assert ledger.dump_of_result(b"?" * 32) is None
+        assert name(ledger.dump_of_file(b"2" * 32)) == "older"
+        assert ledger.dump_of_file(b"3" * 32) is None
+        assert ledger.hash_cache_of("releases", 1) == b"B" * 32
+        assert ledger.hash_cache_of("releases", 2) is None
+        assert ledger.hash_cache_of("labels", 1) is None
 
 
 def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:
-    with database.open(tmp_path / "crawler.db") as book:
-        with book.transaction():
-            assert not book.rehearsing, "what a transaction writes is to stay"
-            book.save("releases", [Row(1)])
-            with pytest.raises(BadData), book.transaction():
-                book.save("releases", [Row(2)])
+    with database.open(tmp_path / "crawler.db") as ledger:
+        with ledger.transaction():
+            assert not ledger.rehearsing, "what a transaction writes is to stay"
+            ledger.save("releases", [Row(1)])
+            with pytest.raises(BadData), ledger.transaction():
+                ledger.save("releases", [Row(2)])
                 raise BadData("no")
-        with pytest.raises(BadData), book.transaction():
-            book.save("releases", [Row(3)])
+        with pytest.raises(BadData), ledger.transaction():
+            ledger.save("releases", [Row(3)])
             raise BadData("no")
-        with book.rehearsal():
-            assert book.rehearsing
-            with book.transaction():
-                book.save("releases", [Row(4)])
-        assert not book.rehearsing
-        assert book.knows_something()
-        assert book.db.execute("SELECT id FROM releases").fetchall() == [(1,)]
+        with ledger.rehearsal():
+            assert ledger.rehearsing
+            with ledger.transaction():
+                ledger.save("releases", [Row(4)])
+        assert not ledger.rehearsing
+        assert ledger.knows_something()
+        assert ledger.db.execute("SELECT id FROM releases").fetchall() == [(1,)]
 
 
 def test_eight_processes_may_make_a_ledger_at_once(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib\nfrom discogs_crawler.ledger import database as ledger\n"
-        "book = ledger.open(pathlib.Path(sys.argv[1]))\n"
-        "with book.run('test', 'releases') as counts: pass\n"
+        "import sys, pathlib\nfrom discogs_crawler.ledger import database\n"
+        "ledger = database.open(pathlib.Path(sys.argv[1]))\n"
+        "with ledger.run('test', 'releases') as counts: pass\n"
     )
     path = tmp_path / "crawler.db"
     command = [sys.executable, "-c", program, str(path)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(8)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, errors
-    with database.open(path) as book:
-        assert book.db.execute("SELECT count(*) FROM runs").fetchone() == (8,)
+    with database.open(path) as ledger:
+        assert ledger.db.execute("SELECT count(*) FROM runs").fetchone() == (8,)
 
 
 def test_seeders_workers_and_readers_at_once_agree_on_every_number(
@@ -174,19 +176,19 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
     worker = (
         "import sys, time, pathlib, redis\n"
         "from discogs_crawler.seeding import exchange as handover\n"
-        "from discogs_crawler.ledger import database as ledger\n"
+        "from discogs_crawler.ledger import database\n"
         "from discogs_crawler.broker.messages import Result\n"
         "from discogs_crawler.broker.queue import Queue\n"
         "client = redis.Redis(unix_socket_path=sys.argv[2])\n"
         "queue = Queue(client, 'releases', prefix='discogs', lease_s=600)\n"
-        "book = ledger.open(pathlib.Path(sys.argv[1]))\n"
+        "ledger = database.open(pathlib.Path(sys.argv[1]))\n"
         "while leases := queue.claim(sys.argv[3], 50):\n"
         "    now = int(time.time())\n"
         "    queue.complete([(l, Result(l.id, l.reason, 'stored', 200, now)) for l in leases])\n"
-        "    handover.drain(book, queue)\n"
+        "    handover.drain(ledger, queue)\n"
     )
     socket = environment["REDIS_URL"].removeprefix("unix://")
-    path = str(world.book.path)
+    path = str(world.ledger.path)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", worker, path, socket, f"test:{n}"], stderr=subprocess.PIPE
@@ -207,8 +209,8 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
         assert b"locked" not in errors
         assert b"Traceback" not in errors
     world.seed()
-    answered = world.book.db.execute("SELECT sum(records) FROM outcomes").fetchone()
-    stored = world.book.db.execute("SELECT stored, wanted FROM progress").fetchone()
+    answered = world.ledger.db.execute("SELECT sum(records) FROM outcomes").fetchone()
+    stored = world.ledger.db.execute("SELECT stored, wanted FROM progress").fetchone()
     assert answered == (len(world.upstream),)
     assert stored == (len(world.upstream), 0)
     assert queue_of(redis_client).unread() == 0
@@ -216,10 +218,10 @@ def test_seeders_workers_and_readers_at_once_agree_on_every_number(
 
 
 def test_all_kinds_have_their_table_and_their_view_of_stale_records(tmp_path: Path) -> None:
-    with database.open(tmp_path / "crawler.db") as book:
+    with database.open(tmp_path / "crawler.db") as ledger:
         for kind in KINDS:
-            assert book.db.table(kind).strict
-            assert book.db.execute(f"SELECT count(*) FROM stale_{kind}").fetchone() == (0,)
+            assert ledger.db.table(kind).strict
+            assert ledger.db.execute(f"SELECT count(*) FROM stale_{kind}").fetchone() == (0,)
 
 
 def test_the_views_answer_their_questions(tmp_path: Path, redis_client: redis.Redis) -> None:
@@ -235,7 +237,7 @@ def test_the_views_answer_their_questions(tmp_path: Path, redis_client: redis.Re
     world.seed(ids=[5])
 
     def ask(sql: str) -> list[tuple[object, ...]]:
-        rows: list[tuple[object, ...]] = world.book.db.execute(sql).fetchall()
+        rows: list[tuple[object, ...]] = world.ledger.db.execute(sql).fetchall()
         return rows
 
     assert ask("SELECT kind, in_dump, stored, percent, gone, dead, wanted FROM progress") == [
@@ -260,11 +262,11 @@ def test_the_views_answer_their_questions(tmp_path: Path, redis_client: redis.Re
 
 
 def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
-    with database.open(tmp_path / "crawler.db") as book:
-        (pages,) = book.db.execute("PRAGMA page_count").fetchone()
-        book.db.execute(f"PRAGMA max_page_count = {pages + 3}")
+    with database.open(tmp_path / "crawler.db") as ledger:
+        (pages,) = ledger.db.execute("PRAGMA page_count").fetchone()
+        ledger.db.execute(f"PRAGMA max_page_count = {pages + 3}")
         rows = [Row(n, hash=b"x" * 20) for n in range(1, 5_000)]
         with pytest.raises(Unavailable, match="nothing was written: database or disk is full"):
-            with book.transaction():
-                book.save("releases", rows)
-        assert book.db.execute("SELECT count(*) FROM releases").fetchone() == (0,)
+            with ledger.transaction():
+                ledger.save("releases", rows)
+        assert ledger.db.execute("SELECT count(*) FROM releases").fetchone() == (0,)

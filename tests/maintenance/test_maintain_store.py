@@ -48,8 +48,8 @@ def plain_file(target: SingleStore, path: str, data: bytes, mode: str = "100644"
 
 def know(settings: Settings, ids: Iterable[int]) -> None:
     """Let the ledger say that these releases are stored."""
-    with database.open(settings.database) as book, book.transaction():
-        book.save("releases", [Row(i, alive=1, crawled=1, status=200) for i in ids])
+    with database.open(settings.database) as ledger, ledger.transaction():
+        ledger.save("releases", [Row(i, alive=1, crawled=1, status=200) for i in ids])
 
 
 def last_run(settings: Settings) -> tuple[str, str, int]:
@@ -132,8 +132,8 @@ def test_a_conflict_takes_one_side_and_wants_the_id_again(
         3: record(3, "b"),
         4: record(4, "m"),
     }
-    with database.open(settings.database) as book:
-        wanted = {row.id for row in book.select("releases", "due IS NOT NULL")}
+    with database.open(settings.database) as ledger:
+        wanted = {row.id for row in ledger.select("releases", "due IS NOT NULL")}
     assert wanted == {1, 2, 4}
     assert other.tip() == main.tip()
 
@@ -214,8 +214,8 @@ def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatc
     assert kept[2:] == ["crawler-before.db", "crawler-old.db"]
     del kept[2:]
     shutil.copy(settings.state_dir / "backups" / kept[-1], settings.database)
-    with database.open(settings.database) as book:
-        assert next(book.select("releases", "id = 1")).alive == 1
+    with database.open(settings.database) as ledger:
+        assert next(ledger.select("releases", "id = 1")).alive == 1
 
 
 def test_leftovers_of_dead_processes_go_and_young_files_stay(settings: Settings) -> None:
@@ -353,8 +353,8 @@ def test_without_a_store_there_is_one_line(run: Run) -> None:
 
 
 def test_a_store_that_is_lost_is_told(run: Run, settings: Settings) -> None:
-    with database.open(settings.database) as book:
-        book.db.execute("INSERT INTO results_cursor VALUES ('releases', 'a', '1-0')")
+    with database.open(settings.database) as ledger:
+        ledger.db.execute("INSERT INTO results_cursor VALUES ('releases', 'a', '1-0')")
     done = run("maintain_store.py")
     assert done.returncode == 78
     assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
@@ -551,14 +551,14 @@ def test_fields_that_only_fetching_brings_back_are_known(
 
     def lost(**rules: str) -> dict[str, int]:
         """How many records lack which field."""
-        with database.open(settings.database) as book:
+        with database.open(settings.database) as ledger:
             fields = reclean.lost(both, of_kind(**rules), 60).get("releases", {})
-            return {name: reclean.count_lost(book, "releases", fields[name]) for name in fields}
+            return {name: reclean.count_lost(ledger, "releases", fields[name]) for name in fields}
 
     def fetch_was(ago_s: int, ids: str) -> None:
-        with database.open(settings.database) as book, book.transaction():
+        with database.open(settings.database) as ledger, ledger.transaction():
             sql = f"UPDATE releases SET crawled = unixepoch() - {ago_s} WHERE id IN ({ids})"
-            book.db.execute(sql)
+            ledger.db.execute(sql)
 
     know(settings, [1, 2, 3])
     fetched(1, "1 -notes -images", ago_s=100)
@@ -637,8 +637,8 @@ def test_an_interrupted_conversion_is_finished_by_the_next(
 ) -> None:
     main = opened(settings)
     revision = put(main, [1]).revision
-    with database.open(settings.database) as book:
-        book.db.execute(
+    with database.open(settings.database) as ledger:
+        ledger.db.execute(
             "INSERT INTO consumers (name, repository, kind, revision) VALUES ('x', '', 'all', ?)",
             (revision,),
         )
@@ -650,9 +650,9 @@ def test_an_interrupted_conversion_is_finished_by_the_next(
             with monkeypatch.context() as patch:
                 patch.setattr(convert_layout, step, fail)
                 with pytest.raises(KeyboardInterrupt):
-                    convert_layout.to_submodules(settings, book)
-        convert_layout.to_submodules(settings, book)
-        (place,) = book.db.execute("SELECT revision FROM consumers").fetchone()
+                    convert_layout.to_submodules(settings, ledger)
+        convert_layout.to_submodules(settings, ledger)
+        (place,) = ledger.db.execute("SELECT revision FROM consumers").fetchone()
     tip = SingleStore(main.repository, "main", "main", main.author).tip()
     assert place == tip != revision
 
@@ -735,10 +735,10 @@ def test_nobody_begins_anew_where_a_conversion_was_interrupted(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with database.open(settings.database) as book, monkeypatch.context() as patch:
+    with database.open(settings.database) as ledger, monkeypatch.context() as patch:
         patch.setattr(convert_layout, "_finish", fail)
         with pytest.raises(KeyboardInterrupt):
-            convert_layout.to_submodules(settings, book)
+            convert_layout.to_submodules(settings, ledger)
     for layout in ("single", "submodules"):
         for command in (
             ["maintain_store.py"],

@@ -82,9 +82,9 @@ def _seed(folder: Path, socket: Path, request: Request, step: Callable[..., None
         return answer
 
     client.execute_command = counted  # type: ignore[method-assign]
-    with database.open(folder / "crawler.db") as book:
-        book.db.conn.set_trace_callback(step)
-        seed_run.seed(book, lambda kind: queue_of(client, kind), request, COOLDOWN_S)
+    with database.open(folder / "crawler.db") as ledger:
+        ledger.db.conn.set_trace_callback(step)
+        seed_run.seed(ledger, lambda kind: queue_of(client, kind), request, COOLDOWN_S)
 
 
 def state(folder: Path, client: redis.Redis) -> dict[str, object]:

@@ -220,7 +220,7 @@ class History(RuleBasedStateMachine):
         # A record whose only answer was lost with Redis, and that then went away before any dump
         # had it, is in the store without the ledger's knowledge: maintain_store.py --check says so.
         for record_id in self.lost - upstream.keys():
-            if not row(self.world.book, record_id).stored:
+            if not row(self.world.ledger, record_id).stored:
                 self.world.store.pop(record_id, None)
         assert self.world.store == upstream
         self._check_counts()
@@ -233,21 +233,21 @@ class History(RuleBasedStateMachine):
 
     def _check_counts(self) -> None:
         """What the triggers kept is what counting gives."""
-        counted = self.world.book.db.execute(
+        counted = self.world.ledger.db.execute(
             "SELECT state, dump IS NOT NULL, ifnull(reason, ''), count(*) FROM releases "
             "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         ).fetchall()
-        kept = self.world.book.db.execute(
+        kept = self.world.ledger.db.execute(
             "SELECT state, in_dump, reason, sum(records) FROM counts "
             "GROUP BY 1, 2, 3 HAVING sum(records) ORDER BY 1, 2, 3"
         ).fetchall()
         assert kept == counted
-        ages = self.world.book.db.execute(
+        ages = self.world.ledger.db.execute(
             "SELECT day, records FROM ages WHERE records ORDER BY day"
         ).fetchall()
         assert (
             ages
-            == self.world.book.db.execute(
+            == self.world.ledger.db.execute(
                 "SELECT alive / 86400, count(*) FROM releases WHERE state = 'stored' "
                 "GROUP BY 1 ORDER BY 1"
             ).fetchall()

@@ -129,13 +129,13 @@ def test_a_stored_record_is_removed_only_when_it_is_missing_twice_a_day_apart(
     world.seed(ids=[9])
     world.crawl_all()
     assert "queued_confirm" not in world.seed().counts
-    assert row(world.book, 9).stored
+    assert row(world.ledger, 9).stored
     world.pass_time(DAY_S + 60)
     assert world.seed().counts["queued_confirm"] == 1
     assert world.crawl_all() == [(9, "confirm")]
     assert world.seed().counts["read_removed"] == 1
     assert 9 not in world.store
-    assert row(world.book, 9).removed
+    assert row(world.ledger, 9).removed
     assert world.wanted() == {}
 
 
@@ -176,7 +176,7 @@ def test_an_outage_that_answers_404_removes_nothing(world: World) -> None:
     assert report.counts["withheld_confirm"] == 50
     assert "queued_confirm" not in report.counts
     last = "SELECT exit_code, counts FROM runs ORDER BY id DESC LIMIT 1"
-    code, counts = world.book.db.execute(last).fetchone()
+    code, counts = world.ledger.db.execute(last).fetchone()
     assert (code, json.loads(counts)["withheld_confirm"]) == (1, 50)
     world.upstream = upstream
     assert world.seed(force=True).counts["queued_confirm"] == 50
@@ -199,7 +199,7 @@ def test_numbers_above_the_highest_are_tried_and_tried_again(world: World) -> No
         if (205, "discovered") in world.crawl_all():
             asked_days.append(day)
     assert asked_days == [7, 30] or asked_days == [8, 31]
-    assert row(world.book, 205).misses == 3
+    assert row(world.ledger, 205).misses == 3
 
 
 def test_a_record_that_waits_to_be_refreshed_is_hurried_when_its_hash_changes(
@@ -248,7 +248,7 @@ def test_dead_letters_are_tried_again_after_30_days_or_at_once_if_told_so(world:
     world.seed()
     assert [n for n, _ in world.crawl_all()] == [5, 7, 9]
     world.seed()
-    assert world.book.db.execute("SELECT count(*) FROM dead").fetchone() == (0,)
+    assert world.ledger.db.execute("SELECT count(*) FROM dead").fetchone() == (0,)
 
 
 def test_a_merged_record_names_its_successor(world: World) -> None:
@@ -257,7 +257,7 @@ def test_a_merged_record_names_its_successor(world: World) -> None:
     result = Result(5, "manual", "merged", 301, int(clock.now()), successor=7)
     queue_of(world.client).complete([(lease, result)])
     world.seed()
-    assert world.book.db.execute("SELECT id, successor FROM gone").fetchall() == [(5, 7)]
+    assert world.ledger.db.execute("SELECT id, successor FROM gone").fetchall() == [(5, 7)]
     assert world.wanted() == {5: "confirm"}
 
 
@@ -273,16 +273,16 @@ def test_after_a_flushall_everything_unfinished_is_queued_again(world: World) ->
 
 def test_results_of_a_new_life_of_redis_are_not_taken_for_read(world: World) -> None:
     """Its stream ids may be lower than the last one that was read."""
-    cursor = world.book.db.execute("SELECT generation, stream_id FROM results_cursor").fetchone()
+    cursor = world.ledger.db.execute("SELECT generation, stream_id FROM results_cursor").fetchone()
     world.client.flushall()
     world.seed(ids=[5])
     world.crawl_all()
     generation, entries = queue_of(world.client).results("0", 10)
     assert generation != cursor[0]
-    with world.book.transaction() as connection:
+    with world.ledger.transaction() as connection:
         connection.execute("UPDATE results_cursor SET stream_id = '99999999999999-0'")
     assert len(entries) == 1
-    assert exchange.drain(world.book, queue_of(world.client)) == {"unchanged": 1}
+    assert exchange.drain(world.ledger, queue_of(world.client)) == {"unchanged": 1}
 
 
 def test_redis_from_an_older_copy_is_told_from_a_reader_that_was_killed(world: World) -> None:
@@ -295,7 +295,7 @@ def test_redis_from_an_older_copy_is_told_from_a_reader_that_was_killed(world: W
     world.crawl_all()
     queue = queue_of(world.client)
     generation, _ = queue.results("0", 10)
-    assert exchange.read_results(world.book, queue, keep=True) == {"changed": 4}
+    assert exchange.read_results(world.ledger, queue, keep=True) == {"changed": 4}
     world.seed()
     assert queue.results("0", 10) == (generation, []), "nothing was dropped twice"
 
@@ -337,10 +337,10 @@ def test_a_dump_that_can_hardly_be_right_changes_nothing(
     edit(world.upstream)  # type: ignore[operator]
     path = world.dump()
     world.pass_time(2 * DAY_S)
-    before = world.book.db.execute("SELECT * FROM releases").fetchall()
+    before = world.ledger.db.execute("SELECT * FROM releases").fetchall()
     with pytest.raises(BadData, match=complaint):
         world.seed(path)
-    assert world.book.db.execute("SELECT * FROM releases").fetchall() == before
+    assert world.ledger.db.execute("SELECT * FROM releases").fetchall() == before
     assert queue_of(world.client).depths().keys() and not sum(
         queue_of(world.client).depths().values()
     )
@@ -361,16 +361,16 @@ def test_adopt_takes_other_hashes_and_asks_only_for_new_and_retired_records(worl
 def test_hashes_by_other_rules_are_refused_until_the_last_dump_was_split_by_them(
     world: World, tmp_path: Path
 ) -> None:
-    last = world.book.last_accepted("releases")
+    last = world.ledger.last_accepted("releases")
     assert last is not None
     path = write_hashes(tmp_path / "new.txt", {n: f"v2 {t}" for n, t in HUNDRED.items()})
-    record_dump(world.book, path, canonical_version=2)
+    record_dump(world.ledger, path, canonical_version=2)
     with pytest.raises(BadData, match=f"first split {last.file} by those rules too and seed"):
         world.seed(path)
     again = {n: f"v2 {t}" for n, t in HUNDRED.items()} | {1: "v2 before"}
     same = write_hashes(tmp_path / "again.txt", again)
     as_last = {"sha256": last.sha256, "not_before": last.not_before}
-    record_dump(world.book, same, canonical_version=2, **as_last)
+    record_dump(world.ledger, same, canonical_version=2, **as_last)
     assert world.seed(same).counts["changed"] == 100
     assert world.wanted() == {}
     world.pass_time(2 * DAY_S)
@@ -379,10 +379,10 @@ def test_hashes_by_other_rules_are_refused_until_the_last_dump_was_split_by_them
 
 def test_hashes_by_older_rules_are_taken_only_if_told_so(world: World, tmp_path: Path) -> None:
     """Else the ledger would refuse every dump that comes after."""
-    last = world.book.last_accepted("releases")
+    last = world.ledger.last_accepted("releases")
     assert last is not None
     raw = write_hashes(tmp_path / "raw.txt", {n: f"raw {t}" for n, t in HUNDRED.items()})
-    record_dump(world.book, raw, canonical_version=0, sha256=last.sha256, file=last.file)
+    record_dump(world.ledger, raw, canonical_version=0, sha256=last.sha256, file=last.file)
     with pytest.raises(BadData, match=r"hashed with --raw.* split .* again without --raw, or --ad"):
         world.seed(raw)
     assert world.seed(raw, adopt=True).counts["changed"] == 100
@@ -401,21 +401,21 @@ def test_a_dump_from_standard_input_is_that_of_its_name(world: World, tmp_path: 
     """Seeded first without a name or only with it, in either order."""
     world.upstream[5] = "edited"
     path = world.dump()
-    named = world.book.dump_of_result(hashfile.check(path).sha256)
+    named = world.ledger.dump_of_result(hashfile.check(path).sha256)
     assert named is not None
     now = int(clock.now()) + 5 * DAY_S
     nameless = {"file": "-", "not_before": now, "not_after": now}
     for sha256 in (named.sha256, hashlib.sha256(b"unpacked").digest()):
-        record_dump(world.book, path, sha256=sha256, **nameless)
-        assert world.book.dump_of_result(hashfile.check(path).sha256) == named
+        record_dump(world.ledger, path, sha256=sha256, **nameless)
+        assert world.ledger.dump_of_result(hashfile.check(path).sha256) == named
     world.pass_time(6 * DAY_S)
     world.upstream[7] = "edited"
     other = write_hashes(tmp_path / "other.txt", world.upstream)
-    record_dump(world.book, other, **nameless)
+    record_dump(world.ledger, other, **nameless)
     assert world.seed(other).counts["changed"] == 2
-    record_dump(world.book, other, sha256=b"2" * 32, not_before=named.not_after)
+    record_dump(world.ledger, other, sha256=b"2" * 32, not_before=named.not_after)
     assert world.seed(other).counts["changed"] == 0
-    accepted = world.book.last_accepted("releases")
+    accepted = world.ledger.last_accepted("releases")
     assert accepted is not None and accepted.file == "other.xml.gz"
 
 
@@ -434,10 +434,10 @@ def test_without_the_last_file_the_ledger_itself_is_compared_with(
 
 
 def test_a_refused_file_from_elsewhere_leaves_no_trace(world: World, tmp_path: Path) -> None:
-    before = world.book.db.execute("SELECT * FROM dumps").fetchall()
+    before = world.ledger.db.execute("SELECT * FROM dumps").fetchall()
     with pytest.raises(BadData, match=r"it has 10 records instead of 100.*--force accepts it"):
         world.seed(write_hashes(tmp_path / "cut.txt", dict.fromkeys(range(1, 11), "cut")))
-    assert world.book.db.execute("SELECT * FROM dumps").fetchall() == before
+    assert world.ledger.db.execute("SELECT * FROM dumps").fetchall() == before
 
 
 def test_a_dump_as_odd_as_may_be_is_believed(world: World) -> None:
@@ -454,11 +454,11 @@ def test_what_the_api_had_not_and_the_next_dump_still_has_is_asked_for_again(wor
     world.seed(ids=[9])
     world.crawl_all()
     world.seed()
-    with world.book.transaction() as connection:
+    with world.ledger.transaction() as connection:
         connection.execute("UPDATE releases SET due = NULL, reason = NULL, since = NULL")
     world.upstream[9] = text
     world.pass_time(DAY_S)
-    assert row(world.book, 9).misses == 1
+    assert row(world.ledger, 9).misses == 1
     assert next_dump(world)["changed"] == 0
     assert world.wanted() == {9: "changed"}
 
@@ -468,9 +468,9 @@ def test_dumps_of_one_second_are_accepted_in_their_order(world: World) -> None:
     for text in ("b", "c", "d"):
         world.upstream[5] = text
         path = write_hashes(world.folder / f"{text}.txt", world.upstream)
-        record_dump(world.book, path)
+        record_dump(world.ledger, path)
         assert world.seed(path).counts["changed"] == 1
-    rows = world.book.db.execute("SELECT file, accepted FROM dumps ORDER BY accepted").fetchall()
+    rows = world.ledger.db.execute("SELECT file, accepted FROM dumps ORDER BY accepted").fetchall()
     assert [file for file, _ in rows[1:]] == ["b.xml.gz", "c.xml.gz", "d.xml.gz"]
     assert began <= rows[1][1] < rows[2][1] < rows[3][1] <= clock.now() + 3
 
@@ -485,8 +485,10 @@ def test_the_numbers_by_segment_are_those_of_the_rows(
     world.upstream = {n: f"record {n}" for n in ends}
 
     def compare() -> None:
-        told = world.book.db.execute("SELECT segment, in_dump, state, reason, records FROM counts")
-        really = world.book.db.execute(
+        told = world.ledger.db.execute(
+            "SELECT segment, in_dump, state, reason, records FROM counts"
+        )
+        really = world.ledger.db.execute(
             "SELECT id / 1000000, dump IS NOT NULL, state, ifnull(reason, ''), count(*)"
             " FROM releases GROUP BY 1, 2, 3, 4"
         )
@@ -524,7 +526,7 @@ def test_with_old_only_what_differs_from_it_is_queued(
     new = write_hashes(tmp_path / "new_20261001.txt", HUNDRED | {5: "edited", 202: "new"})
     world.seed(new, old=old)
     assert sorted(world.crawl_all()) == [(5, "changed"), (202, "new")]
-    assert world.book.db.execute("SELECT in_dump FROM progress").fetchone() == (101,)
+    assert world.ledger.db.execute("SELECT in_dump FROM progress").fetchone() == (101,)
     world.close()
 
 
@@ -551,10 +553,10 @@ def test_a_dry_run_prints_the_same_numbers_and_changes_nothing(world: World) -> 
     world.crawl(1)
     path = world.dump()
     world.pass_time(2 * DAY_S)
-    before = sorted(world.client.keys()), list(world.book.db.conn.iterdump())
+    before = sorted(world.client.keys()), list(world.ledger.db.conn.iterdump())
     request = {"discover": 4, "refresh": 3, "ids": [15]}
     planned = world.seed(path, dry_run=True, **request)
-    assert (sorted(world.client.keys()), list(world.book.db.conn.iterdump())) == before
+    assert (sorted(world.client.keys()), list(world.ledger.db.conn.iterdump())) == before
     assert world.seed(path, **request) == planned
 
 
@@ -626,10 +628,10 @@ def test_an_unsorted_file_is_taken_as_if_it_were_sorted(run: Run, tmp_path: Path
 
 def test_hashes_of_another_kind_are_not_taken_for_releases(world: World, tmp_path: Path) -> None:
     path = write_hashes(tmp_path / "labels.txt", {1: "label"})
-    record_dump(world.book, path, kind="labels", sha256=hashlib.sha256(b"l").digest())
+    record_dump(world.ledger, path, kind="labels", sha256=hashlib.sha256(b"l").digest())
     assert world.seed(path).kind == "labels"
     assert queue_of(world.client, "labels").depths()["backfill"] == 1
-    assert world.book.db.execute("SELECT count(*) FROM releases").fetchone() == (100,)
+    assert world.ledger.db.execute("SELECT count(*) FROM releases").fetchone() == (100,)
 
 
 def test_a_lost_ledger_is_made_again_from_the_store_and_the_last_hashes(
@@ -643,7 +645,7 @@ def test_a_lost_ledger_is_made_again_from_the_store_and_the_last_hashes(
     stored = [n for n in sorted(world.store) if n != 5] + [900]
     again.seed(stored=lambda kind: ((i, False) for i in stored), adopt=True)
     assert again.wanted() == {5: "backfill"}
-    assert again.book.db.execute("SELECT stored, in_dump FROM progress").fetchone() == (100, 100)
+    assert again.ledger.db.execute("SELECT stored, in_dump FROM progress").fetchone() == (100, 100)
     again.store, again.upstream = world.store, dict(HUNDRED)
     assert again.crawl_all() == [(5, "backfill")]
     again.upstream[7] = "edited"

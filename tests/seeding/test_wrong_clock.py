@@ -130,7 +130,7 @@ def test_results_of_a_wrong_clock_that_are_read_by_a_right_one_are_asked_for_aga
     world.crawl_all()
     world.pass_time(-YEAR_S)
     world.seed()
-    assert {row(world.book, n).alive is not None for n in world.upstream} == {True}
+    assert {row(world.ledger, n).alive is not None for n in world.upstream} == {True}
     assert set(world.wanted().values()) == {"refresh"}
     assert len(world.crawl_all()) == len(world.upstream)
     world.seed()
@@ -246,7 +246,7 @@ def test_leases_and_delays_follow_a_clock_of_redis_that_is_set_back(
 def test_a_copy_of_the_ledger_from_the_future_does_not_outlive_those_of_today(
     settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(settings, database=world.book.path)
+    settings = dataclasses.replace(settings, database=world.ledger.path)
     world.seed(ids=[1])
     for day in (365, 366, 0):
         monkeypatch.setattr(clock, "OFFSET_S", day * DAY_S)

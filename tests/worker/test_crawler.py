@@ -402,12 +402,12 @@ def test_a_worker_that_goes_on_reports_to_the_ledger_that_was_rebuilt_meanwhile(
     """Otherwise the new one never hears that anything was fetched, and asks for it for ever."""
 
     def is_told(record_id: int) -> bool:
-        with database.open(settings.database) as book:
-            return book.rows("releases", [record_id])[record_id].alive is not None
+        with database.open(settings.database) as ledger:
+            return ledger.rows("releases", [record_id])[record_id].alive is not None
 
     def want(record_id: int) -> None:
-        with database.open(settings.database) as book:
-            on_demand.want_ids(book, "releases", [record_id])
+        with database.open(settings.database) as ledger:
+            on_demand.want_ids(ledger, "releases", [record_id])
         queue.push("manual", [record_id])
 
     want(ids[0])
@@ -424,8 +424,8 @@ def test_a_worker_that_goes_on_reports_to_the_ledger_that_was_rebuilt_meanwhile(
     database.open(settings.database).close()
     queue.push("new", [ids[1]])
     until(lambda: stored(settings) == set(ids[:2]))
-    with database.open(settings.database) as book:
-        assert not book.knows_something(), "an empty one is nobody's until it is rebuilt"
+    with database.open(settings.database) as ledger:
+        assert not ledger.knows_something(), "an empty one is nobody's until it is rebuilt"
     want(ids[2])
     worker.join()
     assert all(map(is_told, ids[1:3]))

@@ -16,7 +16,7 @@ from discogs_crawler.api import exact_json
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError
 
-# Rises whenever the same answer would be stored as other bytes; it is in every commit's message.
+# Raise it whenever the same answer is stored as other bytes; it is in every commit message.
 CLEANER_VERSION = 1
 
 # The first key of a record that came from a dump: which one. Records of the API have no such key.

@@ -1,7 +1,7 @@
 """The client of Discogs's API: one request, one Answer that says what it means.
 
 Nothing is retried or followed here. The token goes to the configured host alone, over TLS or to
-this machine itself, for redirects are never followed and plain http to anywhere else is refused.
+this machine itself: redirects are never followed, and plain http to any other host is refused.
 """
 
 import http.client
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     """What the API said about one id.
 
     `record`: here it is. `gone`: no such record (404). `merged`: it is `successor` now.
-    `transient`: nothing that means anything, ask again later. `too fast`, `blocked`: 429, or 403
+    `transient`: no meaningful answer, ask again later. `too fast`, `blocked`: 429, or 403
     from a firewall. `refused`: the token is not accepted, and asking again will not help.
     """
 
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """A pool of connections to the API, for as many threads as share it."""
+    """A pool of connections to the API, which threads can share."""
 
     def __init__(self, settings: Settings, connections: int = 1) -> None:
         """ConfigurationError if the token would travel in the clear."""
@@ -301,7 +301,7 @@ def _count(text: str | None) -> int | None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """What happened to the connection, in words for a log; never the headers that were sent."""
+    """What happened to the connection, for a log; never the headers that were sent."""
     if isinstance(error, NameResolutionError):
         return "no address found for the host's name"
     if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):

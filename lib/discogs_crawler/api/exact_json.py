@@ -35,7 +35,7 @@ def loads(text: bytes) -> Any:
     """The value that UTF-8 JSON text spells, with each number as a Number; BadData if it is not.
 
     Refused besides bad syntax: NaN and Infinity, which are not JSON, an object that has a key
-    twice, for which of the two counts is anybody's guess, and more than MOST_COMMAS.
+    twice, because it is not defined which of them counts, and more than MOST_COMMAS.
     """
     if text.count(b",") > MOST_COMMAS:
         raise BadData("JSON of more values than a record has")

@@ -107,7 +107,7 @@ class Limiter:
         """An answer has come; `limit` and `remaining` are what its headers say, if they do.
 
         `sense`: "good" if it means something for the id, "poor" if it was an error, "bad" if it
-        told us to go away.
+        asked us to wait.
         """
         told = (0, 0) if limit is None or remaining is None else (limit, remaining)
         self._call("answered", permit.name, permit.lent_at, *told, sense)

@@ -1,4 +1,4 @@
-"""What every script in `bin/` shares: flags, logs, and how a failure becomes an exit code."""
+"""What every script in `bin/` shares: flags, logs, and exit codes of failures."""
 
 import argparse
 import contextlib
@@ -128,7 +128,7 @@ def _fill_closed_streams() -> None:
 
 
 def _drop_what_is_not_printed() -> None:
-    """Give the interpreter's last flush somewhere to go if the reader of stdout is gone or full."""
+    """Let the interpreter's last flush succeed even if the reader of stdout is gone or full."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -137,7 +137,7 @@ def _drop_what_is_not_printed() -> None:
 
 
 def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None:
-    """What the machine's refusal of something means for the user; None for a bug."""
+    """The meaning of an error of the machine for the user; None for a bug."""
     if isinstance(error, sqlite3.DatabaseError) and settings is not None:
         return sqlite_errors.meaning(error, settings.database)
     if isinstance(error, OSError) and error.errno is not None:
@@ -147,12 +147,12 @@ def _meaning(error: Exception, settings: Settings | None) -> CrawlerError | None
 
 
 def end_with(act: Callable[[], NoReturn]) -> None:
-    """Let `act` end the process when all else is done: reported, flushed, no signal in the way."""
+    """Let `act` end the process after everything else: reported, flushed, signals ignored."""
     _last_acts.append(act)
 
 
 def _end_undisturbed() -> None:
-    """Let no signal change the exit code any more: what is about to be done counts as done."""
+    """Let no signal change the exit code any more: what happens next counts as done."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""What we have started and what that has started: gone when we end, wherever a signal met us."""
+"""End all processes that we have started, and theirs, when we end, even by a signal."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-# How long they may take to end when asked to: Git removes its locks.
+# The time that they get to end when asked: Git removes its locks.
 KINDLY_S = 1
 
 LOOK_S = 0.01
@@ -22,7 +22,7 @@ def end() -> None:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return
-    # Whose parent ends is no longer found as our descendant.
+    # A process whose parent has ended is no longer found as our descendant.
     family = set(_living())
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in family:

@@ -39,7 +39,7 @@ def size(number: float) -> str:
 
 
 def share(part: float | None) -> str:
-    """`67.3 %`; never 100 before all is there, never 0 when there is something."""
+    """`67.3 %`; never 100 unless all is there, never 0 unless nothing is."""
     if part is None:
         return UNKNOWN
     percent = part * 100
@@ -84,10 +84,10 @@ def minute(epoch_s: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without what a terminal obeys, what hides or turns text, and what is not UTF-8.
+    """One line without control characters, hidden or reversed text, and what is not UTF-8.
 
-    For every text that comes from outside, where it is printed: names of files, messages of
-    servers and of other programs.
+    For every foreign text that is printed: names of files, messages of servers and of other
+    programs.
     """
     if text.isprintable():
         return text

@@ -1,9 +1,9 @@
-"""Tell a dead man's switch that a script starts, is done, or failed; its silence is the alarm.
+"""Tell a dead man's switch that a script starts, is done, or failed; silence is the alarm.
 
-HEALTHCHECK_URL is pinged as healthchecks.io and its like want it: `URL/start`, `URL`, `URL/fail`.
-`{script}` in it becomes the script's name (`seed-queue`), so that each has a check of its own. A
-ping that fails is a warning: the crawler does not depend on who watches it. A script that is done
-while a disk is nearly full pings `URL/fail`, too: that alarm comes before anything fails.
+HEALTHCHECK_URL is pinged as healthchecks.io and similar services expect it: `URL/start`, `URL`,
+`URL/fail`. `{script}` in it becomes the script's name (`seed-queue`), so that each has a check of
+its own. A ping that fails is a warning: the crawler does not depend on its monitoring. A script
+that is done while a disk is nearly full pings `URL/fail`, too, before anything fails.
 """
 
 import logging
@@ -21,10 +21,10 @@ TIMEOUT_S = 10
 
 
 def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
-    """Run `job`, telling that it starts and how it ended; returns its exit code.
+    """Run `job`, reporting its start and its end; returns its exit code.
 
-    "Try later" is no end: the run that is under way will tell, and if there is none, silence is
-    right. On a terminal nobody is told, because somebody is watching.
+    "Try later" is not reported as an end: the run that is under way reports its own, and if there
+    is none, silence is right. On a terminal nothing is reported, because somebody is watching.
     """
     if settings.healthcheck_url is None or sys.stderr.isatty():
         return job()

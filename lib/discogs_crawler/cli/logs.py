@@ -1,7 +1,7 @@
-"""Logs go to stderr: one line an event, plain or JSON, with every secret blacked out.
+"""Logs go to stderr: one line per event, plain or JSON, with every secret blacked out.
 
-What others wrote (names of files, messages of servers, Redis and Git) stands in it: it neither
-makes lines of its own nor moves a terminal.
+Foreign text in it (names of files, messages of servers, Redis and Git) can neither make lines of
+its own nor control a terminal.
 """
 
 import json
@@ -17,7 +17,7 @@ SHORTEST_SECRET = 4
 
 
 class _Formatter(logging.Formatter):
-    """`SCRIPT: message` for cron mail and terminals, one JSON object a line for collectors."""
+    """`SCRIPT: message` for cron mail and terminals, one JSON object per line for collectors."""
 
     def __init__(self, script: str, log_format: str, secrets: Sequence[str]) -> None:
         super().__init__()
@@ -55,6 +55,6 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    # Of an answer with malformed headers it logs a traceback; what came of it we say ourselves.
+    # It logs a traceback for an answer with malformed headers; we report such answers ourselves.
     logging.getLogger("urllib3.connection").setLevel(logging.CRITICAL)
     logging.getLogger("discogs_crawler").setLevel(levels.get(verbosity, logging.DEBUG))

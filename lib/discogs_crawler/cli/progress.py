@@ -51,9 +51,9 @@ def bar(label: str, total: int, unit: str, scale: float = 1) -> Iterator[Callabl
 
 @contextlib.contextmanager
 def count(label: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how much is done where nobody knows of how much; as `bar` otherwise.
+    """Show how much is done if the total is not known; otherwise as `bar`.
 
-    Nothing is shown where stdout is a terminal too: the answer that appears there tells enough.
+    Nothing is shown if stdout is a terminal too: the output there shows enough.
     """
     if not sys.stderr.isatty() or sys.stdout.isatty():
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""When a worker that runs for ever should end: a signal, or a time that has passed."""
+"""When a worker that runs for ever has to end: a signal, or a time that has passed."""
 
 import logging
 import signal
@@ -9,8 +9,8 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-# What asks a script to end. Each script blocks them until it listens: until then it has done
-# nothing, but would end with a code that its documentation does not know. The last is ours.
+# Signals that ask a script to end. Each script blocks them until it listens: until then it has done
+# nothing, but would end with an exit code that is not documented. The last is ours.
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
 
 # How long, when it is time to end, we still wait for a remote: a batch takes a second or two.
@@ -28,9 +28,9 @@ _report_swallowed = sys.unraisablehook
 
 
 def listen(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Let `handler` hear what asks us to end, from before this call on.
+    """Let `handler` get the signals that ask us to end, also those sent before this call.
 
-    What our starter ignores (nohup) stays ignored.
+    What our parent process ignores (nohup) stays ignored.
     """
     for number in ASKING:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,6 +1,6 @@
-"""How the crawler stands: everything at one instant, and when each class will be done.
+"""The state of the crawler at one instant, and when each class will be done.
 
-Reads only: the ledger in one read-only transaction, Redis if it is there (it is neither started nor
+Reads only: the ledger in one read-only transaction, Redis if it runs (it is neither started nor
 waited for), and the repositories of consumers if they are on this machine.
 """
 
@@ -16,7 +16,7 @@ from discogs_crawler.broker.limiter import Quota
 from discogs_crawler.broker.messages import CLASSES
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import disk_space
-from discogs_crawler.cli.formatting import count
+from discogs_crawler.cli.formatting import count, date
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import (
@@ -28,7 +28,7 @@ from discogs_crawler.errors import (
 from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.wrong_times import latest_to_come
-from discogs_crawler.stats import drifting, ledger_queries
+from discogs_crawler.stats import ledger_queries
 from discogs_crawler.stats.snapshot import (
     AnswerRate,
     ClassStats,
@@ -46,6 +46,9 @@ DUMP_IS_OLD_S = 46 * DAY_S
 # A commit a minute is 1,440 a day; counting further back would take longer than it tells.
 BEHIND_AT_MOST = 100_000
 
+# Places that a problem names.
+NAMED = 5
+
 # What the API allows with a token and without, in a window, until it has told.
 LIMIT_WITH_TOKEN, LIMIT_WITHOUT = 60, 25
 
@@ -61,10 +64,10 @@ class QueueStats(NamedTuple):
 
 
 def take(settings: Settings, only: str | None = None) -> Snapshot:
-    """Look at everything, or at `only` one kind.
+    """Collect everything, or about `only` one kind.
 
-    NothingYet if there is no ledger yet, ConfigurationError if it is of another version. That Redis
-    is not there is no error but a line in `problems`.
+    NothingYet if there is no ledger yet, ConfigurationError if it is of another version. If Redis
+    does not run that is no error but a line in `problems`.
     """
     now = clock.now()
     try:
@@ -217,8 +220,8 @@ def _backlog(
 ) -> int:
     """What is left to fetch: what Redis holds, or what is due if that is more.
 
-    The ledger does not know yet of results that it has not read, and Redis does not know yet of
-    wants that have become due since the last seeding.
+    The ledger does not know results that it has not read yet, and Redis does not know wants that
+    have become due since the last seeding.
     """
     due = wanted.get(reason, 0) - later.get(reason, 0)
     if held is None:
@@ -236,8 +239,8 @@ def etas(
     """Seconds until all ids of each class that are due now will have been answered.
 
     A class is served when those above it are empty, so it waits for their backlog and for what
-    joins them meanwhile. `per_day` answers come in a day. None: at this rate the classes above take
-    everything, for ever. 0: nothing to do.
+    joins them meanwhile. `per_day` answers arrive in a day. None: at this rate the classes above
+    take everything, for ever. 0: nothing to do.
     """
     result: dict[str, int | None] = {}
     before, taken = 0, 0.0
@@ -254,7 +257,7 @@ def etas(
 
 
 def behind(where: str, revision: str | None, branch: str) -> int | None:
-    """How many commits a repository on this machine has after `revision`; None if not known."""
+    """The number of commits after `revision` in a local repository; None if not known."""
     folder = Path(where)
     if not folder.is_absolute() or not folder.is_dir():
         return None
@@ -268,7 +271,7 @@ def _wrong_times(opened: Ledger) -> Iterator[str]:
     if latest := latest_to_come(opened):
         yield (
             f"a clock is or was wrong: the ledger has times up to {clock.iso(latest)}, which are "
-            "still to come; if that of this machine is right, seed_queue.py corrects them"
+            "still to come; if the clock of this machine is right, seed_queue.py corrects them"
         )
 
 
@@ -277,10 +280,10 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
     if snapshot.redis:
         yield f"the queue is unknown: {snapshot.redis}"
     if snapshot.quota.pause_s and snapshot.quota.pause_s >= 1:
-        yield f"nothing is sent for {snapshot.quota.pause_s:.0f} s: the API told us to go away"
+        yield f"nothing is sent for {snapshot.quota.pause_s:.0f} s: the API asked us to wait"
     for kind in snapshot.kinds:
         yield from _problems_of(kind, snapshot.taken)
-        yield from drifting.problems(kind, snapshot.taken)
+        yield from _drift_problems(kind, snapshot.taken)
     for run in snapshot.runs:
         if run.exit_code not in (None, 0, EXIT_PARTLY, EXIT_TRY_LATER):
             yield f"{run.script} of {run.kind} ended with exit code {run.exit_code}"
@@ -302,3 +305,22 @@ def _problems_of(kind: KindStats, now: int) -> Iterator[str]:
     due = sum(row.wanted - row.later for row in kind.classes)
     if due and kind.rate.assumed and now - kind.rate.since > DAY_S:
         yield f"no {kind.kind} were fetched since yesterday; does a worker run?"
+
+
+def _drift_problems(kind: KindStats, now: int) -> Iterator[str]:
+    """What is new lately, and which fields should not be stored."""
+    new = [row for row in kind.drift if now - row.first_seen < drift.DAYS * DAY_S]
+    for what, words in (("unknown", "not known"), ("missing", "missing")):
+        # A split and an import of the same dump notice the same.
+        paths = [*dict.fromkeys(row.path for row in new if row.what == what)]
+        if paths:
+            named = ", ".join(paths[:NAMED]) + ", ..." * (len(paths) > NAMED)
+            yield f"{kind.kind}: new at Discogs since {date(new[-1].first_seen)}: {words}: {named}"
+    for row in kind.churn:
+        if row.volatile:
+            yield (
+                f"{kind.kind}: {row.field} changed in {count(row.changed)} of "
+                f"{count(row.refetched)} records fetched again although the dump had no change: "
+                f"add it to REMOVE_FIELDS (REMOVE_FIELDS={row.field}), then run "
+                "maintain_store.py --reclean"
+            )

@@ -1,4 +1,4 @@
-"""The figures of the page: each a plot, what it says in words, and its numbers as a table."""
+"""The figures of the page: each a plot, its meaning in words, and its numbers as a table."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -83,7 +83,7 @@ def id_space(kind: KindStats) -> Any:
 
 
 def outcomes(kind: KindStats) -> Any:
-    """What came of the requests, by day."""
+    """The outcomes of the requests, by day."""
     days = kind.outcomes[-DAYS:]
     shown = {
         name: [getattr(day, name) for day in days]
@@ -196,7 +196,7 @@ def queue(kind: KindStats) -> Any:
 
 
 def card(table: Table, text: str, *drawn: Any, wide: bool = False) -> Any:
-    """A table with its title and what it says in words; below a drawing it is to be unfolded."""
+    """A table with its title and its meaning in words; below a drawing it is folded."""
     numbers = E.div({"class": "scroll", "tabindex": "0"}, _table(table))
     if drawn:
         numbers = E.details(E.summary("Numbers"), numbers)

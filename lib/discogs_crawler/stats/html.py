@@ -20,7 +20,7 @@ from discogs_crawler.cli.formatting import (
     within,
 )
 from discogs_crawler.clock import DAY_S
-from discogs_crawler.stats import drifting, figures, tables
+from discogs_crawler.stats import figures, tables
 from discogs_crawler.stats.figures import card
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.svg_charts import record
@@ -149,10 +149,10 @@ def _dead(kind: KindStats) -> Any:
 
 def _drift(kind: KindStats) -> Iterator[Any]:
     text = "Fields and elements that the schema does not know, or misses; counts are approximate."
-    if (found := drifting.differences(kind)).rows:
+    if (found := tables.differences(kind)).rows:
         yield card(found, text)
     text = "Fields that differed in records fetched again although the dump had no change."
-    if (found := drifting.churn(kind)).rows:
+    if (found := tables.churn(kind)).rows:
         yield card(found, text)
 
 

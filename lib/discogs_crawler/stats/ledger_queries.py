@@ -1,4 +1,4 @@
-"""What the ledger says at a glance, from the small tables beside its millions of rows.
+"""Figures from the ledger, out of the small tables beside its millions of rows.
 
 Every function takes the connection of a ledger that was opened read-only and reads a few hundred
 rows; only wants of the last month and dead letters are counted one by one, through their indexes.
@@ -25,7 +25,7 @@ from discogs_crawler.stats.snapshot import (
 # Days of outcomes that are shown: a quarter, and what fits a plot.
 DAYS = 90
 
-# Causes of dead letters that are told apart; a cause beyond these is rare or has an id in it.
+# Causes of dead letters that are listed; a cause beyond these is rare or has an id in it.
 CAUSES = 20
 
 _COVERAGE = """
@@ -120,7 +120,7 @@ def dead(connection: sqlite3.Connection, kind: str) -> list[FailureStats]:
 
 
 def outcomes(connection: sqlite3.Connection, kind: str, now: float) -> list[DayStats]:
-    """What came of the requests of the last days, from the first day with any on."""
+    """The outcomes of the requests of the last days, from the first day with any."""
     today = int(now) // DAY_S
     rows = connection.execute(
         "SELECT day, outcome, sum(records) FROM outcomes WHERE kind = ? AND day > ? "
@@ -204,7 +204,7 @@ def runs(connection: sqlite3.Connection) -> list[RunStats]:
 def consumers(
     connection: sqlite3.Connection, behind: Callable[[str, str | None], int | None]
 ) -> list[ConsumerStats]:
-    """All consumers by name; `behind` tells how many commits a repository has after a revision."""
+    """All consumers by name; `behind` returns the number of commits after a revision."""
     rows = connection.execute(
         "SELECT name, repository, kind, revision, exported, records, sequence, folder"
         " FROM consumers ORDER BY name"

@@ -84,7 +84,7 @@ class ClassStats(NamedTuple):
 
 
 class AnswerRate(NamedTuple):
-    """How fast ids of a kind are answered."""
+    """The rate of answers about ids of a kind."""
 
     answers: int
     """answers since `since`"""
@@ -97,7 +97,7 @@ class AnswerRate(NamedTuple):
 
 
 class DayStats(NamedTuple):
-    """What came of the requests of one day."""
+    """The outcomes of the requests of one day."""
 
     day: str
     """date, UTC"""
@@ -183,9 +183,9 @@ class KindStats(NamedTuple):
     unread: int | None
     """results in Redis that the ledger has not read yet"""
     rate: AnswerRate
-    """how fast it goes"""
+    """the rate of answers"""
     outcomes: list[DayStats]
-    """what came of it, by day, oldest first, without gaps"""
+    """outcomes by day, oldest first, without gaps"""
     dead: list[FailureStats]
     """what failed and why, most frequent first"""
     dumps: list[DumpStats]
@@ -276,13 +276,13 @@ class Snapshot(NamedTuple):
     database_bytes: int
     """its size, that of its write-ahead log included"""
     redis: str
-    """empty, or why nothing is known of the queue"""
+    """empty, or why nothing is known about the queue"""
     problems: list[str]
     """what somebody should look at, a line each"""
     quota: QuotaStats
     """how much of the API's quota is used"""
     kinds: list[KindStats]
-    """those kinds of which there is anything"""
+    """the kinds about which anything is known"""
     consumers: list[ConsumerStats]
     """who has got how far"""
     runs: list[RunStats]
@@ -294,7 +294,7 @@ class Snapshot(NamedTuple):
 def made_printable(value: Any) -> Any:
     """A snapshot, or a part of it, with every text in it as it can be shown anywhere.
 
-    HTML and UTF-8 have no place for what the ledger and Redis may hold.
+    HTML and UTF-8 cannot express everything that the ledger and Redis may hold.
     """
     if isinstance(value, str):
         return formatting.printable(value)

@@ -2,8 +2,8 @@
 
 A plot has no viewBox: horizontal places are percent, vertical ones pixels, so that its text has the
 same size on a phone as on a wide screen. Labels of the vertical axis stand in the left margin that
-the style sheet leaves free. Every plot has a title and a description for those who hear it,
-and every mark a tooltip; the table beneath it is made by `figures`.
+the style sheet leaves free. Every plot has a title and a description for screen readers, and every
+mark a tooltip; the table beneath it is made by `figures`.
 """
 
 import itertools

@@ -9,7 +9,7 @@ from discogs_crawler.stats.snapshot import ClassStats, DayStats, KindStats, Segm
 
 
 class Table(NamedTuple):
-    """What can be printed as it is; the first column says what a row is."""
+    """A table that can be printed as it is; the first column names the row."""
 
     title: str
     heads: Sequence[str]
@@ -34,7 +34,7 @@ def queue(kind: KindStats) -> Table:
 
 
 def answers(days: Sequence[DayStats]) -> Table:
-    """What came of the requests, the newest day first."""
+    """The outcomes of the requests, the newest day first."""
     heads = ("answers", *DayStats._fields[1:])
     return Table("Outcomes a day", heads, [(day[0], *map(count, day[1:])) for day in days[::-1]])
 
@@ -64,7 +64,7 @@ def segments(chosen: Iterable[SegmentStats], head: str) -> Table:
 
 
 def consumers(snapshot: Snapshot) -> Table:
-    """Who has got how far."""
+    """The consumers and their places."""
     rows = [
         (
             row.name,
@@ -102,3 +102,32 @@ def runs(snapshot: Snapshot) -> Table:
         for run in snapshot.runs
     ]
     return Table("Last runs", ("script", "kind", "started", "took", "exit"), rows)
+
+
+def differences(kind: KindStats) -> Table:
+    """The places in which answers or dumps differ from the schema, the newest first."""
+    rows = [
+        (
+            row.path,
+            row.what,
+            row.source,
+            count(row.records),
+            date(row.first_seen),
+            date(row.last_seen),
+            str(row.example),
+        )
+        for row in kind.drift
+    ]
+    heads = ("new or missing at Discogs", "what", "in", "records", "since", "last", "such as")
+    return Table("New or missing at Discogs", heads, rows)
+
+
+def churn(kind: KindStats) -> Table:
+    """The fields that changed although the dump had no change."""
+    rows = [
+        (row.field, count(row.changed), count(row.refetched), share(row.changed / row.refetched))
+        for row in kind.churn
+        if row.refetched
+    ]
+    heads = ("changes when fetched again", "records", "of", "share")
+    return Table("What changes at every fetch", heads, rows)

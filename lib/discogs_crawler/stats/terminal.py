@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tabulate import tabulate
 
 from discogs_crawler.cli.formatting import count, duration, minute, share, size, within
-from discogs_crawler.stats import drifting, tables
+from discogs_crawler.stats import tables
 from discogs_crawler.stats.snapshot import KindStats, QuotaStats, Snapshot
 from discogs_crawler.stats.tables import Table
 
@@ -112,8 +112,8 @@ def _rate(kind: KindStats, assumed: str) -> str:
 
 
 def _drift(kind: KindStats) -> Iterator[str]:
-    """What and where fit a line, and since when; --json has the rest."""
-    for title, heads, rows in (drifting.differences(kind), drifting.churn(kind)):
+    """The columns that fit on a line; --json has the rest."""
+    for title, heads, rows in (tables.differences(kind), tables.churn(kind)):
         if rows:
             short = Table(title, heads[:6], [row[:6] for row in rows])
             yield from ["", *_shown(short, CAUSES, "places", widest=30)]

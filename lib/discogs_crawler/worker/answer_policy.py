@@ -1,4 +1,4 @@
-"""What an answer of the API means for the id that it was asked about: `decide`, then `Settler`."""
+"""What an answer of the API means for the id: `decide`, then `Settler`."""
 
 import enum
 import logging
@@ -28,11 +28,11 @@ JITTER = 0.2
 class Action(enum.Enum):
     """What is to be done with an id."""
 
-    SETTLE = "it has its answer: into the batch"
+    SETTLE = "it has its answer, which goes into the batch"
     HOLD = "count an attempt, if the service turns out to work"
     POSTPONE = "ask again later, without counting an attempt"
     GIVE_BACK = "ask again as soon as the quota allows"
-    TRIP = "postpone it, for the service is down"
+    TRIP = "postpone it, because the service is down"
     REFUSE = "end: the API refuses us, whatever we ask"
 
 
@@ -123,7 +123,7 @@ class Settler:
         self._breaker.release()
 
     def excuse_the_ids(self) -> None:
-        """Let go of the failures that are held without counting an attempt."""
+        """Postpone the ids whose failures are held, without counting an attempt."""
         for fetched in self._breaker.held():
             self._postpone(fetched.lease)
         self._breaker.release()
@@ -144,7 +144,7 @@ class Settler:
         return fetched, data
 
     def _add(self, fetched: Fetched, data: bytes | None) -> None:
-        """A sensible answer: it counts, and it shows that the service works."""
+        """Add a sensible answer to the batch; it also shows that the service works."""
         lease, answer = fetched.lease, fetched.answer
         if self._breaker.close():
             log.warning("the API answers again")
@@ -167,7 +167,7 @@ class Settler:
         return seconds
 
     def _postpone(self, lease: Lease) -> None:
-        """Until the pause is over, and as if it had never been asked for; others first."""
+        """Delay the id until the pause is over, without counting an attempt."""
         seconds = self._breaker.pause_left_s() * (1 + random.uniform(0, JITTER))
         self._leases.delay(lease, seconds, count_attempt=False)
 

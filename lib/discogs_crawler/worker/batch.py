@@ -72,10 +72,10 @@ class Batch:
 
 
 class Done(NamedTuple):
-    """What became of a batch."""
+    """The result of committing a batch."""
 
     committed: Committed
     results: list[Result]
     """those that count"""
     lost: list[Lease]
-    """those that were no longer ours: somebody else fetches them"""
+    """leases that were no longer ours: other workers fetch these ids"""

@@ -30,12 +30,12 @@ class CircuitBreaker:
         return self.is_open and fetched.probe == "outage"
 
     def hold(self, fetched: Fetched) -> bool:
-        """Keep a failure until it is known who is at fault; True if they speak for an outage."""
+        """Keep a failure until it is known who is at fault; True if they amount to an outage."""
         self._held[fetched.lease.id] = fetched
         return len(self._held) >= FAILURES
 
     def trip(self, pause_s: float) -> None:
-        """The service is down: nothing is asked for so many seconds."""
+        """The service is down: nothing is requested for `pause_s` seconds."""
         self.is_open = True
         self._paused_until = time.monotonic() + pause_s
 
@@ -53,5 +53,5 @@ class CircuitBreaker:
         self._held.clear()
 
     def pause_left_s(self) -> float:
-        """Seconds until there is sense in asking again."""
+        """Seconds until the end of the pause."""
         return max(0, self._paused_until - time.monotonic())

@@ -1,4 +1,4 @@
-"""Have as many ids at hand as the worker can fetch until it looks again."""
+"""Claim as many ids as the worker can fetch until the next look at the queue."""
 
 import time
 
@@ -6,8 +6,8 @@ from discogs_crawler.worker.fetchers import Fetchers
 from discogs_crawler.worker.lease_keeper import Leases
 from discogs_crawler.worker.statusline import RequestRate
 
-# Requests' worth of time for which ids are claimed ahead: longer than a commit and a push. What
-# is claimed already is fetched first, so this is also how long a manual wish may have to wait.
+# Seconds of requests for which ids are claimed ahead: longer than a commit and a push. What is
+# already claimed is fetched first, so a manual want may have to wait that long.
 AHEAD_S = 20
 
 # An empty queue is asked again after a pause that grows from the first to the longest.

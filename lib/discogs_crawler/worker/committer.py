@@ -73,7 +73,9 @@ class Committer:
             per_minute,
         )
         if done.lost:
-            log.warning("%d ids were no longer ours and are fetched by others", len(done.lost))
+            log.warning(
+                "%d ids were no longer ours and are fetched by other workers", len(done.lost)
+            )
         self._drain()
 
     def _drain(self) -> None:

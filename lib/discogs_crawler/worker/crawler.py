@@ -202,7 +202,7 @@ class _Crawler:
         return self._has_all_settled() and self._parts.claimer.is_exhausted()
 
     def _is_all_done(self) -> bool:
-        """Whether nothing is left for anybody in our segments: pending, leased or delayed."""
+        """Whether nothing in our segments is pending, leased or delayed, for any worker."""
         if not (self._has_all_settled() and self._parts.claimer.found_none()):
             return False
         retry(self._commit, self._stop)
@@ -243,7 +243,7 @@ class _Crawler:
             return
         retry(parts.claimer.claim, self._stop)
         if not parts.fetchers.under_way:
-            # Nobody is left who could vouch for the service.
+            # No request is left whose answer could show that the service works.
             retry(parts.settler.blame_the_ids, self._stop)
 
     def _is_commit_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""Threads that ask the API for one id after the other, as fast as the quota allows."""
+"""Threads that request one id after the other, as fast as the quota allows."""
 
 import collections
 import logging
@@ -32,7 +32,7 @@ SENSE: dict[str, Sense] = {
 
 
 class Fetched(NamedTuple):
-    """An answer, for whom it is, and when it was asked for."""
+    """An answer, its lease, and when the request was sent."""
 
     lease: Lease
     answer: Answer
@@ -65,7 +65,7 @@ class Fetchers:
             thread.start()
 
     def __len__(self) -> int:
-        """How many leases wait for their request."""
+        """The number of leases that wait for their request."""
         return len(self._waiting)
 
     def ask(self, leases: Iterable[Lease]) -> None:

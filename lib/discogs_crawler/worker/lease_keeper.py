@@ -65,7 +65,7 @@ class Leases:
         self.forget(given)
 
     def give_back_all(self) -> int:
-        """End the renewals and make everything that we still hold pending again; how many."""
+        """End the renewals, make all that we still hold pending again, and return its number."""
         self._ended.set()
         self._keeper.join()
         left = list(self._held.values())
@@ -73,7 +73,7 @@ class Leases:
         return len(left)
 
     def take_lapsed(self) -> int:
-        """How many have lapsed since the last call: others fetch them, so that we need not."""
+        """The number lapsed since the last call: other workers fetch those ids."""
         with self._lock:
             lapsed, self._lapsed = self._lapsed, 0
         return lapsed
@@ -96,12 +96,12 @@ class Leases:
             try:
                 lost = {lease.id for lease in held} - self._queue.renew(held)
             except CrawlerError as error:
-                # Whatever it is, whoever claims and reports meets it too, and knows what to do.
+                # Claiming and reporting meet the same error, and handle it.
                 log.debug("leases are not renewed now: %s", error)
                 continue
             lapsed = [lease for lease in held if lease.id in lost and self._has(lease)]
             if lapsed:
-                log.info("%d leases have lapsed and belong to others now", len(lapsed))
+                log.info("%d leases have lapsed; other workers fetch these ids", len(lapsed))
                 self.forget(lapsed)
                 with self._lock:
                     self._lapsed += len(lapsed)

@@ -1,7 +1,7 @@
 """The ledger, if it is on this machine: opened for a moment each time.
 
-A worker lives for months and must not keep it open. What it would write into one that was moved
-away is asked for again for ever; and closing that deletes the journal of its successor.
+A worker lives for months and must not keep it open. Ids whose results it wrote into a ledger that
+was moved away would be requested for ever; and closing that deletes its successor's journal.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from discogs_crawler.store.layouts import Store
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Ledger | None]:
-    """The ledger at `path`; None if it is not here or empty: one may be about to be rebuilt."""
+    """The ledger at `path`; None if it is missing, or empty: it may be about to be rebuilt."""
     if not path.exists():
         yield None
         return

@@ -1,6 +1,6 @@
 """What a worker notices: fields that are new or missing, and fields that change at every fetch.
 
-Nothing stops for it: what cannot be compared or reported is left out.
+It never stops the worker: what cannot be compared or reported is left out.
 """
 
 import logging

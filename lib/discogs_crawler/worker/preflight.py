@@ -1,4 +1,4 @@
-"""`worker.py --check`: what is configured, reachable, missing; one line each, and no secrets."""
+"""`worker.py --check`: what is configured, reachable, missing; one line each, no secrets."""
 
 import contextlib
 import subprocess

@@ -1,4 +1,4 @@
-"""One line on the terminal that says how the crawl goes; nothing where there is no terminal."""
+"""One line on the terminal that shows the progress; nothing if there is no terminal."""
 
 import collections
 import logging

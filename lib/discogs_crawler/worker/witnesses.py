@@ -1,7 +1,7 @@
-"""Can a 404 be trusted? A service that has lost its database says the same of every id.
+"""Can a 404 be trusted? A service that has lost its database answers 404 for every id.
 
-After MISSING 404s in a row we ask for records that are known to exist. If they are missing too, no
-404 is trusted until a record arrives again, nor any that was asked for before that.
+After MISSING 404s in a row we request records that are known to exist. If they are missing too, no
+404 is trusted until a record arrives again, nor one to a request sent before that.
 """
 
 import collections
