@@ -21,10 +21,10 @@ Example:
     worker.py --check                       what is configured, and does it work?
     worker.py --branch a --segments 0-18    commits to its own branch, and fetches half of the ids
 
-Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left (also: ended
-by a second signal); 64 usage; 69 Redis, the disk or the remote were not available for an hour, or
-when it was told to stop (what could not be stored went back into the queue); 78 configuration, e.g.
-the API does not accept the token.
+Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left, perhaps in a
+branch without a worker (also: ended by a second signal); 64 usage; 69 Redis, the disk or the remote
+were not available for an hour, or when it was told to stop (what could not be stored went back into
+the queue); 78 configuration, e.g. the API does not accept the token.
 """
 
 import signal
