@@ -4,13 +4,15 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from discogs_crawler import config
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError, Unavailable
 from discogs_crawler.maintenance import merge_branches
 from discogs_crawler.records import record_path
 from discogs_crawler.store import layouts, objects, remote, single, stale_locks
@@ -19,8 +21,8 @@ from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import SubmoduleStore
 from discogs_crawler.store.objects import GITLINK
 from discogs_crawler.store.remote import is_partial
-from tests.conftest import Run, program
-from tests.machines import served
+from tests.conftest import ROOT, Run, program
+from tests.machines import served, wait_until
 from tests.plain_git import git
 from tests.store.test_store import changes, fsck, put, record
 
@@ -355,6 +357,22 @@ def test_an_address_of_one_repository_is_refused(tmp_path: Path, url: str, says:
 )
 def test_where_a_repository_is(address: str, path: str, url: str) -> None:
     assert remote.address_of(address, path) == url
+
+
+@pytest.mark.long
+def test_an_export_that_is_told_to_end_does_not_wait_for_a_segment_that_is_silent(
+    tmp_path: Path, there: Path, environment: dict[str, str]
+) -> None:
+    put(first(tmp_path, there, "state"), [1])
+    silent = f'case "$*" in *releases*) touch {tmp_path}/felt; sleep 60;; esac'
+    program(tmp_path / "bin", "ssh", f'{silent}\nfor last; do :; done; eval "$last"')
+    environment |= {"STORE_LAYOUT": "submodules", "STORE_REMOTE": f"ssh://host{there}"}
+    environment["GIT_SSH_COMMAND"] = str(tmp_path / "bin" / "ssh")
+    command = [sys.executable, str(ROOT / "bin" / "export_changes.py"), "--consumer", "x"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as export:
+        wait_until((tmp_path / "felt").exists, lambda: "it fetches nothing")
+        export.terminate()
+        assert export.wait(30) == EXIT_PARTLY
 
 
 # A store and a remote that have been before -------------------------------------------------------

@@ -120,8 +120,13 @@ class SubmoduleStore:
 
     def _fetch_parts(self) -> None:
         with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-            for _ in pool.map(SingleStore.refresh, self.parts()):
-                pass
+            try:
+                for _ in pool.map(SingleStore.refresh, self.parts()):
+                    pass
+            except KeyboardInterrupt:
+                if self._elsewhere:  # the threads did not hear it, and a remote may be silent
+                    self._elsewhere.stop.ask()
+                raise
 
     def settle(self) -> str | None:
         """Pin what is committed by now; the commit of the superproject that has it."""
