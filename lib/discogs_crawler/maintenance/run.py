@@ -26,7 +26,7 @@ from discogs_crawler.maintenance import (
 from discogs_crawler.maintenance import reclean as recleaning
 from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
-from discogs_crawler.seeding import exchange, on_demand, rebuild
+from discogs_crawler.seeding import exchange, on_demand
 from discogs_crawler.store import layouts
 from discogs_crawler.store.layouts import Store
 
@@ -204,7 +204,7 @@ def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
         kept = integrity.from_dump(store, kind, unknown)
         rows += integrity.outdated(store, ledger, kind) if is_older else []
         lost = [row.id for row in rows if row.imported is not None]
-        number = rebuild.import_again(ledger, kind, lost, kept)
+        number = on_demand.import_again(ledger, kind, lost, kept)
         if number:
             upkeep.tell(f"{kind}: {number:,} for import_dump.py to look at, with the last dump")
         for reason in ("manual", "confirm"):

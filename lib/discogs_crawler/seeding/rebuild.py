@@ -95,17 +95,3 @@ def _mark_stored(
             ledger.save(dump.kind, rows + imported)
         number += len(batch)
     return number
-
-
-def import_again(ledger: Ledger, kind: str, missing: Iterable[int], present: Iterable[int]) -> int:
-    """Let the next import of the last dump look at records; the number of them.
-
-    `missing`: the store has not what was imported; `present`: it has what nobody knows of.
-    """
-    number = ledger.revise(kind, missing, lambda row: row._replace(imported=None))
-    number += ledger.revise(kind, present, lambda row: row._replace(imported=UNKNOWN_DUMP))
-    dump = ledger.last_accepted(kind)
-    if number and dump is not None:
-        with ledger.transaction() as connection:
-            connection.execute("UPDATE dumps SET imported = NULL WHERE id = ?", (dump.id,))
-    return number
