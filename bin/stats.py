@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show the state of the crawler: what is stored, queued, failed and missing, and how fast it goes.
+"""The state of the crawler: what is stored, queued, failed and missing, and the rate.
 
 Prints tables for a terminal of 80 columns, or with --json everything as one JSON object (times are
 UTC epoch seconds, durations seconds, shares 0 to 1, null is unknown). --html writes one
@@ -7,8 +7,8 @@ self-contained page with plots, --prometheus a file for node_exporter's textfile
 either of them nothing is printed unless --json asks for it. Each file is written whole or not at
 all.
 
-It only reads: run it as often as you like, while everything else runs. Without Redis it says so and
-shows the rest.
+It only reads: run it as often as you like, while everything else runs. If Redis does not run it
+says so, and shows the rest.
 
 Examples:
 

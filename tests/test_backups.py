@@ -252,23 +252,3 @@ def test_a_converted_store_is_no_older_copy(crawler: Installation) -> None:
     crawler.crawl()
     assert crawler.asked() == []
     crawler.assert_whole()
-
-
-@pytest.mark.long
-def test_the_first_machine_is_lost_and_a_copy_of_its_ledger_and_the_remote_are_left(
-    crawler: Installation,
-) -> None:
-    remote = crawler.state / "remote.git"
-    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
-    crawler.environment["STORE_REMOTE"] = f"file://{remote}"
-    crawler.live()
-    shutil.rmtree(crawler.state / "store")
-    crawler.client.flushall()
-    crawler.restore("ledger")
-    crawler.run("seed_queue.py", "--ids", crawler.edited, crawler.removed)
-    crawler.run("worker.py", "--until-empty")
-    crawler.day = 6
-    crawler.crawl()
-    twice = crawler.removed
-    assert crawler.asked() == sorted([*crawler.later, crawler.edited, twice, twice])
-    crawler.assert_whole()
