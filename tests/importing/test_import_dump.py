@@ -1,5 +1,6 @@
 """A complete copy of a dump in the store: what is in it, what is left alone, and how it ends."""
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -280,9 +281,16 @@ def test_what_a_worker_removed_does_not_come_back(copy: Copy) -> None:
     assert copy.records().keys() == set(ids[1:])
 
 
-def test_the_api_replaces_an_import_and_its_404_removes_it(copy: Copy) -> None:
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "killed before the ledger heard"])
+def test_the_api_replaces_an_import_and_its_404_removes_it(copy: Copy, noted: bool) -> None:
     path = copy.accept()
     copy.call("import_dump.py", "-d", path)
+    if not noted:
+        with contextlib.closing(
+            sqlite3.connect(copy.environment["STATE_DIR"] + "/crawler.db")
+        ) as db:
+            db.execute("UPDATE releases SET imported = NULL")
+            db.commit()
     ids = sorted(copy.world.alive["releases"])
     copy.world.remove("releases", ids[:2])
     with Api(copy.world, Quota(4_000, window_s=4)) as api:
@@ -292,7 +300,7 @@ def test_the_api_replaces_an_import_and_its_404_removes_it(copy: Copy) -> None:
         assert "Source: api" in copy.git("log", "-1", "main")
         copy.day = 2
         copy.call("seed_queue.py")
-        assert copy.states() == {"stored": RECORDS - 2, "imported": 2}
+        assert copy.states() == {"stored": RECORDS - 2, "imported" if noted else "gone": 2}
         copy.call("worker.py", "--until-empty")
         copy.call("seed_queue.py")
     assert copy.records().keys() == set(ids[2:])

@@ -255,7 +255,9 @@ def test_an_unused_number_is_asked_three_times_in_a_month() -> None:
     assert dues == [101 + 7 * DAY_S, 201 + 30 * DAY_S, None]
     assert row.misses == 3
     in_a_dump = Row(7, hash=OLD, reason="discovered", due=1, since=1)
-    assert answer(in_a_dump, "gone", "discovered").reason is None
+    missing = answer(in_a_dump, "gone", "discovered")
+    assert missing.reason == "confirm"
+    assert answer(missing, "gone", "confirm").reason is None
     assert answer(Row(7, reason="manual", due=1, since=1), "gone", "manual").reason is None
 
 

@@ -13,7 +13,6 @@ from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.ledger.database import Ledger, batches
 from discogs_crawler.ledger.rows import UNKNOWN_DUMP, Row
 from discogs_crawler.records import MAX_ID, parse_id
-from discogs_crawler.seeding.rebuild import UNKNOWN_DUMP
 from discogs_crawler.seeding.want_rules import want
 
 # Ids in one range given by hand: 12 days of requests. More is a typing error.
@@ -142,17 +141,3 @@ def _ids_of_range(first: int, last: int) -> range:
     if last - first >= RANGE:
         raise BadData(f"{first}-{last}: a range has {RANGE:,} ids at most")
     return range(first, last + 1)
-
-
-def import_again(ledger: Ledger, kind: str, missing: Iterable[int], present: Iterable[int]) -> int:
-    """Let the next import of the last dump look at records; the number of them.
-
-    `missing`: the store has not what was imported; `present`: it has what nobody knows of.
-    """
-    number = ledger.revise(kind, missing, lambda row: row._replace(imported=None))
-    number += ledger.revise(kind, present, lambda row: row._replace(imported=UNKNOWN_DUMP))
-    dump = ledger.last_accepted(kind)
-    if number and dump is not None:
-        with ledger.transaction() as connection:
-            connection.execute("UPDATE dumps SET imported = NULL WHERE id = ?", (dump.id,))
-    return number

@@ -11,12 +11,14 @@ a cell, `-` is nothing, and `same` the class of the request.
 
     id         same     other    lacks    record  404      discovered  confirm  none
     unseen     new      new      -        -       -        discovered  -        same
-    listed     -        changed  retired  -       -        -           -        same
+    listed     -        changed  retired  -       confirm  confirm     -        same
     stored     -        changed  retired  -       confirm  confirm     -        same
     fresh      -        -        -        -       confirm  confirm     -        same
     missing    changed  changed  -        -       confirm  confirm     -        same
     removed    changed  changed  -        -       -        -           -        same
     unused     changed  changed  -        -       -        discovered  -        same
+
+A `listed` id may be stored: by an import that was killed before the ledger heard of it.
 
 An id is `unseen` by dumps and API, `listed` in a dump alone, `stored` since before the dump,
 `fresh` if answered after it was taken, `missing` if stored but 404 since then, `removed` after the
@@ -178,6 +180,7 @@ def after_result(row: Row, result: Result, now: int) -> Row:
 
 def _after_404(row: Row, result: Result, fetched: int) -> Row:
     was_stored = row.stored
+    may_be_stored = was_stored or (row.hash is not None and row.alive is None and not row.misses)
     is_confirmed = was_stored and result.reason == "confirm"
     planned = row.due if row.reason == "confirm" else None
     row = row._replace(
@@ -189,7 +192,7 @@ def _after_404(row: Row, result: Result, fetched: int) -> Row:
     row = _satisfied(row, result.reason, fetched)
     if row.reason == "manual" or is_confirmed:
         return row
-    if was_stored:
+    if may_be_stored and result.reason != "confirm":
         return row._replace(
             reason="confirm",
             due=planned or fetched + CONFIRM_AFTER_S,
