@@ -1,12 +1,12 @@
 """How fast is a dump imported, next to Git alone fed with the finished records?
 
-    python -m tests.bench.importing [--records N]
+    python -m tests.bench.importing [--records N] [--full]
 
 Makes two dumps in today's format, a month apart, in which 2 % of the records changed; splits and
 seeds them with a Redis of its own, and imports each, by the scripts as a user runs them. Beside
 them, in the same run, one `git fast-import` a core with an equal share of the same records, ready
-made, in one commit each. The month's import is held against its split. 5,000,000 records need
-40 GB.
+made, in one commit each. The month's import is held against its split. --full goes on with the
+table of tests.bench.memory on that store. 5,000,000 records need 40 GB.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from tabulate import tabulate
 from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, git, objects
 from discogs_crawler.store.git import Repository
+from tests.bench import memory
 from tests.bench.seed import private_redis
 from tests.bench.split import Measured, Watcher, make_dump
 
@@ -32,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Bytes of XML of an invented record, about.
 RECORD_B = 3_350
+
+# The whole dump of releases of 2026: records.
+WHOLE = 19_500_000
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -119,11 +123,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=300_000)
+    parser.add_argument("--full", action="store_true", help="then what can be done with the store")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-import-") as name:
         folder = Path(name)
         with private_redis(folder) as (_, url):
             measure(folder, url, flags.records)
+            if flags.full:
+                print()
+                state = folder / "state"
+                memory.show(state, check=True, environment={"REDIS_URL": url})
 
 
 def measure(folder: Path, url: str, wanted: int) -> None:
@@ -145,6 +154,7 @@ def measure(folder: Path, url: str, wanted: int) -> None:
         done = timed([f"{ROOT}/bin/import_dump.py", "-d", str(path)], environment)
         again = timed([f"{ROOT}/bin/import_dump.py", "-d", str(path)], environment)
         if month == 1:
+            done_first = done
             repository = Repository(folder / "state" / "store" / "discogs.git")
             bare, json_size = plain_git(repository, folder)
             rows += [
@@ -169,6 +179,9 @@ def measure(folder: Path, url: str, wanted: int) -> None:
             ]
     disk = sum(file.stat().st_size for file in (folder / "state" / "store").rglob("*.pack"))
     rows.append(("packs", f"{disk / 1e6:,.0f} MB"))
+    whole = WHOLE / records
+    hours, packs_gb = done_first.seconds * whole / 3_600, disk * whole / 1e9
+    rows.append((f"{WHOLE:,} records would take", f"{hours:.1f} h, {packs_gb:,.0f} GB"))
     print(tabulate(rows, ["what", "measured"], tablefmt="github", disable_numparse=True))
 
 
