@@ -21,7 +21,7 @@ BENCHES: dict[str, tuple[list[str], list[str]]] = {
     "quota": (["--real"], []),
     "store": (["--records", "1000000"], ["--records", "10000"]),
     "memory": (["--records", "5000000", "--check"], ["--records", "100000"]),
-    "importing": (["--records", "5000000", "--rounds", "1"], ["--records", "50000"]),
+    "importing": (["--records", "5000000", "--rounds", "1", "--full"], ["--records", "50000"]),
     "export": (["--changes", "100000"], ["--changes", "20000"]),
     "window": (["--runs", "20"], ["--runs", "20"]),
     "stats": (["--rows", "20000000"], ["--rows", "1000000"]),

@@ -1,13 +1,14 @@
 """How fast is a dump imported, next to Git alone fed with the finished records?
 
-    python -m tests.bench.importing [--records N] [--rounds N]
+    python -m tests.bench.importing [--records N] [--rounds N] [--full]
 
 Makes two dumps in today's format, a month apart, in which 2 % of the records changed; splits and
 seeds them with a Redis of its own, and imports each, by the scripts as a user runs them. Beside
 them one `git fast-import` a core with an equal share of the same records, ready made, in one commit
 each. The month's import is held against its split. What is compared takes turns, so that other
 work on the machine hits both; medians of wall time and of CPU seconds of all processes, which
-other work changes less. 5,000,000 records need 40 GB.
+other work changes less. 5,000,000 records need 40 GB. With --full
+tests.bench.memory goes on with the store.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tabulate import tabulate
 from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, git, objects
 from discogs_crawler.store.git import Repository
+from tests.bench import memory
 from tests.bench.seed import private_redis
 from tests.bench.split import make_dump
 
@@ -209,14 +211,19 @@ def main() -> None:
     )
     parser.add_argument("--records", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured [3]")
+    parser.add_argument("--full", action="store_true", help="then what can be done with the store")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-import-") as name:
         folder = Path(name)
         with private_redis(folder) as (_, url):
             os.environ["REDIS_URL"] = url
-            rows = list(measure(folder, flags.records, flags.rounds))
-    print(f"Medians of {flags.rounds} rounds.\n")
-    print(tabulate(rows, ["what", "measured"], tablefmt="github", disable_numparse=True))
+            rows = measure(folder, flags.records, flags.rounds)
+            print(f"Medians of {flags.rounds} rounds.\n")
+            heads = ["what", "measured"]
+            print(tabulate([*rows], heads, tablefmt="github", disable_numparse=True), flush=True)
+            if flags.full:
+                print()
+                memory.show(folder / "state", check=True, environment={"REDIS_URL": url})
 
 
 def measure(folder: Path, wanted: int, rounds: int) -> Iterator[tuple[str, str]]:

@@ -19,13 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 from tabulate import tabulate
 
+from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
 from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.fast_import import Entry
@@ -62,8 +63,8 @@ class GitMemory(threading.Thread):
     def run(self) -> None:
         with contextlib.suppress(psutil.Error):
             while self._process.status() != psutil.STATUS_ZOMBIE:
-                below = self._process.children(recursive=True)
-                self.peak_mb = max(self.peak_mb, sum(map(anonymous_mb, below)))
+                all_of_them = [self._process, *self._process.children(recursive=True)]
+                self.peak_mb = max(self.peak_mb, sum(map(anonymous_mb, all_of_them)))
                 time.sleep(0.01)
 
 
@@ -77,18 +78,18 @@ def anonymous_mb(process: psutil.Process) -> float:
 
 
 def measure(*command: object, environment: dict[str, str]) -> Cost:
-    """Run a program of ours; its output is not wanted."""
+    """Run a program; its output is not wanted."""
     began = time.monotonic()
     with Path(os.devnull).open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env=os.environ | environment, stdout=out
+            [*map(str, command)], env=os.environ | environment, stdout=out, stderr=out
         )
         watcher = GitMemory(process.pid)
         watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     watcher.join()
-    if process.returncode:
+    if process.returncode not in (EXIT_DONE, EXIT_BAD_DATA):
         raise SystemExit(f"{command} exited {process.returncode}")
     return Cost(time.monotonic() - began, usage.ru_utime + usage.ru_stime, watcher.peak_mb)
 
@@ -125,15 +126,19 @@ def commit(repository: Repository, commits: int) -> None:
         store.commit("releases", changes, lambda: range(10**9), {})
 
 
-def rows(folder: Path, *, check: bool) -> Iterator[tuple[str, Cost]]:
+def rows(
+    folder: Path, *, check: bool, environment: Mapping[str, str]
+) -> Iterator[tuple[str, Cost]]:
+    """What is done with the store below the STATE_DIR `folder`, one after the other."""
     repository = Repository(folder / "store" / "discogs.git")
-    environment = {"STATE_DIR": str(folder), "ENV_FILE": os.devnull}
+    environment = {"STATE_DIR": str(folder), "ENV_FILE": os.devnull, **environment}
 
     def script(name: str, *arguments: str) -> Cost:
-        return measure(ROOT / "bin" / name, *arguments, environment=environment)
+        program = (sys.executable, ROOT / "bin" / name)
+        return measure(*program, *arguments, environment=environment)
 
     def commits(number: int) -> Cost:
-        module = ("-m", "tests.bench.memory", "--commit", str(number))
+        module = (sys.executable, "-m", "tests.bench.memory", "--commit", number)
         return measure(*module, "--store", folder, environment=environment)
 
     yield "the first night", script("maintain_store.py")
@@ -148,7 +153,15 @@ def rows(folder: Path, *, check: bool) -> Iterator[tuple[str, Cost]]:
         since = repository.run("rev-parse", f"{tip}~{COMMITS // 2}").decode().strip()
         script("export_changes.py", "--consumer", form, "--reset", since)
         yield f"export of {COMMITS // 2 * NEIGHBOURS:,} changes, {form}", script(*new)
+    for options in ((), ("--filter=blob:none",)):
+        with tempfile.TemporaryDirectory(dir=folder) as target:
+            command = ("git", "clone", "--bare", "--quiet", *options)
+            source = f"file://{repository.path}"
+            yield " ".join(command[:2] + options), measure(*command, source, target, environment={})
+    if (folder / "crawler.db").exists():
+        yield "stats.py", script("stats.py")
     if check:
+        # With a ledger it tells the records that were committed here, which is no failure.
         yield "maintain_store.py --check", script("maintain_store.py", "--check")
 
 
@@ -169,13 +182,18 @@ def main() -> int:
         if not flags.store:
             path = folder / "store" / "discogs.git"
             fill(git.create(path, "main", "single"), flags.records)
-        titles = ["what", "s", "CPU s", "Git, MB"]
-        table = []
-        for what, cost in rows(folder, check=flags.check):
-            print(what, *(f"{number:.3f}" for number in cost), file=sys.stderr, flush=True)
-            table.append((what, *cost))
-    print(tabulate(table, titles, tablefmt="github", floatfmt=("", ".2f", ".2f", ".0f")))
+        show(folder, check=flags.check, environment={})
     return 0
+
+
+def show(folder: Path, *, check: bool, environment: Mapping[str, str]) -> None:
+    """Print the table."""
+    table = []
+    for what, cost in rows(folder, check=check, environment=environment):
+        print(what, *(f"{number:.3f}" for number in cost), file=sys.stderr, flush=True)
+        table.append((what, *cost))
+    titles = ["what", "s", "CPU s", "Git, MB"]
+    print(tabulate(table, titles, tablefmt="github", floatfmt=("", ".2f", ".2f", ".0f")))
 
 
 if __name__ == "__main__":

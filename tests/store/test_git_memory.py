@@ -58,7 +58,14 @@ def test_every_git_process_is_given_the_limits(
         seen.setdefault(command, set()).add(" ".join(values))
     seen.pop("", None)  # git version
     wanted = git_memory.configuration()
-    assert {"fast-import", "cat-file", "diff-tree", "repack", "index-pack", "rev-list"} <= set(seen)
+    assert {
+        "fast-import",
+        "cat-file",
+        "diff-tree",
+        "pack-objects",
+        "index-pack",
+        "rev-list",
+    } <= set(seen)
     assert set().union(*seen.values()) == {" ".join(wanted[name] for name in SETTINGS)}
 
 

@@ -24,6 +24,9 @@ FOLDER = "040000"
 GITLINK = "160000"
 ABSENT = "000000"
 
+# Commits that are asked for before the first answer is read: a pipe has room for them.
+_AT_ONCE = 500
+
 # Bytes that are read at once.
 _BLOCK = 1 << 18
 
@@ -70,6 +73,24 @@ def differences(
                 end = 0
                 for match in _RAW.finditer(rest):
                     yield _difference(match, prefix)
+                    end = match.end()
+                rest = rest[end:]
+
+
+def introduced(folder: Path, commits: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The trees and files that the commits have and their parents have not, and where."""
+    options = ("--root", "-m", "-r", "-t", "--no-commit-id", "--raw", "--no-abbrev", "--no-renames")
+    for start in range(0, len(commits), _AT_ONCE):
+        with git_process.running(folder, "diff-tree", "--stdin", *options, "-z") as pipes:
+            lines = (f"{commit}\n" for commit in commits[start : start + _AT_ONCE])
+            pipes.stdin.write("".join(lines).encode())
+            pipes.stdin.close()
+            rest = b""
+            while block := pipes.stdout.read(_BLOCK):
+                rest += block
+                end = 0
+                for match in _RAW.finditer(rest):
+                    yield match[1].decode()[-40:], match[2].decode(errors="replace")
                     end = match.end()
                 rest = rest[end:]
 
