@@ -27,6 +27,8 @@ import psutil
 from tabulate import tabulate
 
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, git
 from discogs_crawler.store.fast_import import Entry
@@ -132,6 +134,10 @@ def rows(
     """What is done with the store below the STATE_DIR `folder`, one after the other."""
     repository = Repository(folder / "store" / "discogs.git")
     environment = {"STATE_DIR": str(folder), "ENV_FILE": os.devnull, **environment}
+    has_ledger = (folder / "crawler.db").exists()
+    if not has_ledger:  # without one the nights would count the records for the store's README
+        with database.open(folder / "crawler.db") as ledger, ledger.transaction():
+            ledger.save("releases", [Row(1, alive=1, crawled=1, status=200)])
 
     def script(name: str, *arguments: str) -> Cost:
         program = (sys.executable, ROOT / "bin" / name)
@@ -158,10 +164,12 @@ def rows(
             command = ("git", "clone", "--bare", "--quiet", *options)
             source = f"file://{repository.path}"
             yield " ".join(command[:2] + options), measure(*command, source, target, environment={})
-    if (folder / "crawler.db").exists():
+    if has_ledger:
         yield "stats.py", script("stats.py")
     if check:
         # With a ledger it tells the records that were committed here, which is no failure.
+        if not has_ledger:
+            environment["DATABASE"] = str(folder / "none.db")
         yield "maintain_store.py --check", script("maintain_store.py", "--check")
 
 
