@@ -153,7 +153,7 @@ def test_a_redis_of_an_older_life_asks_for_nothing_that_is_done(crawler: Install
     crawler.run("worker.py", "--until-empty")
     crawler.asked()
     crawler.restore("redis")
-    assert "Redis was put back from an older copy" in crawler.run("seed_queue.py")
+    assert "Redis was restored from an older copy" in crawler.run("seed_queue.py")
     assert "older copy" not in crawler.run("seed_queue.py")
     crawler.crawl()
     assert crawler.asked() == []

@@ -403,7 +403,7 @@ def test_trees_that_nest_and_repeat_are_not_entered(
     source = mirror.of_url(url, tmp_path / "mirrors")
     assert exported(source._replace(tip=first), form).count("\n") == 1
     (warning,) = caplog.messages
-    assert f"1 of what lies there are no records and not exported; the first: {place}" in warning
+    assert f"files not exported because they are no records: 1; the first: {place}" in warning
     assert exported(source, form, first) == ""
 
 
@@ -444,7 +444,7 @@ def test_what_is_larger_than_any_record_is_not_read(
     source = mirror.of_folder(hostile.folder, tmp_path / "views")
     assert [json.loads(line)["id"] for line in exported(source).splitlines()] == [2]
     (warning,) = caplog.messages
-    assert "1 of what lies there are no records" in warning
+    assert "files not exported because they are no records: 1;" in warning
     add(node, "releases/00/00/00/1.json", record(1))
     hostile.commit(node, first)
     printed = exported(source, "jsonl", first.decode(), previous=True)
