@@ -255,9 +255,16 @@ def test_an_unused_number_is_asked_three_times_in_a_month() -> None:
     assert dues == [101 + 7 * DAY_S, 201 + 30 * DAY_S, None]
     assert row.misses == 3
     in_a_dump = Row(7, hash=OLD, reason="discovered", due=1, since=1)
-    missing = answer(in_a_dump, "gone", "discovered")
-    assert missing.reason == "confirm"
-    assert answer(missing, "gone", "confirm").reason is None
+    assert answer(in_a_dump, "gone", "discovered").reason is None
+
+
+@pytest.mark.parametrize("asked", ["backfill", "discovered", "retired"])
+def test_what_an_import_may_have_stored_is_asked_for_twice(asked: str) -> None:
+    row = Row(7, hash=OLD, reason=asked, due=1, since=1)
+    missing = after_result(row, Result(7, asked, "gone", 404, NOW), NOW, import_failed=True)
+    assert (missing.reason, missing.due) == ("confirm", NOW + DAY_S)
+    later = Result(7, "confirm", "gone", 404, NOW + DAY_S)
+    assert after_result(missing, later, NOW + DAY_S, import_failed=True).reason is None
     assert answer(Row(7, reason="manual", due=1, since=1), "gone", "manual").reason is None
 
 

@@ -135,6 +135,17 @@ class Ledger:
                     (int(clock.now()), code, json.dumps(run.counts), run_id),
                 )
 
+    def import_failed(self, kind: str) -> bool:
+        """Whether an import was ever killed or ended early, or is under way.
+
+        It may have committed records before it could note them.
+        """
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM runs "
+            "WHERE script = 'import_dump' AND kind = ? AND exit_code IS NOT 0)"
+        )
+        return bool(self.db.execute(query, (kind,)).fetchone()[0])
+
     def record_dump(self, facts: Mapping[str, Any]) -> None:
         """Remember the columns of a dump that was split; splitting it again replaces them.
 

@@ -131,10 +131,11 @@ def _apply(
         if not results:
             return Counter()
         rows = ledger.rows(kind, (result.id for result in results))
+        import_failed = ledger.import_failed(kind)
         for result in results:
             before = rows[result.id]
-            after = without_times_to_come(after_result(before, result, now), now)
-            rows[result.id] = after
+            after = after_result(before, result, now, import_failed=import_failed)
+            rows[result.id] = after = without_times_to_come(after, now)
             day = min(result.fetched or now, now) // DAY_S
             outcomes[day, result.reason, _outcome(result, before, after)] += 1
         ledger.save(kind, rows.values())

@@ -11,18 +11,17 @@ a cell, `-` is nothing, and `same` the class of the request.
 
     id         same     other    lacks    record  404      discovered  confirm  none
     unseen     new      new      -        -       -        discovered  -        same
-    listed     -        changed  retired  -       confirm  confirm     -        same
+    listed     -        changed  retired  -       -        -           -        same
     stored     -        changed  retired  -       confirm  confirm     -        same
     fresh      -        -        -        -       confirm  confirm     -        same
     missing    changed  changed  -        -       confirm  confirm     -        same
     removed    changed  changed  -        -       -        -           -        same
     unused     changed  changed  -        -       -        discovered  -        same
 
-A `listed` id may be stored: by an import that was killed before the ledger heard of it.
-
 An id is `unseen` by dumps and API, `listed` in a dump alone, `stored` since before the dump,
 `fresh` if answered after it was taken, `missing` if stored but 404 since then, `removed` after the
-404 to a `confirm`, and `unused` if 404 is all that was ever known of it. With `adopt`, `other` is
+404 to a `confirm`, and `unused` if 404 is all that was ever known of it. While an import has not
+ended well, a 404 for what is `listed` is confirmed, too: it may be stored. With `adopt`, `other` is
 taken as `same`; a number is `discovered` again twice; `manual`, newer than a 404, stays.
 
 A want that was there before is joined with the new one (`want`), and after an answer:
@@ -156,8 +155,11 @@ def without_times_to_come(row: Row, now: int) -> Row:
     return row
 
 
-def after_result(row: Row, result: Result, now: int) -> Row:
-    """The row after an answer that a worker reported, or after the last failed attempt."""
+def after_result(row: Row, result: Result, now: int, *, import_failed: bool = False) -> Row:
+    """The row after an answer that a worker reported, or after the last failed attempt.
+
+    With `import_failed`, Git may have records from dumps that the ledger does not know of.
+    """
     fetched = result.fetched or now
     if result.outcome == "dead":
         return row._replace(
@@ -175,12 +177,12 @@ def after_result(row: Row, result: Result, now: int) -> Row:
         row = row._replace(alive=fetched, misses=0, removed=None, successor=None, changed=changed)
         row = row._replace(imported=None)
         return _satisfied(row, result.reason, fetched)
-    return _after_404(row, result, fetched)
+    return _after_404(row, result, fetched, import_failed)
 
 
-def _after_404(row: Row, result: Result, fetched: int) -> Row:
+def _after_404(row: Row, result: Result, fetched: int, import_failed: bool) -> Row:
     was_stored = row.stored
-    may_be_stored = was_stored or (row.hash is not None and row.alive is None and not row.misses)
+    is_listed = row.hash is not None and row.alive is None and not row.misses
     is_confirmed = was_stored and result.reason == "confirm"
     planned = row.due if row.reason == "confirm" else None
     row = row._replace(
@@ -192,7 +194,7 @@ def _after_404(row: Row, result: Result, fetched: int) -> Row:
     row = _satisfied(row, result.reason, fetched)
     if row.reason == "manual" or is_confirmed:
         return row
-    if may_be_stored and result.reason != "confirm":
+    if was_stored or (import_failed and is_listed and result.reason != "confirm"):
         return row._replace(
             reason="confirm",
             due=planned or fetched + CONFIRM_AFTER_S,
