@@ -218,6 +218,7 @@ def test_a_store_is_converted_while_all_else_runs(crawler: Installation, number:
         crawler.judge(is_told=True)
 
 
+@pytest.mark.long
 @few_or_many
 def test_a_ledger_is_rebuilt_while_all_else_runs(crawler: Installation, number: int) -> None:
     """The places of its consumers are lost with it."""

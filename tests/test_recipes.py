@@ -81,6 +81,7 @@ def lose_the_first_machine(first: Installation) -> None:
     first.state.mkdir()
 
 
+@pytest.mark.long
 def test_the_first_machine_is_made_again_from_the_last_backup(first: Installation) -> None:
     lose_the_first_machine(first)
     shutil.copy(first.backup / "crawler.db", first.state)

@@ -178,6 +178,7 @@ def test_a_remote_may_be_set_changed_and_unset(
     crawler.assert_whole(STORE_REMOTE=f"file://{other}")
 
 
+@pytest.mark.long
 def test_a_remote_of_several_repositories_may_be_set_changed_and_unset(
     crawler: Installation, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ def test_after_a_few_bad_days_everything_is_as_upstream_has_it(
 ) -> None:
     system = System(tmp_path, seed, remote=remote, submodules=submodules)
     try:
-        for _ in range(4):
+        for _ in range(3):
             system.round()
         system.recover()
         system.judge()

@@ -391,7 +391,7 @@ def test_recleaning_leaves_where_a_record_is_from(copy: Copy) -> None:
     assert copy.records() == expected(path, "releases", copy.day_name(), REMOVE_FIELDS="notes")
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_segments_are_imported_into_their_repositories(
     run: Run, tmp_path: Path, environment: dict[str, str], remote: bool
 ) -> None:
@@ -434,6 +434,7 @@ def test_where_the_ledger_says_that_there_is_a_store_none_is_made(copy: Copy) ->
         assert not store.exists()
 
 
+@pytest.mark.long
 def test_none_is_made_either_where_the_disk_of_the_remote_is_not_mounted(copy: Copy) -> None:
     there = copy.folder / "there"
     there.mkdir()
@@ -452,6 +453,7 @@ def test_none_is_made_either_where_the_disk_of_the_remote_is_not_mounted(copy: C
     assert len(copy.records()) == RECORDS
 
 
+@pytest.mark.long
 def test_a_converted_store_is_imported_into_as_before(copy: Copy) -> None:
     copy.call("import_dump.py", "-d", copy.accept("--adopt"))
     ids = sorted(copy.records())
@@ -521,7 +523,9 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     assert copy.records() == expected(path, "releases", copy.day_name())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_killed_anywhere_it_goes_on(copy: Copy, number: int) -> None:
     path = copy.accept("--adopt")
     chance = random.Random(number)
@@ -558,6 +562,7 @@ def test_a_lost_ledger_knows_again_what_a_dump_brought(copy: Copy) -> None:
     assert copy.states() == {"imported": RECORDS - 4, "stored": 4}
 
 
+@pytest.mark.long
 def test_a_ledger_that_is_lost_after_a_conversion_knows_what_a_dump_brought(copy: Copy) -> None:
     path = copy.accept()
     copy.call("import_dump.py", "-d", path)
