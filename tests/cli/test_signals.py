@@ -118,10 +118,18 @@ class Closing:
         pathlib.Path("closing").touch()
         time.sleep(60)
 
+class HalfMade:
+    def __init__(self):
+        time.sleep(60)
+        self.name = "whole"
+
+    def __del__(self):
+        print(self.name)
+
 def main(flags, settings):
     command.terminate_like_interrupt()
     Closing()
-    time.sleep(60)
+    HalfMade()
     return 0
 
 command.script(main, command.parser("A script."))

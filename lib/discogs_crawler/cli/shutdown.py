@@ -24,26 +24,27 @@ AGAIN_S = 0.01
 # thread that the signal interrupts.
 LOOK_S = 0.05
 
-_report_swallowed = sys.unraisablehook
-
 
 def listen(handler: Callable[[int, FrameType | None], None]) -> None:
     """Let `handler` get the signals that ask us to end, also those sent before this call.
 
     What our parent process ignores (nohup) stays ignored.
     """
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        sys.unraisablehook = _ask_again
+        handler(number, frame)
+
     for number in ASKING:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    sys.unraisablehook = _ask_again
+            signal.signal(number, heard)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 
 
 def _ask_again(swallowed: "sys.UnraisableHookArgs") -> None:
+    # Anything else is about an object that the interrupt has left half made.
     if swallowed.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
-    else:
-        _report_swallowed(swallowed)
 
 
 class Stop:
