@@ -40,6 +40,27 @@ def test_full_packs_are_left_alone(
     assert len(list(store.ids("releases"))) == 136
 
 
+def test_nothing_is_left_of_packs_that_are_joined(plain: Settings) -> None:  # noqa: F811
+    """An index of several packs that names one that is gone makes Git read in vain."""
+    store = layouts.open_store(plain)
+    for number in range(1, 6):
+        put(store, [number])
+    store.repository.run("multi-pack-index", "write")
+    folder = store.repository.path / "objects" / "pack"
+    kept, *joined = (pack.file for pack in packs.find(store.repository))
+    kept.with_suffix(".keep").touch()
+    for file in joined:
+        file.with_suffix(".rev").touch()
+    packs.join(store.repository)
+    [_, made] = sorted(packs.find(store.repository), key=lambda pack: pack.file != kept)
+    left = {path.name for path in folder.iterdir()} - {made.file.with_suffix(".rev").name}
+    suffixes = [(kept, ".idx"), (kept, ".keep"), (kept, ".pack")]
+    suffixes += [(made.file, ".idx"), (made.file, ".pack")]
+    assert left == {file.with_suffix(suffix).name for file, suffix in suffixes}
+    fsck(store)
+    assert list(store.ids("releases")) == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "script",

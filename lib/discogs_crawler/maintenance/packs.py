@@ -44,12 +44,18 @@ class Pack(NamedTuple):
 
 
 def join(repository: Repository) -> None:
-    """Join all packs that are not full, few at a time."""
+    """Join all packs that are neither full nor kept (`.keep`), few at a time."""
     _pack_loose(repository)
+    for index in (repository.path / "objects" / "pack").glob("multi-pack-index*"):
+        index.unlink()  # it would name packs that are gone
     full = min(FULL, git_memory.machine_b() // OBJECT_B)
     for limit, is_new in ((min(SEARCHED, full), True), (full, False)):
-        while len(due := _due(find(repository), limit)) > 1:
+        while len(due := _due(_unkept(repository), limit)) > 1:
             _join(repository, due, is_new=is_new)
+
+
+def _unkept(repository: Repository) -> list[Pack]:
+    return [pack for pack in find(repository) if not pack.file.with_suffix(".keep").exists()]
 
 
 def _pack_loose(repository: Repository) -> None:
@@ -86,9 +92,15 @@ def _join(repository: Repository, due: Sequence[Pack], *, is_new: bool) -> None:
         made = _write(repository, names, {}, "--window=0")
     for pack in due:
         if pack.file.stem != f"pack-{made}":
-            # An index that is left alone is of no pack for Git; the other way it would stay.
-            pack.file.with_suffix(".pack").unlink()
-            pack.file.unlink()
+            _remove(pack)
+
+
+def _remove(pack: Pack) -> None:
+    for extra in (".rev", ".bitmap", ".mtimes"):
+        pack.file.with_suffix(extra).unlink(missing_ok=True)
+    # An index that is left alone is of no pack for Git; the other way it would stay.
+    pack.file.with_suffix(".pack").unlink()
+    pack.file.unlink()
 
 
 def _write(
