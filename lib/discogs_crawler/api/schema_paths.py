@@ -1,6 +1,6 @@
 """Where an answer of the API differs from the schema: unknown and missing fields, other types.
 
-It looks at every answer, so it costs next to nothing: most objects have one of a few combinations
+It looks at most answers, so it costs next to nothing: most objects have one of a few combinations
 of keys and types, and each combination is compared with the schema once.
 """
 
