@@ -32,6 +32,11 @@ class Connection(sqlite3.Connection):
             os.write(handle, b"%d\\n" % time.monotonic_ns())
         return done
 
+    def __exit__(self, *error):
+        done = super().__exit__(*error)
+        os.write(handle, b"%d\\n" % time.monotonic_ns())
+        return done
+
 connect = sqlite3.connect
 sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs)
 sys.argv = [script, *sys.argv[3:]]
