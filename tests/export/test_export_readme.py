@@ -53,6 +53,7 @@ def consume(environment: dict[str, str], tmp_path: Path) -> Callable[[str], Path
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").mkdir()
     program(folder / ".venv" / "bin", "python", f'exec {sys.executable} "$@"')
+    program(programs, "python3", f'exec {sys.executable} "$@"')
     program(programs, "sendmail", f'echo "$@" >> {folder}/mail; cat >> {folder}/mail')
     path = f"{programs}:{environment['PATH']}"
 
