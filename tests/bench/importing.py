@@ -217,10 +217,13 @@ def main() -> None:
         folder = Path(name)
         with private_redis(folder) as (_, url):
             os.environ["REDIS_URL"] = url
-            rows = measure(folder, flags.records, flags.rounds)
+            rows = []
+            for row in measure(folder, flags.records, flags.rounds):
+                print(*row, sep=": ", file=sys.stderr, flush=True)
+                rows.append(row)
             print(f"Medians of {flags.rounds} rounds.\n")
             heads = ["what", "measured"]
-            print(tabulate([*rows], heads, tablefmt="github", disable_numparse=True), flush=True)
+            print(tabulate(rows, heads, tablefmt="github", disable_numparse=True), flush=True)
             if flags.full:
                 print()
                 memory.show(folder / "state", check=True, environment={"REDIS_URL": url})
