@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler import config
+from discogs_crawler.errors import EXIT_CONFIGURATION
 from discogs_crawler.store import layouts
 from discogs_crawler.store.remote import is_partial
 from tests.conftest import ROOT
@@ -112,3 +113,33 @@ def test_the_first_machine_is_made_again_without_a_backup(
     first.known.clear()
     first.assert_whole()
     assert first.run("maintain_store.py") == ""
+
+
+def test_a_machine_whose_store_is_not_that_of_the_ledger_fetches_nothing(
+    first: Installation, tmp_path: Path
+) -> None:
+    """A `.env` without STORE_REMOTE, or one that is older than a conversion."""
+    first.run("seed_queue.py", "--ids", *first.ids)
+    layout = first.environment["STORE_LAYOUT"]
+    old = tmp_path / "old"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", old], check=True)
+    another_layout = {"single": "submodules", "submodules": "single"}[layout]
+    for number, wrong in enumerate(
+        (
+            {"STORE_REMOTE": ""},
+            {"STORE_LAYOUT": another_layout, "STORE_REMOTE": f"file://{old}"},
+        )
+    ):
+        second = another(first, f"second-{number}") | wrong
+        for arguments in (["--until-empty"], ["--check"]):
+            said = first.run("worker.py", *arguments, code=EXIT_CONFIGURATION, **second)
+            assert f"the machine with the ledger has STORE_LAYOUT={layout} with" in said
+    del first.environment["STORE_REMOTE"]
+    first.run("worker.py", "--limit", 1)  # where the ledger is nobody has to be asked
+    assert len(first.asked()) == 1
+    second = another(first, "no-remote")
+    said = first.run("worker.py", "--until-empty", code=EXIT_CONFIGURATION, **second)
+    assert "the ledger of this queue is on another machine" in said
+    assert first.asked() == []
+    first.run("worker.py", "--until-empty")
+    assert len(first.asked()) == len(first.ids) - 1

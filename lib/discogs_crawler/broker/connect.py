@@ -151,6 +151,26 @@ def queue_of(client: redis.Redis, settings: Settings, kind: str) -> Queue:
     return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
 
+def agree_on_store(settings: Settings, queue: Queue) -> None:
+    """Say where records are committed if the ledger is here; else see that it is the same here.
+
+    ConfigurationError if it is not: the ledger would take for stored what its store never gets.
+    """
+    remote = "with" if settings.store_remote else "without"
+    ours = f"STORE_LAYOUT={settings.store_layout} {remote} STORE_REMOTE"
+    if settings.database.exists():
+        queue.set_store(ours)
+    elif (theirs := queue.store()) not in ("", ours):
+        raise ConfigurationError(
+            f"the machine with the ledger has {theirs}, this one {ours}: set both alike in .env"
+        )
+    elif theirs and not settings.store_remote and settings.redis_url:
+        raise ConfigurationError(
+            f"{settings.database}: the ledger of this queue is on another machine, which would "
+            "not see what is stored here: set STORE_REMOTE on both"
+        )
+
+
 def limiter_of(client: redis.Redis, settings: Settings) -> Limiter:
     """Return the quota of our identity, as the settings say."""
     return Limiter(

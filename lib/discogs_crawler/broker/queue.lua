@@ -8,7 +8,8 @@ of an id in a bitmap is the rest.
   :about               hash        layout: version of this table; generation: random, made with it;
                                    born: when that was, as a stream id;
                                    seen: epoch at which lapsed leases were last looked for;
-                               read: the last result that the ledger has and that was dropped
+                                   read: the last result that the ledger has and that was dropped;
+                                   store: what holds the records, as the ledger's machine says
   :known               hash        SEG -> number of ids in our hands, wherever they are
   :known:SEG           bitmap      those ids
   :pending:CLASS       hash        SEG -> number of ids waiting to be claimed

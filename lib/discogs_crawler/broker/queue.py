@@ -254,6 +254,17 @@ class Queue:
         with explained(self._client):
             return int(self._client.xlen(f"{self._base}:results"))
 
+    def store(self) -> str:
+        """Which store the ledger of this queue expects results to be in; "" if nobody said so."""
+        with explained(self._client):
+            text: Any = self._client.hget(f"{self._base}:about", "store")
+            return text.decode() if text else ""
+
+    def set_store(self, text: str) -> None:
+        """Tell all workers which store the ledger expects."""
+        with explained(self._client):
+            self._client.hset(f"{self._base}:about", "store", text)
+
     def _each(self, command: str, rows: Iterable[tuple[str | int, ...]]) -> set[int]:
         """Call with all rows, MAX_CLAIM at once; the ids that it answers."""
         accepted: set[int] = set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import clock, config, locks
-from discogs_crawler.broker.connect import connect, queue_of
+from discogs_crawler.broker.connect import agree_on_store, connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
@@ -82,7 +82,11 @@ def run(
                 _refuse_to_forget(settings, tip_of_store)
             refuse_older_copy(ledger.revisions())
         queues = functools.partial(queue_of, connect(settings), settings)
-        return seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
+        seeded = seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
+        if not request.dry_run:
+            # Last: an older copy of Redis has been emptied by now.
+            agree_on_store(settings, queues(seeded.kind))
+        return seeded
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
