@@ -46,6 +46,7 @@ def test_the_order_of_keys_and_the_escapes_of_the_sender_do_not_matter(
 def test_what_is_written_reads_and_writes_the_same_again(document: Any) -> None:
     once = exact_json.dumps(exact_json.loads(json.dumps(document).encode()))
     assert exact_json.dumps(exact_json.loads(once)) == once
+    exact_json.canonical(once)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,28 @@ def test_half_a_surrogate_pair_stays_an_escape_and_a_whole_one_becomes_a_letter(
     written = exact_json.dumps(exact_json.loads(rb'{"b\ud800":"\ud83d\ude00 \udc00x"}'))
     assert written == '{\n  "b\\ud800": "😀 \\udc00x"\n}\n'.encode()
     assert exact_json.dumps(exact_json.loads(written)) == written
+
+
+@pytest.mark.parametrize("number", ["5", "4.50", "1e5", "1" * 30])
+def test_canonical_text_is_what_would_be_written(number: str) -> None:
+    text = f'{{\n  "id": {number},\n  "text": "\u00fc\x7f\\u0001"\n}}\n'.encode()
+    assert float(exact_json.canonical(text)["id"]) == float(number)
+    text_before, text_after = b'{\n  "text": 1,', b'\n  "id": 1\n}\n'
+    for other in (text[:-1], b" " + text, text + b"\n", text_before + text_after):
+        with pytest.raises(BadData, match="not in canonical form"):
+            exact_json.canonical(other)
+
+
+@pytest.mark.parametrize("depth", [exact_json.DEEPEST, exact_json.DEEPEST + 1])
+def test_canonical_text_is_nested_no_deeper_than_what_is_written(depth: int) -> None:
+    text = b"0"
+    for level in reversed(range(depth)):
+        text = b"[\n%b%b\n%b]" % (b"  " * (level + 1), text, b"  " * level)
+    if depth > exact_json.DEEPEST:
+        with pytest.raises(BadData, match="nested too deeply"):
+            exact_json.canonical(text + b"\n")
+    else:
+        exact_json.canonical(text + b"\n")
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,18 @@ def test_json_keeps_its_meaning_or_is_refused(text: bytes) -> None:
         raise
     assert plainly_read(written) == plainly_read(text)
     assert exact_json.dumps(exact_json.loads(written)) == written
+
+
+@given(damaged(SEEDS, TOKENS))
+def test_canonical_is_what_is_written_as_it_was_read(text: bytes) -> None:
+    try:
+        expected = exact_json.dumps(exact_json.loads(text)) == text
+    except BadData:
+        expected = False
+    try:
+        exact_json.canonical(text)
+    except BadData as error:
+        assert is_one_line(str(error))
+        assert not expected
+    else:
+        assert expected

@@ -103,9 +103,7 @@ def _fault(file: TreeDifference, data: bytes | None) -> str:
     if fast_import.blob_id(data).hex() != file.new:
         return f"its content is not that of blob {file.new}"
     try:
-        document = exact_json.loads(data)
-        if exact_json.dumps(document) != data:
-            return "not in canonical form (keys sorted, indent 2, a line feed at the end)"
+        document = exact_json.canonical(data)
     except BadData as error:
         return str(error)
     if not isinstance(document, dict) or str(document.get("id")) != str(place[1]):
