@@ -10,6 +10,7 @@ import pytest
 
 from discogs_crawler import errors
 from discogs_crawler.config import SETTINGS
+from discogs_crawler.export.formats import FORMATS
 from tests import picture
 from tests.bench.__main__ import BENCHES
 from tests.conftest import ROOT
@@ -82,6 +83,16 @@ def test_every_option_in_the_section_of_a_script_is_one_of_some_script() -> None
         described = {flag for flag in flags_in(section(script)) if flag.startswith("--")}
         others = {"--name-only", "--no-renames"}  # of git diff
         assert described - offered - COMMON - others == set(), script
+
+
+def test_every_format_of_an_export_is_explained() -> None:
+    script = "export_changes.py"
+    named = set(re.findall(r"`(\w+)`", section(script)))
+    explained = re.findall(
+        r"^  ([a-z]+) {2,}\S", help_of(script).split("options:")[0], re.MULTILINE
+    )
+    assert explained == list(FORMATS)
+    assert named.issuperset(FORMATS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
