@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler import errors
+from discogs_crawler.api import cleaning
 from discogs_crawler.config import SETTINGS
 from discogs_crawler.export.formats import FORMATS
 from tests import picture
@@ -83,6 +84,16 @@ def test_every_option_in_the_section_of_a_script_is_one_of_some_script() -> None
         described = {flag for flag in flags_in(section(script)) if flag.startswith("--")}
         others = {"--name-only", "--no-renames"}  # of git diff
         assert described - offered - COMMON - others == set(), script
+
+
+def test_the_fields_that_are_removed_are_those_of_the_code() -> None:
+    [sentence] = re.findall(
+        r"These fields are not stored (.*?)\.\s`REMOVE_FIELDS`", section("worker.py"), re.DOTALL
+    )
+    everywhere, *more = sentence.split("; of ")
+    assert set(re.findall(r"`(.+?)`", everywhere)) == set(cleaning.VOLATILE)
+    of_kind = {each.partition(" ")[0]: tuple(re.findall(r"`(.+?)`", each)) for each in more}
+    assert of_kind == cleaning.VOLATILE_OF_KIND
 
 
 def test_every_format_of_an_export_is_explained() -> None:
