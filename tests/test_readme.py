@@ -1,5 +1,6 @@
 """The texts and --help cannot lie: every name in them is one the code knows, and the reverse."""
 
+import ast
 import functools
 import re
 import subprocess
@@ -15,7 +16,7 @@ from discogs_crawler.export.formats import FORMATS
 from tests import picture
 from tests.bench.__main__ import BENCHES
 from tests.conftest import ROOT
-from tests.readme import README, TEXTS, section
+from tests.readme import LIB, README, TEXTS, section
 
 SCRIPTS = sorted(path.name for path in (ROOT / "bin").glob("*.py"))
 COMMON = {
@@ -152,6 +153,25 @@ def test_every_benchmark_has_its_figures() -> None:
         described = section(bench, "tests/bench/README.md")
         assert described.strip().startswith(f"`python -m tests.bench.{bench} "), bench
         assert re.search(r"^\|[-:]+", described, re.MULTILINE), f"no table of {bench}"
+
+
+def test_what_one_sees_when_something_goes_wrong_is_what_the_code_says() -> None:
+    seen = re.findall(r"^\| ([^|]*) \|", section("What can go wrong"), re.MULTILINE)
+    quoted = [words for cell in seen for words in re.findall(r'"([^"]+)"', cell)]
+    assert len(quoted) > 5
+    assert [words for words in quoted if not any(words in text for text in said())] == []
+
+
+@functools.cache
+def said() -> list[str]:
+    """The texts in the code of the lib, without docstrings."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / LIB).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes if isinstance(node, ast.Constant)]
+    return [
+        node.value for node in constants if isinstance(node.value, str) and node not in docstrings
+    ]
 
 
 def test_what_it_costs_was_measured() -> None:
