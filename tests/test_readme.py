@@ -107,6 +107,12 @@ def test_every_format_of_an_export_is_explained() -> None:
     assert named.issuperset(FORMATS)
 
 
+def test_the_variables_for_a_command_of_an_export_are_those_it_gets() -> None:
+    sources = (ROOT / "bin" / "export_changes.py", ROOT / LIB / "export" / "run.py")
+    given = set(re.findall(r'"(EXPORT_[A-Z]+)": ', "".join(path.read_text() for path in sources)))
+    assert set(re.findall(r"EXPORT_[A-Z]+", help_of("export_changes.py"))) == given
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_help_of_a_script_has_an_example_and_its_exit_codes(script: str) -> None:
     text = help_of(script)
