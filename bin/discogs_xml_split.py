@@ -39,8 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from discogs_crawler import config
 from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
-from discogs_crawler.dumps import canonical, hash_cache, hashfile, metadata
-from discogs_crawler.dumps import split as verdict
+from discogs_crawler.dumps import canonical, hash_cache, hashfile, metadata, split
 from discogs_crawler.dumps.split import SplitJob, SplitReport
 from discogs_crawler.errors import EXIT_DONE, BadData, UsageError
 from discogs_crawler.ledger import database as ledger
@@ -79,13 +78,13 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     known = functools.partial(hash_cache_of, settings.database)
     job = SplitJob(source, target, settings.state_dir, known, flags.raw, flags.verify)
     if flags.check:
-        report = verdict.examine(job)
+        report = split.examine(job)
     else:
         with ledger.open(settings.database) as opened:
             if is_split(job, opened):
                 log.info("%s was split before, into this very file", source)
                 return EXIT_DONE
-            report = split(job, opened)
+            report = split_and_record(job, opened)
     if report.facts.verdict != metadata.WHOLE:
         raise BadData(f"{report.facts.file}: {report.facts.verdict}")
     if flags.check:
@@ -117,9 +116,9 @@ def is_split(job: SplitJob, opened: Ledger) -> bool:
     return before.sha256 == hashfile.sha256_of(path)
 
 
-def split(job: SplitJob, opened: Ledger) -> SplitReport:
-    """Do it, and tell the ledger."""
-    report = verdict.examine(job)
+def split_and_record(job: SplitJob, opened: Ledger) -> SplitReport:
+    """Split the dump, and record in the ledger what is known of it."""
+    report = split.examine(job)
     facts = report.facts
     if before := opened.dump_of_file(facts.sha256):
         log.info("%s was split before: dump %d in the ledger", facts.file, before.id)
