@@ -142,7 +142,7 @@ SETTINGS = (
         "STORE_REMOTE",
         "",
         Secret,
-        "Git URL that a commit must reach before it counts; with submodules a folder's [none]",
+        "Git URL that a commit must reach to count; with submodules the URL of a folder [none]",
     ),
     Setting(
         "STORE_BRANCH",
