@@ -103,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--previous", action="store_true", help="with jsonl: also the record before the change"
     )
-    parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
+    parser.add_argument("-z", dest="nul", action="store_true", help="end lines and fields with NUL")
     parser.add_argument(
         "--kind", choices=(*KINDS, export_run.ALL), help="kind of records [releases]"
     )
