@@ -2,10 +2,10 @@
 """Download the newest dump from Discogs, verify it, and print its path.
 
 Reads the index of the dump site, takes the newest month that is complete (its CHECKSUM file is
-there) and downloads what is not here yet. An interrupted download goes on where it stopped. A file
-gets its name only when its SHA-256 is right, and the time of its upload as its modification time.
-Older dumps and the files named after them are removed. If everything is here already, the run
-costs one request.
+there) and downloads what is not here yet. An interrupted download goes on where it stopped, if the
+site allows it. A file gets its name only when its SHA-256 is right; its modification time is that
+of its upload. Of each kind the newest dumps stay (--keep); older ones and the files named after
+them are removed. If everything is here already, the run costs one request.
 
 Examples:
     download_dump.py                              the newest dump of releases
@@ -49,7 +49,10 @@ FIRST_YEAR = 2008
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DUMP_DIR", "DUMP_SITE")
     parser.add_argument(
-        "kinds", nargs="*", metavar="KIND", help="releases, artists, labels, masters [releases]"
+        "kinds",
+        nargs="*",
+        metavar="KIND",
+        help="any of releases, artists, labels, masters [releases]",
     )
     parser.add_argument(
         "--date", type=_date, default="latest", metavar="YYYYMMDD", help="date of the dump [latest]"

@@ -2,7 +2,7 @@
 """Give a consumer every change of the store since its last export, once.
 
 A consumer is a name. Its first export begins at the start of history (or at --from), each later one
-where the last ended. An export goes up to the tip as it was when the run began. The consumer's
+where the last ended. An export goes up to the newest commit at the start of the run. The consumer's
 place moves only when every byte has been taken. An export that was cut short is repeated as a whole
 by the next.
 
@@ -21,26 +21,27 @@ added. So a reader can tell what changed.
 not started. The place moves when the command has read everything and ended with 0, so it must read
 its input to the end (`cat > /dev/null` is enough). Input that it reads and throws away, as
 `head -1` does with the rest of a block, counts as read. Its environment has EXPORT_CONSUMER,
-EXPORT_KIND, EXPORT_REPOSITORY, EXPORT_FROM and EXPORT_TO; the last two are revisions for
-`git --git-dir "$EXPORT_REPOSITORY" diff`.
+EXPORT_KIND, EXPORT_FORMAT, EXPORT_REPOSITORY, EXPORT_FROM and EXPORT_TO; the last two are revisions
+for `git --git-dir "$EXPORT_REPOSITORY" diff`.
 
 --into DIR writes numbered files that anybody can follow through a web server, without Git and each
 change exactly once: DIR/NAME-000000123.jsonl.gz, and DIR/NAME.state.json, which names the last
-file, the first that is kept, and a baseline with all records. --keep DAYS removes older files; then
-a new baseline is written from time to time. data/examples/follow.py is a reader of 40 lines. If the
-export is killed at any point, nothing is missing or announced twice. (With standard output an
-export is lost if SIGKILL comes in the instant between the move of the place and the end.)
+file, the first that is kept, and a baseline with all records. --keep DAYS removes older files, and
+a baseline that is older is replaced. lib/discogs_crawler/data/examples/follow.py is a short reader.
+If the export is killed at any point, nothing is missing or announced twice. (An export to standard
+output is lost if a SIGKILL comes in its last millisecond, after the place has moved.)
 
---from may stay in a crontab: it is where a new consumer begins. For a known consumer a revision
-other than the one it began at is refused; --reset moves it, which may repeat or skip changes.
+--from says where a new consumer begins, and may stay in a crontab. For a known consumer it is
+refused if it is a revision other than the one it began at; --reset moves the place, which may
+repeat or skip changes.
 
 Without --repository it reads the crawler's own store, and the ledger has the places of consumers.
 With --repository no crawler is needed. Of a URL it keeps a copy without records in the state folder
 and fetches those that it exports; a folder is a clone that you keep up to date yourself. The places
-are then in a SQLite file beside the clone, NAME.consumers.db. Such a store need not be trusted:
-anything that is not a record in its place is left out, with one warning.
+are then in a SQLite file beside the copy or the clone, CLONE.consumers.db. Such a store need not be
+trusted: anything that is not a record in its place is left out, with one warning.
 
-Example:
+Examples:
 
   export_changes.py --consumer mirror --format jsonl --exec 'load.py music.db'
   export_changes.py --consumer mail --from now --format status
@@ -48,10 +49,11 @@ Example:
   export_changes.py --consumer web --kind all --into /srv/www/discogs --keep 90
   export_changes.py --list
 
-Exit codes: 0 exported, or there was nothing new; 1 the reader went away or the command failed
-(nothing is lost, run it again); 64 usage; 65 the consumer's revision is not in the repository, or
-the repository is damaged; 69 the disk is full or a remote does not answer; 75 another export to
-this consumer is running, the store is being converted, or nothing is stored yet; 78 configuration.
+Exit codes: 0 exported, or there was nothing new; 1 interrupted, or the reader went away or the
+command failed (nothing is lost, run it again); 64 usage; 65 the consumer's revision is not in the
+repository, or the repository is damaged; 69 the disk is full or a remote does not answer; 75
+another export to this consumer is running, the store is being converted, or nothing is stored yet;
+78 configuration.
 """
 
 import signal
@@ -97,17 +99,19 @@ def arguments() -> argparse.ArgumentParser:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--consumer", metavar="NAME", help="export to this consumer")
     task.add_argument("--list", action="store_true", help="show all consumers and their places")
-    parser.add_argument("--format", choices=FORMATS, help="default: names; with --into jsonl")
+    parser.add_argument("--format", choices=FORMATS, help="see above [names; with --into jsonl]")
     parser.add_argument(
         "--previous", action="store_true", help="with jsonl: also the record before the change"
     )
-    parser.add_argument("-z", dest="nul", action="store_true", help="end lines with NUL")
-    parser.add_argument("--kind", choices=(*KINDS, export_run.ALL), help="default: releases")
+    parser.add_argument("-z", dest="nul", action="store_true", help="end lines and fields with NUL")
+    parser.add_argument(
+        "--kind", choices=(*KINDS, export_run.ALL), help="kind of records [releases]"
+    )
     parser.add_argument(
         "--from",
         dest="start",
         metavar="REV",
-        help="where a new consumer begins: start (default), now or a revision",
+        help="where a new consumer begins: start, now or a revision [start]",
     )
     parser.add_argument(
         "--limit", type=command.positive, metavar="N", help="export at most N commits"
@@ -125,7 +129,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep", type=command.positive, metavar="DAYS", help="with --into: remove older files"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print, but do not move the place")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print; the place does not move"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--reset", metavar="REV", help="only move the consumer: to start, now or a revision"

@@ -1,26 +1,27 @@
 #!/usr/bin/env python3
 """Fill the store from a dump, without the API: a complete copy on the first day.
 
-Takes the dump that seed_queue.py accepted, converts each record to what the API would answer, as
-far as the dump determines it, and commits it. Such a record begins with `"_dump"`, the date of the
-dump it comes from. A record from the API is never replaced; the API's answer replaces an imported
-record. From the next dump only what differs is imported, and imported records that it lacks are
-removed. What is wanted from the API stays wanted.
+Takes the dump that seed_queue.py accepted last, converts each record to what the API would answer,
+as far as the dump determines it, and commits it. Such a record begins with `"_dump"`, the date of
+the dump it comes from. A record from the API is never replaced; the API's answer replaces an
+imported record. From the next dump only what differs is imported, and imported records that it
+lacks are removed. What is wanted from the API stays wanted.
 
-It needs neither Redis nor the network, and may run beside workers. If it is interrupted, run it
-again: it goes on. Run again with the same dump it does nothing.
+It needs neither Redis nor the API, and may run beside workers. If it is interrupted, run it again:
+it goes on. Run again with the same dump it does nothing.
 
 Examples:
-    discogs_xml_split.py -d discogs_20261101_releases.xml.gz -r releases.sha1
-    seed_queue.py -n releases.sha1
+    discogs_xml_split.py -d discogs_20261101_releases.xml.gz -r releases.hashes
+    seed_queue.py -n releases.hashes
     import_dump.py -d discogs_20261101_releases.xml.gz
 
 A damaged record is skipped and named. REMOVE_FIELDS, KEEP_FIELDS and CLEAN_PRESET apply as they do
 to the API's answers.
 
-Exit codes: 0 done, 1 interrupted (run it again), 64 the dump cannot be read, 65 the ledger has not
-accepted the dump or the dump lacks too much of what was imported (nothing was changed), 69 the disk
-is full or the remote is down, 75 it is running already, 78 a setting or a permission is wrong.
+Exit codes: 0 done, 1 interrupted (run it again), 64 usage, or the dump cannot be opened, 65 the
+ledger has not accepted the dump or the dump lacks too much of what was imported (nothing was
+changed), 69 the disk is full or the remote is down, 75 it is running already, 78 a setting or a
+permission is wrong.
 """
 
 import signal

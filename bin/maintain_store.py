@@ -16,11 +16,12 @@ Examples:
     maintain_store.py --to-submodules    # one repository per kind and million, for good
 
 A check prints its findings to stdout, one per line, the first ten of each sort (-v: all).
-A field that REMOVE_FIELDS named until now is not in the store: --reclean says how to fetch it.
+A field that REMOVE_FIELDS named until now is not in the store; --reclean prints the command that
+fetches it.
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, the remote or the
-disk failed, 75 it is running already or there is no store yet, 78 a setting or a permission is
-wrong.
+disk failed, 75 it is running already, an export or a commit is under way (--to-submodules), or
+there is no store yet, 78 a setting or a permission is wrong.
 """
 
 import signal
@@ -47,10 +48,14 @@ def arguments() -> argparse.ArgumentParser:
     group = parser.add_mutually_exclusive_group()
     for flag, job, meaning in (
         ("--merge", run.merge, "only merge the branches"),
-        ("--check", run.check, "only check, but everything"),
+        ("--check", run.check, "only check, but check everything"),
         ("--refetch", run.refetch, "want again what only one of ledger and Git has"),
-        ("--reclean", run.reclean, "apply changed cleaning rules"),
-        ("--to-submodules", run.to_submodules, "convert the layout"),
+        ("--reclean", run.reclean, "apply changed cleaning rules to what is stored"),
+        (
+            "--to-submodules",
+            run.to_submodules,
+            "convert the store to one repository per kind and million",
+        ),
     ):
         group.add_argument(flag, dest="job", action="store_const", const=job, help=meaning)
     return parser

@@ -5,17 +5,18 @@ Every run reads the workers' results into the ledger, records what is wanted, an
 queue everything that is due and not there yet. Run it with -n after each dump, and daily without.
 If it is interrupted, run it again.
 
-  seed_queue.py -n hashes.txt              what differs from the last dump (the first: everything)
-  seed_queue.py -n new.txt -o old.txt      what differs from old.txt, or from the last dump
+  seed_queue.py -n new.hashes              what differs from the last dump (the first: everything)
+  seed_queue.py -n new.hashes -o OLD       also what differs from the hashes in OLD
   seed_queue.py                            daily: what has become due since
   seed_queue.py --discover 20000           also ids that are newer than the dump
   seed_queue.py --ids 249504 5000-5010     these, before all others
   seed_queue.py --dead --kind artists      list what could not be fetched
-  seed_queue.py --rebuild-ledger           make a lost ledger again (--adopt: trust the store)
+  seed_queue.py --rebuild-ledger           make a lost ledger again, and fetch everything again
+                                           (with --adopt: only what is not stored)
 
-Exit codes: 0 done, 1 done but for confirmations that were withheld, 64 usage, 65 the hashes are
-damaged or implausible (nothing was changed), 69 Redis is not there, 75 another run has not ended
-within half an hour, or the hash file was replaced during the run, 78 configuration.
+Exit codes: 0 done, 1 interrupted, or done except that confirmations were withheld, 64 usage, 65 the
+hashes are damaged or implausible (nothing was changed), 69 Redis is not available, 75 another run
+has not ended within half an hour, or the hash file was replaced during the run, 78 configuration.
 """
 
 import signal
@@ -47,9 +48,13 @@ log = logging.getLogger("discogs_crawler.seed_queue")
 
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX", "STORE")
-    parser.add_argument("-n", "--new", type=Path, metavar="FILE", help="hashes of a dump")
-    parser.add_argument("-o", "--old", type=Path, metavar="FILE", help="hashes to compare with")
-    parser.add_argument("--kind", choices=KINDS, help="kind of records [releases]")
+    parser.add_argument(
+        "-n", "--new", type=Path, metavar="FILE", help="hashes of a dump, from discogs_xml_split.py"
+    )
+    parser.add_argument(
+        "-o", "--old", type=Path, metavar="FILE", help="also compare with these hashes"
+    )
+    parser.add_argument("--kind", choices=KINDS, help="kind of records [that of -n, or releases]")
     parser.add_argument(
         "--dump-date", metavar="YYYYMMDD", help="date of a dump that was split elsewhere"
     )
@@ -60,17 +65,23 @@ def arguments() -> argparse.ArgumentParser:
         "--discover",
         type=command.positive,
         metavar="N",
-        help="also fetch the N numbers above the highest id",
+        help="also fetch the N numbers above the highest known id",
     )
     parser.add_argument(
-        "--refresh", type=command.positive, metavar="N", help="fetch the N oldest copies again"
+        "--refresh", type=command.positive, metavar="N", help="also fetch the N oldest copies again"
     )
-    parser.add_argument("--retry-dead", action="store_true", help="try all dead letters again")
-    parser.add_argument("--dead", action="store_true", help="only list the dead letters")
+    parser.add_argument(
+        "--retry-dead", action="store_true", help="also try all dead letters again now"
+    )
+    parser.add_argument(
+        "--dead", action="store_true", help="only list dead letters: ids that could not be fetched"
+    )
     parser.add_argument(
         "--adopt", action="store_true", help="do not fetch records only because their hash differs"
     )
-    parser.add_argument("--force", action="store_true", help="trust the dump and the answers")
+    parser.add_argument(
+        "--force", action="store_true", help="accept what would be refused: a dump, 404s, a clock"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, change nothing")
     parser.add_argument(
         "--rebuild-ledger",

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""The state of the crawler: what is stored, queued, failed and missing, and the rate.
+"""Show the state of the crawler: what is stored, queued, failed and missing, and the rate.
 
 Prints tables for a terminal of 80 columns, or with --json everything as one JSON object (times are
-UTC epoch seconds, durations seconds, shares 0 to 1, null is unknown). --html writes one
+UTC epoch seconds, durations seconds, shares 0 to 1, null if unknown). --html writes one
 self-contained page with plots, --prometheus a file for node_exporter's textfile collector; with
 either of them nothing is printed unless --json asks for it. Each file is written whole or not at
 all.
 
-It only reads: run it as often as you like, while everything else runs. If Redis does not run it
-says so, and shows the rest.
+It only reads: run it as often as you like, while everything else runs. If Redis is not running, it
+says so and shows the rest.
 
 Examples:
 
@@ -18,7 +18,7 @@ Examples:
       --prometheus /var/lib/prometheus/node-exporter/discogs.prom
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 the ledger is damaged, 69 it cannot be read now,
-75 there is no ledger yet, 78 it is of another version, or a setting or a permission is wrong.
+75 there is no ledger yet, 78 it is from another version, or a setting or a permission is wrong.
 """
 
 import signal

@@ -14,17 +14,17 @@ An id without a usable answer is asked for again after 1, 5 and 30 minutes, 3 an
 (RETRY_DELAYS); then it is a dead letter (see seed_queue.py --dead). While the API is down no
 attempt is counted and no id is given up.
 
-Example:
+Examples:
 
     worker.py                               without end, e.g. in tmux or under systemd
     worker.py --until-empty --max-seconds 3000    hourly, from cron
     worker.py --check                       what is configured, and does it work?
-    worker.py --branch a --segments 0-18    commits to its own branch, and fetches half of the ids
+    worker.py --branch a --segments 0-18    fetch half of the ids, and commit to a branch
 
-Exit codes: 0 stopped as asked, or all done; 1 --until-empty, but something is left, perhaps in a
-branch without a worker (also: ended by a second signal); 64 usage; 69 Redis, the disk or the remote
-were not available for an hour, or when it was told to stop (what could not be stored went back into
-the queue); 78 configuration, e.g. the API does not accept the token.
+Exit codes: 0 stopped as asked, or all done; 1 something is left in spite of --until-empty, perhaps
+for a branch that has no worker, or a second signal ended it; 64 usage; 69 Redis, the disk or the
+remote was not available for an hour, or not when it was told to stop (what could not be stored went
+back into the queue); 78 configuration, e.g. the API does not accept the token.
 """
 
 import signal
@@ -54,14 +54,18 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(
         __doc__, "COMMIT_EVERY", "COMMIT_SECONDS", "DATABASE", "STORE", "RATE_LIMIT"
     )
-    parser.add_argument("--kind", choices=KINDS, default="releases")
+    parser.add_argument(
+        "--kind", choices=KINDS, default="releases", help="kind of records [releases]"
+    )
     parser.add_argument(
         "--threads", dest="worker_threads", metavar="N", help="requests under way at once [2]"
     )
     parser.add_argument(
         "--segments", metavar="LIST", type=segments, help="only ids of these millions: 0-9,13"
     )
-    parser.add_argument("--branch", metavar="NAME", default="", help="commit to crawl/NAME")
+    parser.add_argument(
+        "--branch", metavar="NAME", default="", help="commit to the branch crawl/NAME"
+    )
     parser.add_argument("--limit", metavar="N", type=command.positive, help="end after N ids")
     parser.add_argument(
         "--max-seconds", metavar="S", type=duration, help="end after S seconds (or 50m, 8h)"

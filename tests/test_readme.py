@@ -1,5 +1,6 @@
 """The texts and --help cannot lie: every name in them is one the code knows, and the reverse."""
 
+import ast
 import functools
 import re
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler import errors
+from discogs_crawler.api import cleaning
 from discogs_crawler.config import SETTINGS
+from discogs_crawler.export.formats import FORMATS
 from tests import picture
 from tests.bench.__main__ import BENCHES
 from tests.conftest import ROOT
-from tests.readme import README, TEXTS, section
+from tests.readme import LIB, README, TEXTS, section
 
 SCRIPTS = sorted(path.name for path in (ROOT / "bin").glob("*.py"))
 COMMON = {
@@ -84,6 +87,32 @@ def test_every_option_in_the_section_of_a_script_is_one_of_some_script() -> None
         assert described - offered - COMMON - others == set(), script
 
 
+def test_the_fields_that_are_removed_are_those_of_the_code() -> None:
+    [sentence] = re.findall(
+        r"These fields are not stored (.*?)\.\s`REMOVE_FIELDS`", section("worker.py"), re.DOTALL
+    )
+    everywhere, *more = sentence.split("; of ")
+    assert set(re.findall(r"`(.+?)`", everywhere)) == set(cleaning.VOLATILE)
+    of_kind = {each.partition(" ")[0]: tuple(re.findall(r"`(.+?)`", each)) for each in more}
+    assert of_kind == cleaning.VOLATILE_OF_KIND
+
+
+def test_every_format_of_an_export_is_explained() -> None:
+    script = "export_changes.py"
+    named = set(re.findall(r"`(\w+)`", section(script)))
+    explained = re.findall(
+        r"^  ([a-z]+) {2,}\S", help_of(script).split("options:")[0], re.MULTILINE
+    )
+    assert explained == list(FORMATS)
+    assert named.issuperset(FORMATS)
+
+
+def test_the_variables_for_a_command_of_an_export_are_those_it_gets() -> None:
+    sources = (ROOT / "bin" / "export_changes.py", ROOT / LIB / "export" / "run.py")
+    given = set(re.findall(r'"(EXPORT_[A-Z]+)": ', "".join(path.read_text() for path in sources)))
+    assert set(re.findall(r"EXPORT_[A-Z]+", help_of("export_changes.py"))) == given
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_help_of_a_script_has_an_example_and_its_exit_codes(script: str) -> None:
     text = help_of(script)
@@ -130,6 +159,25 @@ def test_every_benchmark_has_its_figures() -> None:
         described = section(bench, "tests/bench/README.md")
         assert described.strip().startswith(f"`python -m tests.bench.{bench} "), bench
         assert re.search(r"^\|[-:]+", described, re.MULTILINE), f"no table of {bench}"
+
+
+def test_what_one_sees_when_something_goes_wrong_is_what_the_code_says() -> None:
+    seen = re.findall(r"^\| ([^|]*) \|", section("What can go wrong"), re.MULTILINE)
+    quoted = [words for cell in seen for words in re.findall(r'"([^"]+)"', cell)]
+    assert len(quoted) > 5
+    assert [words for words in quoted if not any(words in text for text in said())] == []
+
+
+@functools.cache
+def said() -> list[str]:
+    """The texts in the code of the lib, without docstrings."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / LIB).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes if isinstance(node, ast.Constant)]
+    return [
+        node.value for node in constants if isinstance(node.value, str) and node not in docstrings
+    ]
 
 
 def test_what_it_costs_was_measured() -> None:

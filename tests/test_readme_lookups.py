@@ -159,5 +159,6 @@ def check_fields(document: dict[str, Any]) -> None:
 def test_kinds_and_classes_of_the_readme_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \| (?:yes|no) \|$", section("seed_queue.py"), re.M)
     assert tuple(rows) == CLASSES
+    assert f"({', '.join(CLASSES)})" in (ROOT / LIB / "data" / "metadata.yaml").read_text()
     for kind in KINDS:
         assert f"`{kind}`" in LEDGER

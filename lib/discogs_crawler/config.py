@@ -134,7 +134,7 @@ _URL = _matching(r"https?://(?![/?#])[!-~]+", "it must be an http:// or https://
 _NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "it may hold letters, digits and . _ - only")
 
 SETTINGS = (
-    Setting("STATE_DIR", "", _path, "folder of everything below that is not named otherwise"),
+    Setting("STATE_DIR", "", _path, "folder of everything that no other setting puts elsewhere"),
     Setting("DATABASE", "", _path, "the ledger, a SQLite file [STATE_DIR/crawler.db]"),
     Setting("STORE", "", _path, "folder of the Git repositories [STATE_DIR/store]"),
     Setting("STORE_LAYOUT", "single", _one_of("single", "submodules"), "`single` or `submodules`"),
@@ -142,7 +142,7 @@ SETTINGS = (
         "STORE_REMOTE",
         "",
         Secret,
-        "Git URL that a commit must reach before it counts; with submodules, of a folder [none]",
+        "Git URL that a commit must reach to count; with submodules the URL of a folder [none]",
     ),
     Setting(
         "STORE_BRANCH",

@@ -23,7 +23,8 @@ MAX_ID = 999_999_999
 _ID = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _SEGMENT = re.compile(r"[0-9]{2}|[1-9][0-9]{2}", re.ASCII)
 _PATH = re.compile(
-    r"(releases|artists|labels|masters)/([0-9]{2,3})/([0-9]{2})/([0-9]{2})/([1-9][0-9]{0,8})\.json",
+    rf"({'|'.join(KINDS)})"
+    r"/([0-9]{2,3})/([0-9]{2})/([0-9]{2})/([1-9][0-9]{0,8})\.json",
     re.ASCII,
 )
 

@@ -112,13 +112,32 @@ def test_each_format_tells_what_was_added_modified_and_deleted(store: Store) -> 
     assert json.loads(lines[0])["data"] == json.loads(record(10, "new"))
 
 
+@pytest.mark.parametrize("nul", [False, True])
+@pytest.mark.parametrize("output_format", formats.COLUMNS)
+def test_git_prints_what_the_columns_of_a_format_say(
+    store: Store, monkeypatch: pytest.MonkeyPatch, output_format: str, nul: bool
+) -> None:
+    first = some_history(store)
+    printed = exported(store, Form(output_format, nul), first, kind="all")
+    monkeypatch.setattr(formats, "_PRINTED_BY_GIT", ())
+    assert exported(store, Form(output_format, nul), first, kind="all") == printed
+
+
+def test_a_new_format_is_one_row_of_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = some_history(store)
+    row = {"tsv": lambda change: [change.status, change.kind, str(change.id)]}
+    monkeypatch.setattr(formats, "COLUMNS", formats.COLUMNS | row)
+    lines = exported(store, Form("tsv"), first)[0].decode().splitlines()
+    assert lines == ["M\treleases\t10", "D\treleases\t2", "A\treleases\t15000000"]
+
+
 @pytest.mark.parametrize("output_format", formats.FORMATS)
 def test_nul_ends_every_line_instead_of_a_line_feed(store: Store, output_format: str) -> None:
     some_history(store)
     plain = exported(store, Form(output_format))[0]
     nul = exported(store, Form(output_format, nul=True))[0]
     expected = plain.replace(b"\n", b"\0")
-    if output_format == "status":
+    if output_format != "jsonl":
         expected = expected.replace(b"\t", b"\0")
     assert nul == expected
 

@@ -17,10 +17,9 @@ from hypothesis.stateful import (
 )
 
 from discogs_crawler import clock
-from discogs_crawler.broker.messages import Lease, Result
+from discogs_crawler.broker.messages import IMPATIENT, Lease, Result
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.seeding import ingest
-from discogs_crawler.seeding.want_rules import IMPATIENT
 from tests.seeding_world import COOLDOWN_S, World, queue_of, row
 
 IDS = st.integers(1, 9)

@@ -96,7 +96,10 @@ def _refuse_contradictions(remove: Iterable[str], keep: Iterable[str]) -> None:
 
 @functools.lru_cache(maxsize=1_000)
 def brought_back(name: str, rules: Rules, kind: str) -> tuple[str, ...]:
-    """The fields that the rules of that name removed from records of a kind and `rules` keep."""
+    """The fields that the rules of that name removed from records of a kind and `rules` keep.
+
+    The name tells the settings; the lists above are taken as they are now, in every version.
+    """
     words = name.split()[1:]
     removed, kept = ([word[1:] for word in words if word[0] == sign] for sign in "-+")
     before = _rules(kind, "public" if "public" in words else "default", removed, kept)

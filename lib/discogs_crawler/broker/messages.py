@@ -5,6 +5,13 @@ from typing import NamedTuple
 # Why an id is wanted, the most urgent first.
 CLASSES = ("manual", "confirm", "discovered", "changed", "new", "retired", "backfill", "refresh")
 
+# What is wanted as one of these is fetched although it was fetched within the cooldown.
+IMPATIENT = ("manual", "confirm", "discovered")
+
+# These fetch a stored record again although its hash in the dump is the same. Not `backfill`, which
+# fetches what is not stored yet.
+UNPROMPTED = ("manual", "confirm", "refresh")
+
 OUTCOMES = ("stored", "gone", "merged", "dead")
 
 # The year 2286: a later time is none.

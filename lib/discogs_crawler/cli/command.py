@@ -45,8 +45,10 @@ def parser(doc: str | None, *settings: str) -> argparse.ArgumentParser:
     """
     result = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    result.add_argument("-v", "--verbose", action="count", default=0, help="tell more (twice: all)")
-    result.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    result.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log more (twice: everything)"
+    )
+    result.add_argument("-q", "--quiet", action="store_true", help="log only errors")
     result.add_argument("--env-file", metavar="FILE", help="read settings from FILE, not .env")
     config.add_flags(result, (*settings, "STATE_DIR", "LOG_FORMAT"))
     return result

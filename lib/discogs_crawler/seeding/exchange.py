@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 
 from discogs_crawler import clock
-from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.messages import CLASSES, IMPATIENT, Result
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.errors import CrawlerError, TryLater
@@ -20,7 +20,7 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import SEGMENT_SIZE
 from discogs_crawler.seeding import wrong_clock
-from discogs_crawler.seeding.want_rules import IMPATIENT, after_result, without_times_to_come
+from discogs_crawler.seeding.want_rules import after_result, without_times_to_come
 
 log = logging.getLogger(__name__)
 

@@ -31,12 +31,9 @@ A want that was there before is joined with the new one (`want`), and after an a
     any other                                  is satisfied              stays as it is
 """
 
-from discogs_crawler.broker.messages import CLASSES, Result
+from discogs_crawler.broker.messages import CLASSES, IMPATIENT, Result
 from discogs_crawler.clock import DAY_S, SKEW_S
 from discogs_crawler.ledger.rows import DumpRow, Row
-
-# Classes that ask again although the id was fetched within the cooldown.
-IMPATIENT = ("manual", "confirm", "discovered")
 
 # A stored record that answers 404 is requested once more after this before it is removed.
 CONFIRM_AFTER_S = DAY_S

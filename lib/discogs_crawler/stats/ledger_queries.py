@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from discogs_crawler.broker.messages import IMPATIENT
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.stats.snapshot import (
     Ages,
@@ -176,10 +177,10 @@ def arriving(connection: sqlite3.Connection, kind: str, now: float) -> dict[str,
             daily[reason] = sum(row[column] or 0 for row in dumps[:-1]) / days
     month = connection.execute(
         "SELECT reason, sum(records) / 30.0 FROM outcomes WHERE kind = ? AND day > ? "
-        "AND reason IN ('manual', 'confirm', 'discovered') GROUP BY reason",
+        "GROUP BY reason",
         (kind, int(now) // DAY_S - 30),
     )
-    return daily | dict(month)
+    return daily | {reason: number for reason, number in month if reason in IMPATIENT}
 
 
 def dumps(connection: sqlite3.Connection, kind: str) -> list[DumpStats]:

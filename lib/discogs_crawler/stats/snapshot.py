@@ -66,7 +66,7 @@ class ClassStats(NamedTuple):
     """Ids that are wanted for the same reason."""
 
     reason: str
-    """manual, confirm, discovered, changed, new, retired, backfill or refresh"""
+    """one of broker.messages.CLASSES"""
     wanted: int
     """ids wanted according to the ledger"""
     later: int

@@ -32,7 +32,7 @@ class Action(enum.Enum):
     HOLD = "count an attempt, if the service turns out to work"
     POSTPONE = "ask again later, without counting an attempt"
     GIVE_BACK = "ask again as soon as the quota allows"
-    TRIP = "postpone it, because the service is down"
+    TRIP = "postpone everything: the service is at fault"
     REFUSE = "end: the API refuses us, whatever we ask"
 
 

@@ -203,17 +203,13 @@ class _Crawler:
         return self._has_all_settled() and self._parts.claimer.is_exhausted()
 
     def _is_all_done(self) -> bool:
-        """Whether nothing in our segments is pending, leased or delayed, for any worker."""
+        """Whether nothing in our segments is pending, leased or delayed, once we have committed."""
         if not (self._has_all_settled() and self._parts.claimer.found_none()):
             return False
         retry(self._commit, self._stop)
         left = retry(self._left, self._stop)
-        others = retry(self._parts.queue.branches, self._stop)
-        abandoned = {s for s in left if others.get(s, self._task.branch) != self._task.branch}
-        if left != abandoned or retry(self._parts.queue.leased, self._stop):
-            self._idle_since = None
-        elif abandoned:
-            self._end_if_nobody_comes({others[s] for s in abandoned})
+        if left:
+            self._end_if_nobody_comes(left)
         return not left
 
     def _left(self) -> set[int]:
@@ -224,8 +220,14 @@ class _Crawler:
         left.update(segment_of(delayed.id) for delayed in queue.delayed())
         return left if wanted is None else left.intersection(wanted)
 
-    def _end_if_nobody_comes(self, branches: set[str]) -> None:
-        """Do not wait without end for a worker of a branch that alone may fetch what is left."""
+    def _end_if_nobody_comes(self, left: set[int]) -> None:
+        """Do not wait without end for workers of branches that alone may fetch what is left."""
+        queue, ours = self._parts.queue, self._task.branch
+        owners = retry(queue.branches, self._stop)
+        branches = {owners.get(segment, ours) for segment in left}
+        if ours in branches or retry(queue.leased, self._stop):
+            self._idle_since = None
+            return
         if self._idle_since is None:
             self._idle_since = time.monotonic()
         if time.monotonic() - self._idle_since > ABANDONED_S:

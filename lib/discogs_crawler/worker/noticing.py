@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from discogs_crawler.api import schema_paths
-from discogs_crawler.broker.messages import Result
+from discogs_crawler.broker.messages import UNPROMPTED, Result
 from discogs_crawler.broker.observations import Observations
 from discogs_crawler.errors import CrawlerError
 from discogs_crawler.observed import Tally
@@ -21,10 +21,6 @@ from discogs_crawler.store.single import FROM_DUMP
 from discogs_crawler.worker.batch import Done
 
 log = logging.getLogger(__name__)
-
-# Why a record is fetched again although its hash in the dump is the same. Not `backfill`, which
-# fetches what is not stored yet.
-UNPROMPTED = ("manual", "confirm", "refresh")
 
 # The first answers are all compared with the schema, of the rest one in ONE_IN: it takes 90 us of
 # the 2,600 that a worker needs for a real one.
