@@ -57,7 +57,7 @@ PUSH_RECORDS = 100_000
 
 # Commits into which what is not that much is divided, unless they become smaller than SMALL_COMMIT:
 # all but the last are made while the dump is read on.
-COMMITS = 4
+COMMITS = 8
 SMALL_COMMIT = 2_000
 
 
