@@ -193,7 +193,7 @@ class TestBothLayouts:
             path = record_path("releases", number).removeprefix(part.prefix)
             made = part.publish(base, [Entry(path, record(number, "new"))], "by hand\n")
             assert isinstance(made, str)
-            pinned = opened.pin({part.prefix: made})
+            pinned = opened.pin({part.prefix: made}, {})
             assert pinned == opened.tip() == opened.settle() == opened.top.tip()
             assert opened.read("releases", [number]) == {number: record(number, "new")}
 
