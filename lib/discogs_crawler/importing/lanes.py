@@ -178,6 +178,7 @@ class _Imports:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def pipe(self, repository: str) -> IO[bytes]:
+        """Return the input of a repository's `git fast-import`, which is started if need be."""
         running = self._running.get(repository)
         if running is None:
             running = self._running[repository] = subprocess.Popen(

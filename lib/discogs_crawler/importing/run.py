@@ -102,7 +102,7 @@ def find_dump(opened: Ledger, path: Path) -> DumpRow:
         what = "none yet" if accepted is None else accepted.file
         raise BadData(
             f"{path}: the ledger has not accepted this dump of {dump.kind} ({what}): first "
-            f"seed_queue.py -n with its hashes; only the newest dump can be imported"
+            "seed_queue.py -n with its hashes; only the newest dump can be imported"
         )
     return accepted
 
@@ -239,24 +239,24 @@ class _Run:
         marks, state_dir = self._selection.marks, self._settings.state_dir
         cache = stack.enter_context(open_hash_cache(state_dir, self._kind, self._cache_sha256))
         if not cache.is_empty:
-            window = self._open(stack)
-            yield from cut_known(window, read_prolog(window, self._kind), marks, cache)
+            yield from cut_known(*self._open(stack), marks, cache)
         if marks.count(0) < len(marks):
-            window = self._open(stack)
-            yield from cut(window, read_prolog(window, self._kind), marks)
+            yield from cut(*self._open(stack), marks)
 
-    def _open(self, stack: contextlib.ExitStack) -> Window:
-        return stack.enter_context(Window(stack.enter_context(DumpFile(self._path))))
+    def _open(self, stack: contextlib.ExitStack) -> tuple[Window, str]:
+        window = stack.enter_context(Window(stack.enter_context(DumpFile(self._path))))
+        return window, read_prolog(window, self._kind)
 
     def _take(self, lanes: Lanes, record: Record) -> None:
+        """Add a record to the batch, which has records of one segment."""
         segment = segment_of(record.id)
         if self._batch and (segment != self._segment or self._bytes >= BATCH_BYTES):
-            self._hand_over(lanes)
+            self._send(lanes)
         self._segment = segment
         self._batch.append(record)
         self._bytes += len(record.xml)
 
-    def _hand_over(self, lanes: Lanes) -> None:
+    def _send(self, lanes: Lanes) -> None:
         """Send the batch to a lane."""
         part = self._store.part(self._kind, self._segment)
         lanes.put(part.repository.path, self._batch)
@@ -269,7 +269,7 @@ class _Run:
     def _save(self, lanes: Lanes, saver: ThreadPoolExecutor) -> None:
         """Commit and note, in the background, what was sent to lanes."""
         if self._batch:
-            self._hand_over(lanes)
+            self._send(lanes)
         answers = lanes.finish()
         self._wait()
         entries: dict[SingleStore, list[bytes]] = collections.defaultdict(list)

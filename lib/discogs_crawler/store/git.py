@@ -99,21 +99,18 @@ class Repository:
 
     def configure(self, values: Mapping[str, str]) -> None:
         """Set `section.option` or `section.sub.option` in the repository's own configuration."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._our_errors())
-            lock = self.path / "configuration.flock"
-            stack.enter_context(locks.exclusive(lock, "configuring", wait=True))
+        lock = self.path / "configuration.flock"
+        with self._our_errors(), locks.exclusive(lock, "configuring", wait=True):
             # While we hold ours, Git's lock can only be that of a process that was killed.
             (self.path / "config.lock").unlink(missing_ok=True)
             file = self.path / "config"
             text = _ConfigurationText(file.read_bytes())
             text.name = str(file)
-            writer = stack.enter_context(_Configuration(text, read_only=False))
-            for name, value in values.items():
-                section, option = name.rsplit(".", 1)
-                head, _, sub = section.partition(".")
-                writer.set_value(f'{head} "{sub}"' if sub else head, option, value)
-            with files.atomic_write(file) as new:
+            with _Configuration(text, read_only=False) as writer, files.atomic_write(file) as new:
+                for name, value in values.items():
+                    section, option = name.rsplit(".", 1)
+                    head, _, sub = section.partition(".")
+                    writer.set_value(f'{head} "{sub}"' if sub else head, option, value)
                 new.write(text.getvalue())
 
     def configured(self, section: str, option: str) -> str:
@@ -139,9 +136,9 @@ class Repository:
         """See `git_process.run`."""
         return git_process.run(self.path, *arguments, stdin=stdin)
 
-    def call(self, *arguments: str, stdin: bytes = b"") -> Finished:
+    def call(self, *arguments: str) -> Finished:
         """See `git_process.call`."""
-        return git_process.call(self.path, *arguments, stdin=stdin)
+        return git_process.call(self.path, *arguments)
 
     def lines(self, *arguments: str, end: bytes = b"\0") -> Iterator[bytes]:
         """See `git_process.lines`."""

@@ -119,17 +119,7 @@ def feed(
     folder: Path, *arguments: str, pieces: Iterable[bytes], pass_fds: Sequence[int] = ()
 ) -> Finished:
     """Do the same as `call` with an input that comes in pieces; the answer must be short."""
-    with _starting():
-        process = subprocess.Popen(
-            _command(folder, arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            pass_fds=pass_fds,
-            bufsize=files.PIPE_B,
-        )
-    with process as running:
+    with _start(folder, arguments, subprocess.PIPE, pass_fds) as running:
         try:
             with contextlib.suppress(BrokenPipeError):  # its exit status tells why
                 cast(IO[bytes], running.stdin).writelines(pieces)
@@ -209,15 +199,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
     because Git has ended early.
     """
     with tempfile.TemporaryFile() as stderr:
-        with _starting():
-            process = subprocess.Popen(
-                _command(folder, arguments),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment(),
-                bufsize=files.PIPE_B,
-            )
+        process = _start(folder, arguments, stderr)
         pipes = Pipes(cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
         # Neither side then has to wait for the other after each record.
         files.widen(*pipes)
@@ -226,7 +208,9 @@ def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
             _close(pipes)
             code: int | None = process.wait()
         except BrokenPipeError:
-            if not _has_ended(process):  # the broken pipe is one of another process
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GOING_S)
+            if process.returncode is None:  # the broken pipe is one of another process
                 raise
             code = process.returncode or None
         finally:
@@ -242,14 +226,6 @@ def _close(pipes: Pipes) -> None:
     for pipe in pipes:
         with contextlib.suppress(BrokenPipeError):
             pipe.close()
-
-
-def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
-    try:
-        process.wait(GOING_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def lines(folder: Path, *arguments: str, end: bytes = b"\0") -> Iterator[bytes]:
@@ -301,6 +277,21 @@ def without_login(text: str) -> str:
 def _command(folder: Path, arguments: Sequence[str]) -> list[str]:
     # With --git-dir Git does not check who owns the folder.
     return ["git", f"--git-dir={folder}", *arguments]
+
+
+def _start(
+    folder: Path, arguments: Sequence[str], stderr: int | IO[bytes], pass_fds: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    with _starting():
+        return subprocess.Popen(
+            _command(folder, arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(),
+            pass_fds=pass_fds,
+            bufsize=files.PIPE_B,
+        )
 
 
 @contextlib.contextmanager

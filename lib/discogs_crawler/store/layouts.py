@@ -2,26 +2,17 @@
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import conversion, git, git_process
-from discogs_crawler.store.fast_import import Pushed
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
 from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, is_partial
-from discogs_crawler.store.single import (
-    FROM_DUMP,
-    READ_AT_ONCE,
-    Committed,
-    Edit,
-    SingleStore,
-    TreePair,
-)
+from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
 from discogs_crawler.store.submodules import RemoteFolder, SubmoduleStore
 
 __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_store"]
@@ -29,33 +20,8 @@ __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_
 # The exit status of `git for-each-ref --contains` if there is no such commit.
 NO_SUCH_COMMIT = 129
 
-
-class Store(Protocol):
-    """The store in either layout; `SingleStore` documents the methods."""
-
-    layout: str
-    repository: Repository
-
-    @property
-    def top(self) -> SingleStore: ...
-    def tip(self) -> str | None: ...
-    def refresh(self) -> str | None: ...
-    def settle(self) -> str | None: ...
-    def settled_tip(self, part: SingleStore) -> str | Pushed: ...
-    def pin(self, tips: Mapping[str, str | None], trailers: Mapping[str, str]) -> str | None: ...
-    def parts(self) -> list[SingleStore]: ...
-    def part(self, kind: str, segment: int) -> SingleStore: ...
-    def repositories(self) -> list[Repository]: ...
-    def spans(self, old: str | None, new: str) -> Iterator[TreePair]: ...
-    def commit(
-        self,
-        kind: str,
-        changes: Sequence[Edit],
-        still_ours: Callable[[], Collection[int]],
-        trailers: Mapping[str, str],
-    ) -> Committed: ...
-    def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]: ...
-    def ids(self, kind: str) -> Iterator[int]: ...
+# The store in either layout. The two classes have the same methods, which `SingleStore` documents.
+Store = SingleStore | SubmoduleStore
 
 
 def repository_path(settings: Settings) -> Path:

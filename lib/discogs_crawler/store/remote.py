@@ -16,7 +16,6 @@ import re
 import shlex
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from discogs_crawler.cli.shutdown import Stop
@@ -58,30 +57,16 @@ _HELPER = (
 )
 # The first entry disables the user's helpers.
 _OUR_CREDENTIALS = (("credential.helper", ""), ("credential.helper", _HELPER))
-_FORBIDDEN = (
-    "Authentication failed",
-    "could not read Username",
-    "could not read Password",
-    "Permission denied",
-    "Host key verification failed",
-    "returned error: 401",
-    "returned error: 403",
-    "hook declined",
+_FORBIDDEN = re.compile(
+    r"Authentication failed|could not read (Username|Password)|Permission denied"
+    r"|Host key verification failed|returned error: 40[13]|hook declined"
 )
 _LOCKED = ".lock': File exists"
 # Another machine, or another process of ours that fetches at the same time, was faster.
-_MOVED = (
-    "[rejected]",
-    "fetch first",
-    "non-fast-forward",
-    "failed to update ref",
-    "failed to lock",
-    "cannot lock ref",
-    "incorrect old value",
-    "reference already exists",
-    _LOCKED,
+_MOVED = re.compile(
+    r"\[rejected\]|fetch first|non-fast-forward|failed to (update ref|lock)|cannot lock ref"
+    rf"|incorrect old value|reference already exists|{re.escape(_LOCKED)}"
 )
-
 # There is no such repository, in the words of the usual servers.
 _ABSENT = re.compile(
     r"repository\b.*not found|not appear to be a git repository|not exported"
@@ -101,21 +86,13 @@ _RUNS_COMMANDS = re.compile(r"(?!(https?|git|ftps?)://)(?!.*[/:]~)")
 NAME = "{repository}"
 
 
-class Address(NamedTuple):
-    """A Git URL without its secrets, and the secrets."""
-
-    url: str
-    user: str
-    password: str
-
-
-def parse_address(text: str) -> Address:
-    """Take user and password out of an http(s) URL; return other addresses as they are."""
+def parse_address(text: str) -> tuple[str, str, str]:
+    """Return a Git URL without its login, user and password; only http(s) URLs have them."""
     parts = urlsplit(text) if text.startswith(("http://", "https://")) else None
     if parts is None or "@" not in parts.netloc:
-        return Address(text, "", "")
+        return text, "", ""
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    return Address(git_process.without_login(text), user, password)
+    return git_process.without_login(text), user, password
 
 
 def address_of(remote: str, path: str) -> str:
@@ -156,19 +133,19 @@ class Remote:
         """
         self.stop = stop
         self._repository = repository
-        self._address = parse_address(address)
+        self._url, self._user, self._password = parse_address(address)
         self._main = main
         self._whole = whole
         self._levels = levels
         self._before_filling = before_filling
         before = repository.configured('remote "origin"', "url")
-        if before != self._address.url:
+        if before != self._url:
             # What was fetched from another remote tells nothing about this one.
             for ref in repository.refs(TRACKING) if before else ():
                 repository.run("update-ref", "-d", ref)
             repository.configure(
                 {
-                    "remote.origin.url": self._address.url,
+                    "remote.origin.url": self._url,
                     "remote.origin.fetch": f"+refs/heads/*:{TRACKING}*",
                 }
             )
@@ -207,17 +184,17 @@ class Remote:
             if there and not here:
                 self._check_layout(there)
             joined = ACCEPTED
-            if there and (is_merged or not here or self._contains(there, here)):
+            if there and (is_merged or not here or self._contains(there, here)):  # ours is behind
                 joined = fast_import.move(self._repository, HEADS + name, here, there)
-            elif is_merged:
+            elif is_merged:  # the remote no longer has it
                 joined = fast_import.move(self._repository, HEADS + name, here, None)
             elif here and there and not self._contains(here, there):
-                raise self._stranger(name, here, there)
-            elif here and not is_partial(self._repository):
+                raise self._unrelated(name, here, there)
+            elif here and not is_partial(self._repository):  # the remote is behind
                 joined = self._fill(name, here)
             elif here and name == self._main:
                 if not look_again:
-                    raise self._stranger(name, here, there)
+                    raise self._unrelated(name, here, there)
                 # Another process here may have pushed while we fetched.
                 self._fetch()
                 return self._join(look_again=False)
@@ -231,7 +208,7 @@ class Remote:
     def _fill(self, name: str, tip: str) -> Pushed:
         """Push a branch, with all history that the remote lacks."""
         self._before_filling()
-        log.warning("pushing what %s lacks of %s, up to %s", self._address.url, name, tip[:12])
+        log.warning("pushing what %s lacks of %s, up to %s", self._url, name, tip[:12])
         pushed = self._push(tip, HEADS + name, FETCH_S)
         if pushed.reply in (Reply.MOVED, Reply.LOCKED):
             self._fetch()
@@ -247,13 +224,13 @@ class Remote:
             other = "single"
         if other:
             raise ConfigurationError(
-                f"STORE_REMOTE {self._address.url}: its layout is {other}; set STORE_LAYOUT={other}"
+                f"STORE_REMOTE {self._url}: its layout is {other}; set STORE_LAYOUT={other}"
             )
 
-    def _stranger(self, name: str, here: str, there: str | None) -> ConfigurationError:
+    def _unrelated(self, name: str, here: str, there: str | None) -> ConfigurationError:
         tips = (
             f"{self._repository.path}: {name} is at {here[:12]} here and at "
-            f"{there[:12] if there else 'nothing'} in STORE_REMOTE {self._address.url}"
+            f"{there[:12] if there else 'nothing'} in STORE_REMOTE {self._url}"
         )
         if is_partial(self._repository) and (not there or self._contains(here, there)):
             return ConfigurationError(
@@ -280,10 +257,10 @@ class Remote:
         self._repository.configure({"remote.origin.partialclonefilter": _ALL_RECORDS})
 
     def _fetch(self, *options: str) -> None:
-        command = ["fetch", "--quiet", "--prune", "--no-tags", "--recurse-submodules=no", *options]
+        fixed = ("--quiet", "--prune", "--no-tags", "--recurse-submodules=no")
 
         def fetch() -> Pushed:
-            fetched = self._talk(command, "origin", timeout_s=FETCH_S)
+            fetched = self._talk("fetch", *fixed, *options, "origin", timeout_s=FETCH_S)
             return ACCEPTED if fetched == _NOT_THERE else fetched
 
         self._persistently(fetch)
@@ -317,15 +294,14 @@ class Remote:
         return pushed
 
     def _push(self, commit: str, branch: str, timeout_s: float) -> Pushed:
-        command = ["push", "--porcelain", "--recurse-submodules=no"]
-        arguments = ("origin", f"{commit}:{branch}")
-        pushed = self._talk(command, *arguments, timeout_s=timeout_s)
+        command = ("push", "--porcelain", "--recurse-submodules=no", "origin", f"{commit}:{branch}")
+        pushed = self._talk(*command, timeout_s=timeout_s)
         if pushed == _NOT_THERE:
             self._make()
-            pushed = self._talk(command, *arguments, timeout_s=timeout_s)
+            pushed = self._talk(*command, timeout_s=timeout_s)
         if pushed == _NOT_THERE:
             raise ConfigurationError(
-                f"STORE_REMOTE {self._address.url}: there is no such repository, and it cannot be "
+                f"STORE_REMOTE {self._url}: there is no such repository, and it cannot be "
                 "created from here: create it there, bare and empty, or the folder for it"
             )
         tracking = TRACKING + branch.removeprefix(HEADS)
@@ -335,31 +311,30 @@ class Remote:
 
     def _make(self) -> None:
         """Create the repository with a command; some servers create it at the first push."""
-        if _RUNS_COMMANDS.match(self._address.url):
+        if _RUNS_COMMANDS.match(self._url):
             script = _MAKE.format(above="/*" * self._levels, main=shlex.quote(self._main))
-            log.warning("creating %s", self._address.url)
-            self._talk(["ls-remote"], f"--upload-pack={script}", "origin", timeout_s=PUSH_S)
+            log.warning("creating %s", self._url)
+            self._talk("ls-remote", f"--upload-pack={script}", "origin", timeout_s=PUSH_S)
 
-    def _talk(self, command: list[str], *arguments: str, timeout_s: float) -> Pushed:
+    def _talk(self, *command: str, timeout_s: float) -> Pushed:
         """Run Git against the remote; ConfigurationError if that refuses us access."""
         deadline = time.monotonic() + timeout_s
-        _, user, password = self._address
+        login = {"STORE_REMOTE_USER": self._user, "STORE_REMOTE_PASSWORD": self._password}
         done = git_process.talk(
             self._repository.path,
             *command,
-            *arguments,
-            extra=self._ssh | {"STORE_REMOTE_USER": user, "STORE_REMOTE_PASSWORD": password},
-            settings=_OUR_CREDENTIALS if user else (),
+            extra=self._ssh | login,
+            settings=_OUR_CREDENTIALS if self._user else (),
             is_given_up=lambda: self.stop.is_overdue() or time.monotonic() >= deadline,
         )
         if done is None:
             why = f"cannot be reached: no answer to git {command[0]}"
-            return Pushed(Reply.UNKNOWN, f"STORE_REMOTE {self._address.url} {why}")
+            return Pushed(Reply.UNKNOWN, f"STORE_REMOTE {self._url} {why}")
         return self._reply(command[0], done)
 
     def _reply(self, command: str, done: git_process.Finished) -> Pushed:
         """Return what the end of a `git` that talked to the remote means."""
-        name = f"STORE_REMOTE {self._address.url}"
+        name = f"STORE_REMOTE {self._url}"
         said = (done.stdout + done.stderr).decode("utf-8", "replace")
         # A shallow fetch from an empty remote ends with 1 and prints nothing.
         is_empty = command == "fetch" and done.returncode == 1 and not said.strip()
@@ -370,9 +345,9 @@ class Remote:
             return Pushed(Reply.UNKNOWN, f"{name}: {killed}")
         if self._levels and _ABSENT.search(said) and not self._branches(TRACKING):
             return _NOT_THERE
-        if any(text in said for text in _FORBIDDEN):
+        if _FORBIDDEN.search(said):
             raise ConfigurationError(f"{name} refuses us: {gist(said)}")
-        if any(text in said for text in _MOVED):
+        if _MOVED.search(said):
             # A lock that stops a push is at the remote, where we must not remove it.
             ours = command == "fetch" and _LOCKED in said
             return Pushed(Reply.LOCKED if ours else Reply.MOVED, gist(said))
@@ -383,8 +358,7 @@ class Remote:
         """Return how to call ssh: as the user has configured it, otherwise with _SSH."""
         if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
             return {}
-        wish = ["config", "--get", "core.sshCommand"]
-        found = git_process.talk(
-            self._repository.path, *wish, extra={}, is_given_up=self.stop.is_overdue
-        )
+        wish = ("config", "--get", "core.sshCommand")
+        folder, is_given_up = self._repository.path, self.stop.is_overdue
+        found = git_process.talk(folder, *wish, extra={}, is_given_up=is_given_up)
         return {} if found and found.stdout else {"GIT_SSH_COMMAND": _SSH}

@@ -47,7 +47,7 @@ FROM_DUMP = b'{\n  "_dump": '
 # The branches of `worker.py --branch NAME`.
 BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-# Commits on their way to the remote: refs/crawler/EPOCH-RANDOM.
+# Commits on their way to the remote: refs/crawler/pending/EPOCH-RANDOM.
 PENDING = "refs/crawler/pending/"
 
 

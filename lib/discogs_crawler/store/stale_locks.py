@@ -52,45 +52,41 @@ def writing(repository: Repository, *, alone: bool = False) -> Iterator[int]:
     Yields the open lock file, for a child process to inherit. ConfigurationError if the repository
     cannot be written, or was replaced since it was opened.
     """
-    path = repository.path / _OURS
-    handle = _open(path)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with _locked(repository, fcntl.LOCK_EX if alone else fcntl.LOCK_SH) as handle:
         if repository.replaced():
             raise ConfigurationError(
                 f"{repository.path}: it was converted meanwhile; set STORE_LAYOUT and restart"
             )
         yield handle
-    finally:
-        os.close(handle)
 
 
-def _open(path: Path) -> int:
+@contextlib.contextmanager
+def _locked(repository: Repository, how: int) -> Iterator[int]:
+    path = repository.path / _OURS
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def remove_locks(repository: Repository, *, of_references: bool = False) -> list[Path]:
-    """Remove the lock files of dead processes and return them; none while one of us is writing."""
-    handle = _open(repository.path / _OURS)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove(repository.path, _REFERENCE_LOCKS if of_references else _LOCKS, STALE_LOCK_S)
-    except BlockingIOError:
-        return []
+        fcntl.flock(handle, how)
+        yield handle
     finally:
         os.close(handle)
 
 
-def remove_files(repository: Repository) -> list[Path]:
-    """Remove temporary files and crash reports that no process writes any more; return them."""
-    return _remove(repository.path, _FILES, STALE_FILE_S)
+def remove_locks(repository: Repository, *, of_references: bool = False) -> None:
+    """Remove the lock files of dead processes, unless one of our writers is alive."""
+    patterns = _REFERENCE_LOCKS if of_references else _LOCKS
+    with contextlib.suppress(BlockingIOError), _locked(repository, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        _remove(repository.path, patterns, STALE_LOCK_S)
 
 
-def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> list[Path]:
-    removed = []
+def remove_files(repository: Repository) -> None:
+    """Remove temporary files and crash reports that no process writes any more."""
+    _remove(repository.path, _FILES, STALE_FILE_S)
+
+
+def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> None:
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             # A time in the future is from a wrong clock; the file would stay until then.
@@ -98,5 +94,3 @@ def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> list[Path]
             if path.name != _OURS and not -SKEW_S <= age <= age_s:
                 path.unlink()
                 log.info("%s: removed, left by a dead process", path)
-                removed.append(path)
-    return removed
