@@ -249,11 +249,11 @@ class SingleStore:
         """Return the files that a commit on `base` has to change, and its result."""
         paths = {i: self.path_of(kind, i) for i in batch}
         before = fast_import.stored(self.repository, base, paths.values())
-        changed = {
-            i: "added" if paths[i] not in before else "removed" if data is None else "updated"
-            for i, data in batch.items()
-            if before.get(paths[i]) != (None if data is None else objects.blob_id(data))
-        }
+        changed: dict[int, str] = {}
+        for i, data in batch.items():
+            old, new = before.get(paths[i]), None if data is None else objects.blob_id(data)
+            if old != new:
+                changed[i] = "added" if old is None else "removed" if new is None else "updated"
         entries = [Entry(paths[i], batch[i]) for i in changed]
         counts = Counter(changed.values())
         added, updated, removed = counts["added"], counts["updated"], counts["removed"]
