@@ -188,7 +188,7 @@ def test_a_remote_of_several_repositories_may_be_set_changed_and_unset(
         (tmp_path / name).mkdir()
         crawler.export(STORE_REMOTE=f"file://{tmp_path}/{name}")
     crawler.export()
-    says = "it names the folder"
+    says = "it must be a folder"
     crawler.refused("worker.py", says=says, STORE_REMOTE=f"file://{tmp_path}/other/discogs.git")
     remote = {"STORE_REMOTE": f"{tmp_path}/x-{{repository}}.git"}
     crawler.assert_whole(**remote)
@@ -210,7 +210,7 @@ def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
     assert "let STORE_REMOTE name a folder" in said
     crawler.refused("worker.py", says="STORE_LAYOUT=submodules")
     crawler.environment["STORE_LAYOUT"] = "submodules"
-    crawler.refused("worker.py", says="it names the folder")
+    crawler.refused("worker.py", says="it must be a folder")
     (tmp_path / "there").mkdir()
     crawler.environment["STORE_REMOTE"] = f"file://{tmp_path}/there"
     crawler.assert_whole()

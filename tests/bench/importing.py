@@ -30,7 +30,7 @@ import psutil
 from tabulate import tabulate
 
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git, objects
+from discogs_crawler.store import git, git_process, objects
 from discogs_crawler.store.git import Repository
 from tests.bench import memory
 from tests.bench.seed import private_redis
@@ -186,7 +186,7 @@ def plain_git(inputs: list[Path]) -> Cost:
         running = []
         for folder, source in zip(folders, inputs, strict=True):
             with source.open("rb") as file:
-                command = ["git", f"--git-dir={folder}", *fast_import.FAST_IMPORT]
+                command = ["git", f"--git-dir={folder}", *git_process.FAST_IMPORT]
                 running.append(subprocess.Popen(command, stdin=file))
         codes = [process.wait() for process in running]
         if any(codes):

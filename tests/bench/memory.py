@@ -30,7 +30,7 @@ from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git
+from discogs_crawler.store import fast_import, git, git_process, objects
 from discogs_crawler.store.fast_import import Entry
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.layouts import Edit, SingleStore
@@ -109,10 +109,9 @@ def fill(repository: Repository, records: int) -> None:
         for lane in range(LANES):
             blobs = map(record, ids[lane::LANES])
             stream = b"".join(b"blob\ndata %d\n%b\n" % (len(data), data) for data in blobs)
-            repository.run(*fast_import.FAST_IMPORT, stdin=stream + b"done\n")
+            repository.run(*git_process.FAST_IMPORT, stdin=stream + b"done\n")
         entries = (
-            Entry(record_path("releases", n), None, fast_import.blob_id(record(n)).hex())
-            for n in ids
+            Entry(record_path("releases", n), None, objects.blob_id(record(n)).hex()) for n in ids
         )
         tip, message = repository.tip("refs/heads/main"), "Source: dump\n"
         fast_import.commit(repository, "refs/heads/main", tip, entries, message, AUTHOR)

@@ -25,7 +25,7 @@ from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.broker.observations import Observations
 from discogs_crawler.dumps import canonical
 from discogs_crawler.dumps.known_elements import ElementWatch
-from discogs_crawler.store import fast_import
+from discogs_crawler.store import objects
 from discogs_crawler.worker.noticing import Noticing, differing_fields
 from tests.conftest import SAMPLES
 from tests.discogs import answers, dump, invent
@@ -57,7 +57,7 @@ def _worker(records: int) -> Iterator[tuple[str, float, float, str]]:
 
         def work(bodies: list[bytes] = bodies) -> None:
             for body in bodies:
-                fast_import.blob_id(cleaning.clean(exact_json.loads(body), rules))
+                objects.blob_id(cleaning.clean(exact_json.loads(body), rules))
 
         def notice(documents: list[dict[str, Any]] = documents) -> None:
             noticing = Noticing("releases", Observations(None, ""))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from discogs_crawler.maintenance import housekeeping
 from discogs_crawler.records import record_path
-from discogs_crawler.store import fast_import, git, git_process
+from discogs_crawler.store import git, git_process
 from discogs_crawler.store.fast_import import Entry
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.layouts import Edit, SingleStore
@@ -88,7 +88,7 @@ def by_hand(repository: Repository, changes: list[Edit]) -> None:
         data = change.data or b""
         path = record_path("releases", change.id)
         stream.append(f"M 100644 inline {path}\ndata {len(data)}\n".encode() + data + b"\n")
-    command = [*start, "fast-import", "--quiet", f"--depth={fast_import.DELTA_DEPTH}"]
+    command = [*start, "fast-import", "--quiet", f"--depth={git_process.DELTA_DEPTH}"]
     subprocess.run(command, input=b"".join(stream), env=environment, check=True)
 
 

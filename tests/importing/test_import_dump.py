@@ -147,8 +147,8 @@ def test_all_of_a_dump_is_there_and_its_second_import_does_nothing(copy: Copy) -
     assert len(copy.commits()) == 1
     assert copy.call("maintain_store.py", "--check") == ""
     assert f"imported {RECORDS} (together 100 %)" in copy.call("stats.py")
-    with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as book:
-        assert "everything wanted from the API" in preflight._way(book, "releases")
+    with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as ledger:
+        assert "everything wanted from the API" in preflight._way(ledger, "releases")
 
 
 @pytest.mark.parametrize("kind", ["artists", "labels", "masters"])
@@ -608,14 +608,14 @@ def test_an_older_ledger_is_upgraded(tmp_path: Path) -> None:
     MIGRATIONS.apply(older, stop_before="know_imported_records")
     older.execute("INSERT INTO releases (id, alive, misses) VALUES (7, 1, 0), (8, NULL, 1)")
     older.close()
-    with database.open(path) as book:
-        book.db.execute("UPDATE releases SET imported = 3, misses = 0 WHERE id = 8")
-        states = book.db.execute("SELECT id, state FROM releases").fetchall()
+    with database.open(path) as ledger:
+        ledger.db.execute("UPDATE releases SET imported = 3, misses = 0 WHERE id = 8")
+        states = ledger.db.execute("SELECT id, state FROM releases").fetchall()
         assert states == [(7, "stored"), (8, "imported")]
-        assert book.db.execute("SELECT stored, imported, gone FROM progress").fetchall() == [
+        assert ledger.db.execute("SELECT stored, imported, gone FROM progress").fetchall() == [
             (1, 1, 0)
         ]
-        assert book.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert ledger.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 @pytest.mark.parametrize("layout", ["single", pytest.param("submodules", marks=pytest.mark.long)])

@@ -54,8 +54,8 @@ def know(settings: Settings, ids: Iterable[int]) -> None:
 
 def last_run(settings: Settings) -> tuple[str, str, int]:
     """Script, kind and exit code of what ran last, as the ledger has them."""
-    with sqlite3.connect(settings.database) as books:
-        found = books.execute("SELECT script, kind, exit_code FROM runs ORDER BY id DESC LIMIT 1")
+    with sqlite3.connect(settings.database) as ledger:
+        found = ledger.execute("SELECT script, kind, exit_code FROM runs ORDER BY id DESC LIMIT 1")
         return found.fetchone()
 
 

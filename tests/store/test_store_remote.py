@@ -327,7 +327,7 @@ def test_a_password_reaches_the_remote_and_nothing_else(
 
 
 def assert_down(tmp_path: Path, url: str, why: str) -> None:
-    """Nothing can be stored, for the remote cannot be reached."""
+    """Nothing can be stored, because the remote cannot be reached."""
     store_a = opened(machine(tmp_path, "a", url))
     store_a.patience_s = 0
     with pytest.raises(Unavailable, match=f"cannot be reached: .*{why}"):

@@ -185,7 +185,7 @@ def test_a_pin_never_goes_back(tmp_path: Path, there: Path) -> None:
     one.settle()
     new = put(two, [2]).segments[0]
     two.settle()
-    assert one.pin({"releases/00/": old}) == two.tip(), "it does not even know the newer one"
+    assert one.pin({"releases/00/": old}, {}) == two.tip(), "it does not even know the newer one"
     assert pins(there) == {"releases/00": new}
     assert history(there, "releases/00") == [old, new]
 
@@ -195,7 +195,7 @@ def test_a_pin_never_goes_back_without_a_remote(tmp_path: Path) -> None:
     old = put(alone, [1]).segments[0]
     new = put(alone, [2]).segments[0]
     tip = alone.settle()
-    assert alone.pin({"releases/00/": old}) == tip
+    assert alone.pin({"releases/00/": old}, {}) == tip
     assert alone.pins(tip) == {"releases/00": new}
 
 
@@ -336,8 +336,8 @@ def test_what_was_pinned_and_is_missing_is_not_begun_anew(tmp_path: Path, there:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("https://me:sesame@host/me/discogs.git", "it names the folder that the repositories"),
-        ("https://host/{repository}/x.git", "belongs into what follows the last /"),
+        ("https://me:sesame@host/me/discogs.git", "it must be a folder for all repositories"),
+        ("https://host/{repository}/x.git", "must stand after the last /"),
     ],
 )
 def test_an_address_of_one_repository_is_refused(tmp_path: Path, url: str, says: str) -> None:

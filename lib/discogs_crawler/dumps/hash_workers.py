@@ -10,7 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,7 @@ MANY_BYTES = 128 * 1024
 # More workers than this wait for the scanner, and each takes 25 MB.
 MAX_WORKERS = 8
 
-# Else the C library gives memory back to the system after each batch, and asks for it again: 5 %.
+# Else the C library gives memory back to the system after each batch, and asks for it again: 5-7 %.
 _MALLOC = {"MALLOC_TOP_PAD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 
 _KILLED = "a process that hashes records was killed; is memory short?"
@@ -83,19 +83,26 @@ class Hasher:
             worker.end()
 
 
+def start_process(
+    environment: Mapping[str, str], module: str, *arguments: str
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m discogs_crawler.MODULE ARGUMENTS`, with pipes to its input and output."""
+    library = str(Path(__file__).resolve().parents[2])
+    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-m", f"discogs_crawler.{module}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment, **_MALLOC, "PYTHONPATH": os.pathsep.join(paths)},
+        start_new_session=True,  # Ctrl-C is for us alone; they end when we do
+    )
+
+
 class HashWorker:
     """A process that hashes, and a thread that talks with it: a request, then its answer."""
 
     def __init__(self, kind: str) -> None:
-        library = str(Path(__file__).resolve().parents[2])
-        paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "discogs_crawler.dumps.hash_workers", kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | _MALLOC | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for us alone; they end when we do
-        )
+        self._process = start_process(os.environ, "dumps.hash_workers", kind)
         self.pid = self._process.pid
         self._thread = ThreadPoolExecutor(1, "hashes")
         self._asked: list[Future[list[HashOrFault]]] = []

@@ -1,21 +1,20 @@
-"""Put imported records, which are blobs already, into the store: decided at the tip it commits on.
+"""Commit imported records, whose blobs lanes have stored already.
 
-A record of the API is never replaced. Whatever the ledger says, a worker may have committed since;
-so an import replaces only what begins with `_dump`, or is not there.
+A record from the API is never replaced. The ledger may not know of it yet, so what is replaced is
+decided at the tip of each commit: only records that are missing or begin with `_dump`.
 """
 
 import collections
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from discogs_crawler.importing.lanes import ENTRY
-from discogs_crawler.records import record_path
 from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.fast_import import Entry, Pushed
-from discogs_crawler.store.git import Repository
 from discogs_crawler.store.single import FROM_DUMP, SingleStore
 
-# Records that are looked up at once: if each is in another directory, 20 MB.
+# Records that are looked up at once: 20 MB if each is in another directory.
 LOOK_UP = 10_000
 
 # Records that are read at once: 5 MB.
@@ -23,21 +22,21 @@ READ = 1_000
 
 
 class ImportCounts(NamedTuple):
-    """What a commit did."""
+    """Numbers of records in one or more commits."""
 
     added: int = 0
     changed: int = 0
     removed: int = 0
     kept: int = 0
-    """records of the API, and those that a worker has removed: not touched"""
+    """records from the API, and records that a worker has removed: left as they are"""
 
     def plus(self, other: "ImportCounts") -> "ImportCounts":
-        """The sums."""
+        """Return the sums."""
         return ImportCounts(*map(sum, zip(self, other, strict=True)))
 
 
 class ImportedRow(NamedTuple):
-    """An ENTRY."""
+    """The fields of an ENTRY."""
 
     id: int
     marks: int
@@ -45,27 +44,30 @@ class ImportedRow(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of entries: those that are in the store now, as they were given."""
+    """The result of a commit."""
 
     entries: bytes
+    """the ENTRYs whose records are in the store now"""
     counts: ImportCounts
 
 
 def put(
     store: SingleStore, kind: str, entries: bytes, days: Sequence[str], trailers: Mapping[str, str]
 ) -> Outcome:
-    """Commit to one repository the records that may be; see lanes.ENTRY, `days` by marks."""
+    """Commit the records of one repository that may be replaced.
+
+    `entries` are many ENTRYs, `days` (YYYYMMDD) the days of dumps by marks.
+    """
 
     def attempt() -> Outcome | Pushed:
         base = store.refresh()
         outcome, changes = _decide(store, base, kind, entries, days)
         if changes:
             pieces = (
-                Entry(_path(store, kind, record_id), None, oid.hex())
+                Entry(store.path_of(kind, record_id), None, oid.hex())
                 for record_id, _, oid in ENTRY.iter_unpack(changes)
             )
-            message = fast_import.describe(_subject(kind, outcome.counts), trailers)
-            made = store.publish(base, pieces, message)
+            made = store.publish(base, pieces, _message(kind, outcome.counts, trailers))
             if isinstance(made, Pushed):
                 return made
         return outcome
@@ -76,20 +78,19 @@ def put(
 def remove(
     store: SingleStore, kind: str, ids: Iterable[int], trailers: Mapping[str, str]
 ) -> tuple[list[int], ImportCounts]:
-    """Remove those of the records that came from a dump; which are not in the store any more."""
+    """Remove those records that came from a dump; return the ids that are not in the store now."""
     wanted = list(ids)
 
     def attempt() -> tuple[list[int], ImportCounts] | Pushed:
         base = store.refresh()
         stored: dict[int, bytes] = {}
-        for part in _slices(wanted, LOOK_UP):
-            stored |= _stored(store, base, kind, part)
-        ours = _from_dump(store.repository, stored)
+        for start in range(0, len(wanted), LOOK_UP):
+            stored |= _stored(store, base, kind, wanted[start : start + LOOK_UP])
+        ours = {i for i, data in _contents(store, stored) if data.startswith(FROM_DUMP)}
         counts = ImportCounts(removed=len(ours), kept=len(stored) - len(ours))
         if ours:
-            gone = [Entry(_path(store, kind, i), None) for i in wanted if i in ours]
-            message = fast_import.describe(_subject(kind, counts), trailers)
-            made = store.publish(base, gone, message)
+            gone = [Entry(store.path_of(kind, i), None) for i in wanted if i in ours]
+            made = store.publish(base, gone, _message(kind, counts, trailers))
             if isinstance(made, Pushed):
                 return made
         return [i for i in wanted if i in ours or i not in stored], counts
@@ -97,96 +98,78 @@ def remove(
     return store.retried(attempt)
 
 
-def _path(store: SingleStore, kind: str, record_id: int) -> str:
-    return record_path(kind, record_id).removeprefix(store.prefix)
-
-
 def _decide(
     store: SingleStore, base: str | None, kind: str, entries: bytes, days: Sequence[str]
 ) -> tuple[Outcome, bytes]:
-    """What is in the store afterwards, and of that what is not there yet."""
+    """Return the outcome of a commit on `base`, and the ENTRYs to commit."""
     there, changes, counts = bytearray(), bytearray(), ImportCounts()
     size = ENTRY.size * LOOK_UP
     for start in range(0, len(entries), size):
         rows = [ImportedRow._make(row) for row in ENTRY.iter_unpack(entries[start : start + size])]
         stored = _stored(store, base, kind, [row.id for row in rows])
-        verdicts = _look(store.repository, rows, stored, days)
-        numbers = collections.Counter(verdicts)
-        for row, verdict in zip(rows, verdicts, strict=True):
+        verdicts = _verdicts(store, rows, stored, days)
+        for row in rows:
             packed = ENTRY.pack(*row)
-            if verdict != "kept":
+            if verdicts[row.id] != "kept":
                 there += packed
-            if verdict in ("added", "changed"):
+            if verdicts[row.id] in ("added", "changed"):
                 changes += packed
+        numbers = collections.Counter(verdicts.values())
         counts = counts.plus(ImportCounts(numbers["added"], numbers["changed"], 0, numbers["kept"]))
     return Outcome(bytes(there), counts), bytes(changes)
 
 
-def _look(
-    repository: Repository,
-    rows: Sequence[ImportedRow],
+def _verdicts(
+    store: SingleStore,
+    rows: Iterable[ImportedRow],
     stored: Mapping[int, bytes],
     days: Sequence[str],
-) -> list[str]:
-    """For each row what it is to the store: added, changed, same, or kept as the store has it."""
-    verdicts = []
-    differing = []
-    for number, row in enumerate(rows):
-        before = stored.get(row.id)
-        if before is None:
-            # One that was imported before and is not there was removed by a worker, after 404.
-            verdicts.append("kept" if row.marks & 1 else "added")
+) -> dict[int, str]:
+    """Return by id what each row is: added, changed, same, or kept (the stored record stays)."""
+    verdicts: dict[int, str] = {}
+    differing: dict[int, ImportedRow] = {}
+    for row in rows:
+        if row.id not in stored:
+            # A record that was imported before and is missing was removed by a worker, after 404.
+            verdicts[row.id] = "kept" if row.marks & 1 else "added"
+        elif stored[row.id] == row.oid:
+            verdicts[row.id] = "same"
         else:
-            verdicts.append("same")
-            if before != row.oid:
-                differing.append(number)
-    for part in _slices(differing, READ):
-        names = [stored[rows[number].id].hex() for number in part]
-        contents = objects.contents(repository.path, names)
-        for number, data in zip(part, contents, strict=True):
-            verdicts[number] = _compare(rows[number], data or b"", days)
+            differing[row.id] = row
+    for record_id, data in _contents(store, {i: stored[i] for i in differing}):
+        verdicts[record_id] = _compare(differing[record_id], data, days)
     return verdicts
 
 
 def _compare(row: ImportedRow, before: bytes, days: Sequence[str]) -> str:
-    """The same for a record that is stored in other bytes."""
+    """Do the same for a record that is stored with other bytes."""
     if not before.startswith(FROM_DUMP):
         return "kept"
-    # Another dump that says the same of the record is no reason for a commit.
+    # A record that differs only in the day of its dump is not committed.
     day = f'"{days[row.marks]}"'.encode()
     again = FROM_DUMP + day + before[len(FROM_DUMP) + len(day) :]
-    return "same" if fast_import.blob_id(again) == row.oid else "changed"
+    return "same" if objects.blob_id(again) == row.oid else "changed"
 
 
 def _stored(
     store: SingleStore, base: str | None, kind: str, ids: Iterable[int]
 ) -> dict[int, bytes]:
-    """The blobs of those records that commit `base` has."""
-    paths = {_path(store, kind, record_id): record_id for record_id in ids}
+    """Return the blob ids of those records that are in commit `base`."""
+    paths = {store.path_of(kind, record_id): record_id for record_id in ids}
     found = fast_import.stored(store.repository, base, paths)
     return {paths[path]: oid for path, oid in found.items()}
 
 
-def _from_dump(repository: Repository, blobs: Mapping[int, bytes]) -> set[int]:
-    """Those whose blob was imported."""
-    found: set[int] = set()
-    for part in _slices(list(blobs), READ):
-        contents = objects.contents(repository.path, [blobs[record_id].hex() for record_id in part])
+def _contents(store: SingleStore, blobs: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield each id with the content of its blob."""
+    ids = iter(blobs)
+    while part := list(itertools.islice(ids, READ)):
+        names = [blobs[record_id].hex() for record_id in part]
+        contents = objects.contents(store.repository.path, names)
         for record_id, data in zip(part, contents, strict=True):
-            if data is not None and data.startswith(FROM_DUMP):
-                found.add(record_id)
-    return found
+            yield record_id, data or b""
 
 
-def _slices(ids: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
-
-
-def _subject(kind: str, counts: ImportCounts) -> str:
-    words = (
-        (counts.added, "imported"),
-        (counts.changed, "imported again"),
-        (counts.removed, "removed"),
-    )
-    return f"{kind}: " + ", ".join(f"{number} {word}" for number, word in words if number)
+def _message(kind: str, counts: ImportCounts, trailers: Mapping[str, str]) -> str:
+    words = dict(zip(("imported", "imported again", "removed"), counts, strict=False))
+    return fast_import.describe(fast_import.subject(kind, words), trailers)

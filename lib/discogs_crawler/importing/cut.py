@@ -1,4 +1,4 @@
-"""Cut the wanted records out of a dump that was split, and so verified, before."""
+"""Cut the wanted records out of a dump, which the split has verified before."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from discogs_crawler.dumps.hash_cache import HashCache, pack_key
 from discogs_crawler.dumps.metadata import Damage
 from discogs_crawler.dumps.scanner import ExactScanner, grammar_of, usual_spans
 
-# Only behind these can the end of a record be hidden; that none is there is found at 870 MB/s.
+# Only these can hide the end of a record. Searching for them runs at 870 MB/s.
 _HIDING = re.compile(rb"<[!?]")
 
 
@@ -25,10 +25,10 @@ class Record(NamedTuple):
 def cut_known(
     window: Window, kind: str, marks: bytearray, cache: HashCache
 ) -> Iterator[list[Record]]:
-    """The records whose marks are not 0 and whose bytes the split has seen; their marks become 0.
+    """Yield, in lists, the records whose marks are not 0 and whose bytes the split has seen.
 
-    A list for each look at the dump, in its order. Where records end is not checked: what is not
-    one has bytes that the split's hash cache lacks, and is passed over.
+    `marks` are by id; those of the records become 0. Where records end is not checked: the split's
+    hash cache lacks the bytes of anything that is not a record, which is then skipped.
     """
     grammar = grammar_of(kind)
     exact = ExactScanner(window, grammar)
@@ -60,7 +60,7 @@ def cut_known(
 
 
 def cut(window: Window, kind: str, marks: bytearray) -> Iterator[list[Record]]:
-    """The same for all records whose marks are not 0; Damage if the dump is not whole."""
+    """Yield, in lists, all records whose marks are not 0; Damage if the dump is not whole."""
     grammar = grammar_of(kind)
     exact = ExactScanner(window, grammar)
     known = len(marks)

@@ -1,8 +1,8 @@
 """One run of import_dump.py: from a dump that the ledger has accepted to commits in the store.
 
-One pass over the dump. Records go to lanes, which make blobs of them; every so many blobs are put
-on the tip in one commit, and then noted in the ledger, while the lanes go on with the next. So a
-run that was killed has at most committed what is not noted yet; the next one finds it there.
+It reads the dump once. Lanes convert the records into blobs; every so many blobs are committed and
+then noted in the ledger, while the lanes convert the next ones. So a run that is killed leaves at
+most one commit that is not noted yet; the next run finds its records in the store.
 """
 
 import collections
@@ -30,13 +30,12 @@ from discogs_crawler.importing import commit
 from discogs_crawler.importing import selection as import_selection
 from discogs_crawler.importing.commit import ImportCounts
 from discogs_crawler.importing.cut import Record, cut, cut_known
-from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, LaneAnswer, Lanes, Setup
+from discogs_crawler.importing.lanes import BATCH_BYTES, ENTRY, Lanes, Setup
 from discogs_crawler.importing.selection import Selection
 from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.records import segment_of
-from discogs_crawler.store import fast_import, git_process
 from discogs_crawler.store.layouts import (
     SingleStore,
     Store,
@@ -48,21 +47,21 @@ from discogs_crawler.store.layouts import (
 
 log = logging.getLogger(__name__)
 
-# Records in a commit: half a gigabyte of packs. While it is made Git needs 200 bytes a record, and
-# we 100; each commit leaves a pack a lane and one of its own.
+# The most records in a commit: half a gigabyte of packs. Making it takes 300 bytes of memory per
+# record, 200 of them in Git; it leaves a pack for each lane and one for its trees.
 COMMIT_RECORDS = 500_000
 
-# With a remote: its push, 1.2 kB a record, must not take longer than one waits for it.
+# The same with a remote: the push, 1.2 kB per record, must end within its time limit.
 PUSH_RECORDS = 100_000
 
-# Commits into which what is not that much is divided, unless they become smaller than SMALL_COMMIT:
-# all but the last are made while the dump is read on.
+# Fewer records are also divided into so many commits, of at least SMALL_COMMIT records: all but the
+# last are made while the dump is being read.
 COMMITS = 8
 SMALL_COMMIT = 2_000
 
 
 class ImportReport(NamedTuple):
-    """What a run did."""
+    """The result of a run."""
 
     file: str
     kind: str
@@ -71,7 +70,7 @@ class ImportReport(NamedTuple):
     seconds: float
 
     def line(self) -> str:
-        """The summary: one line."""
+        """Return a summary in one line."""
         added, changed, removed, kept = self.counts
         number = added + changed
         if not (number or removed or kept or self.damaged):
@@ -86,7 +85,7 @@ class ImportReport(NamedTuple):
 
 
 def find_dump(opened: Ledger, path: Path) -> DumpRow:
-    """What the ledger knows of the dump; BadData unless it is the one that it accepted last."""
+    """Return the ledger's row of the dump; BadData unless it is the one that it accepted last."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").digest()
@@ -103,23 +102,25 @@ def find_dump(opened: Ledger, path: Path) -> DumpRow:
         what = "none yet" if accepted is None else accepted.file
         raise BadData(
             f"{path}: the ledger has not accepted this dump of {dump.kind} ({what}): first "
-            f"seed_queue.py -n with its hashes; only the newest dump can be imported"
+            "seed_queue.py -n with its hashes; only the newest dump can be imported"
         )
     return accepted
 
 
 def _is_of(accepted: DumpRow, dump: DumpRow) -> bool:
-    """Whether the accepted hashes are those of the dump.
-
-    A ledger that was made again has accepted them not knowing of which file.
-    """
+    """Whether the accepted hashes are those of the dump."""
+    # A rebuilt ledger has accepted hashes without knowing their dump.
     if accepted.sha256 is None:
         return accepted.result_sha256 == dump.result_sha256
     return accepted.sha256 == dump.sha256
 
 
 def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
-    """Import the dump at `path` into the store, alone, and keep a row about it in the ledger."""
+    """Import the dump at `path` into the store, and note the run in the ledger.
+
+    TryLater if another import is running; BadData, UsageError, ConfigurationError or Unavailable
+    if the dump, the store or the remote cannot be used. `force` skips the check of removals.
+    """
     lock = settings.state_dir / "import_dump.lock"
     with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
         dump = find_dump(ledger, path)
@@ -145,7 +146,7 @@ def import_dump(
     *,
     force: bool,
 ) -> ImportReport:
-    """Bring the store up to what the dump has, where it has nothing from the API."""
+    """Bring all records of the store that are not from the API up to date with the dump."""
     started = time.monotonic()
     trailers = {
         "Source": f"dump {path.name}",
@@ -172,11 +173,10 @@ def _remove(
     store: Store, opened: Ledger, kind: str, ids: Sequence[int], trailers: dict[str, str]
 ) -> ImportCounts:
     counts = ImportCounts()
-    parts: dict[Path, tuple[SingleStore, list[int]]] = {}
+    parts: dict[SingleStore, list[int]] = collections.defaultdict(list)
     for record_id in ids:
-        part = store.part(kind, segment_of(record_id))
-        parts.setdefault(part.repository.path, (part, []))[1].append(record_id)
-    for part, wanted in parts.values():
+        parts[store.part(kind, segment_of(record_id))].append(record_id)
+    for part, wanted in parts.items():
         gone, done = commit.remove(part, kind, wanted, trailers)
         import_selection.note_removed(opened, kind, gone)
         import_selection.note_revision(opened, kind, part.tip())
@@ -185,7 +185,7 @@ def _remove(
 
 
 class _Run:
-    """What is under way between the dump and the ledger."""
+    """The state of a run: batches of records, their lanes, and the commit that is being made."""
 
     def __init__(
         self,
@@ -205,22 +205,21 @@ class _Run:
         self._limit = min(most, max(SMALL_COMMIT, selection.records // COMMITS + 1))
         self._batch: list[Record] = []
         self._segment = self._bytes = self._staged = 0
-        self._parts: dict[int, SingleStore] = {}
-        self._places: list[int] = []
+        self._parts: list[SingleStore] = []
+        """of each batch that was sent to a lane since the last commit"""
         self._saving: Future[ImportCounts] | None = None
         self.counts = ImportCounts()
         self.damaged = 0
         self.watch = ElementWatch(kind)
 
     def go(self, stop: Stop) -> None:
-        """Do all of it. When it is interrupted, a remote that is down is not waited for."""
+        """Import all selected records."""
         rules = cleaning.rules_for(self._settings, self._kind)
-        setup = Setup(self._kind, rules, self._days, fast_import.FAST_IMPORT)
         with contextlib.ExitStack() as stack:
             saver = stack.enter_context(ThreadPoolExecutor(1, "commit"))
-            stack.callback(stop.ask)
+            stack.callback(stop.ask)  # if interrupted, the saver does not wait for a remote
             wanted = self._selection.records
-            lanes = stack.enter_context(Lanes(setup, git_process.environment(), wanted))
+            lanes = stack.enter_context(Lanes(Setup(self._kind, rules, self._days), wanted))
             advance = stack.enter_context(progress.bar("import", wanted, "records/s"))
             for records in self._records(stack):
                 for record in records:
@@ -232,71 +231,66 @@ class _Run:
             self._wait()
 
     def _records(self, stack: contextlib.ExitStack) -> Iterator[list[Record]]:
-        """What is wanted of the dump: by the split's hash cache, and if that lacks any without it.
+        """Yield the selected records, in lists: first those that the split's hash cache has.
 
-        It lacks damaged records, and all if the state folder has lost it.
+        It lacks damaged records, or all if the state folder has lost it; the dump is then read
+        once more for the rest.
         """
         marks, state_dir = self._selection.marks, self._settings.state_dir
         cache = stack.enter_context(open_hash_cache(state_dir, self._kind, self._cache_sha256))
         if not cache.is_empty:
-            window = self._open(stack)
-            yield from cut_known(window, read_prolog(window, self._kind), marks, cache)
+            yield from cut_known(*self._open(stack), marks, cache)
         if marks.count(0) < len(marks):
-            window = self._open(stack)
-            yield from cut(window, read_prolog(window, self._kind), marks)
+            yield from cut(*self._open(stack), marks)
 
-    def _open(self, stack: contextlib.ExitStack) -> Window:
-        return stack.enter_context(Window(stack.enter_context(DumpFile(self._path))))
+    def _open(self, stack: contextlib.ExitStack) -> tuple[Window, str]:
+        window = stack.enter_context(Window(stack.enter_context(DumpFile(self._path))))
+        return window, read_prolog(window, self._kind)
 
     def _take(self, lanes: Lanes, record: Record) -> None:
+        """Add a record to the batch, which has records of one segment."""
         segment = segment_of(record.id)
         if self._batch and (segment != self._segment or self._bytes >= BATCH_BYTES):
-            self._hand_over(lanes)
+            self._send(lanes)
         self._segment = segment
         self._batch.append(record)
         self._bytes += len(record.xml)
 
-    def _hand_over(self, lanes: Lanes) -> None:
-        """Give the batch to a lane."""
-        part = self._parts.get(self._segment)
-        if part is None:
-            part = self._parts[self._segment] = self._store.part(self._kind, self._segment)
+    def _send(self, lanes: Lanes) -> None:
+        """Send the batch to a lane."""
+        part = self._store.part(self._kind, self._segment)
         lanes.put(part.repository.path, self._batch)
         ids, _, texts = zip(*self._batch, strict=True)
         self.watch.look_at_some(ids, texts)
-        self._places.append(self._segment)
+        self._parts.append(part)
         self._staged += len(self._batch)
         self._batch, self._bytes = [], 0
 
     def _save(self, lanes: Lanes, saver: ThreadPoolExecutor) -> None:
-        """Have what was handed over committed and noted, while we go on."""
+        """Commit and note, in the background, what was sent to lanes."""
         if self._batch:
-            self._hand_over(lanes)
+            self._send(lanes)
         answers = lanes.finish()
         self._wait()
-        places, self._places, self._staged = self._places, [], 0
-        for answer in answers:
+        entries: dict[SingleStore, list[bytes]] = collections.defaultdict(list)
+        for part, answer in zip(self._parts, answers, strict=True):
+            entries[part].append(answer.entries)
             for record_id, reason in answer.damaged:
                 log.warning("record %d is damaged and not imported: %s", record_id, reason)
                 self.damaged += 1
-        self._saving = saver.submit(self._commit, places, answers)
+        self._parts, self._staged = [], 0
+        self._saving = saver.submit(self._commit, entries)
 
     def _wait(self) -> None:
         if self._saving is not None:
             self.counts = self.counts.plus(self._saving.result())
             self._saving = None
 
-    def _commit(self, places: list[int], answers: list[LaneAnswer]) -> ImportCounts:
+    def _commit(self, entries: dict[SingleStore, list[bytes]]) -> ImportCounts:
         """Commit, then note; in a thread of its own, with its own connection to the ledger."""
-        entries: dict[Path, list[bytes]] = collections.defaultdict(list)
-        stores = {self._parts[segment].repository.path: self._parts[segment] for segment in places}
-        for segment, answer in zip(places, answers, strict=True):
-            entries[self._parts[segment].repository.path].append(answer.entries)
         counts = ImportCounts()
-        for path, pieces in entries.items():
-            outcome = commit.put(
-                stores[path], self._kind, b"".join(pieces), self._days, self._trailers
-            )
+        for part, pieces in entries.items():
+            outcome = commit.put(part, self._kind, b"".join(pieces), self._days, self._trailers)
             counts = counts.plus(outcome.counts)
             brought = (
                 (self._selection.dump_of(marks), record_id)
@@ -304,5 +298,5 @@ class _Run:
             )
             with database.open(self._settings.database) as opened:
                 import_selection.note_imported(opened, self._kind, brought)
-                import_selection.note_revision(opened, self._kind, stores[path].tip())
+                import_selection.note_revision(opened, self._kind, part.tip())
         return counts

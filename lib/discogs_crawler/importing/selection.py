@@ -1,7 +1,7 @@
-"""Which records of an accepted dump are to be imported, and the note that they are.
+"""Select the records of an accepted dump that are to be imported, and note that they were.
 
-Imported is what the ledger does not have from the API, and whose dump (that brought its hash) is
-not yet the one that it was imported from: the first time everything, a month later what differs.
+These are records that the ledger does not have from the API, and whose last import was not from the
+dump that brought their hash: the first time all of them, a month later those that differ.
 """
 
 import array
@@ -17,32 +17,32 @@ from discogs_crawler.ledger.database import BATCH, Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding.dump_guard import RETIRED_SHARE
 
-# Rows that only a dump has shown: never answered, neither with the record nor with 404.
+# Rows known only from dumps: the API has answered neither with the record nor with 404.
 _OF_DUMP_ALONE = "alive IS NULL AND misses = 0"
 
 
 class Selection(NamedTuple):
-    """What to take from the dump.
-
-    `marks[id]` is 0 for what is not wanted; else twice the place in `dumps`, counted from 1, of the
-    dump that brought the record, plus 1 if the store is known to have an older import of it.
-    """
+    """The records to import from the dump."""
 
     marks: bytearray
+    """by id: 0 if the record is not wanted; else twice the place in `dumps`, counted from 1, of the
+    dump that brought it, plus 1 if the ledger knows of an earlier import of it"""
     dumps: list[int]
+    """ids of dumps in the ledger"""
     days: list[str]
-    """of each of `dumps` its day, YYYYMMDD"""
+    """the day, YYYYMMDD, of each of `dumps`"""
     records: int
+    """the number of wanted records"""
 
     def dump_of(self, marks: int) -> int:
-        """The dump that brought a record with these marks."""
+        """Return the dump that brought a record with these marks."""
         return self.dumps[(marks >> 1) - 1]
 
 
 def select(ledger: Ledger, kind: str) -> Selection:
-    """Look through all ids of a kind."""
+    """Select the records of a kind that are to be imported."""
     highest = ledger.db.execute(f"SELECT ifnull(max(id), 0) FROM {kind}").fetchone()[0]
-    # One byte an id, and none that costs memory before it is written.
+    # One byte per id; pages that are never written take no memory.
     marks, places, number = bytearray(highest + 1), dict[int, int](), 0
     rows = ledger.db.conn.execute(
         f"SELECT id, dump, imported IS NOT NULL FROM {kind} "
@@ -60,9 +60,9 @@ def _day(epoch: int) -> str:
 
 
 def vanished(ledger: Ledger, dump: DumpRow, *, force: bool) -> Sequence[int]:
-    """Imported records that the accepted dump lacks, ascending.
+    """Return the ids, ascending, of imported records that the accepted dump lacks.
 
-    BadData if they are so many that it cannot be true, unless `force`.
+    BadData if they are more than RETIRED_SHARE of its records, unless `force`.
     """
     rows = ledger.db.conn.execute(
         f"SELECT id FROM {dump.kind} "
@@ -72,34 +72,34 @@ def vanished(ledger: Ledger, dump: DumpRow, *, force: bool) -> Sequence[int]:
     if len(ids) > RETIRED_SHARE * dump.records and not force:
         raise BadData(
             f"{dump.file} has {dump.records:,} records and lacks {len(ids):,} that were imported; "
-            "nothing was changed; --force removes them all the same"
+            "nothing was changed; --force removes them anyway"
         )
     return ids
 
 
 def note_imported(ledger: Ledger, kind: str, records: Iterable[tuple[int, int]]) -> None:
-    """Note for each dump and id that the store has the record as that dump brought it.
+    """Note for each pair of dump and id that the store has the record from that dump.
 
-    Unless the API's answer has arrived meanwhile: it is committed over the import, or will be.
+    Not if the API has answered meanwhile: its record replaces the import, now or later.
     """
     update = f"UPDATE {kind} SET imported = ? WHERE id = ? AND alive IS NULL AND removed IS NULL"
     _in_batches(ledger, update, iter(records))
 
 
 def note_removed(ledger: Ledger, kind: str, ids: Iterable[int]) -> None:
-    """Note that the store has no import of these any more."""
+    """Note that the store no longer has these records from a dump."""
     update = f"UPDATE {kind} SET imported = NULL WHERE id = ?"
     _in_batches(ledger, update, ((record_id,) for record_id in ids))
 
 
 def note_revision(ledger: Ledger, kind: str, revision: str | None) -> None:
-    """Note that the store must have this commit, with what it has got of a dump."""
+    """Note that the store must have this commit, because it has records from a dump."""
     with ledger.transaction():
         ledger.note_revision(kind + database.IMPORTED, [revision or ""])
 
 
 def note_done(ledger: Ledger, dump: DumpRow) -> None:
-    """Note that all there is to import of the dump has been imported."""
+    """Note that the dump has been imported completely."""
     with ledger.transaction() as connection:
         connection.execute(
             "UPDATE dumps SET imported = ? WHERE id = ?", (int(clock.now()), dump.id)

@@ -72,8 +72,8 @@ def _check_whole(source: Repository, settings: Settings) -> None:
     source.check_branch(settings.store_branch)
     if is_partial(source):
         raise ConfigurationError(
-            f"{source.path}: it has only what a worker needs of its remote; convert it on the "
-            "machine of the ledger"
+            f"{source.path}: a worker's partial copy of its remote; convert it on the machine "
+            "that has the ledger"
         )
     main = _main_of(source, settings)
     main.refresh()

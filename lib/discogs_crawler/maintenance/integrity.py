@@ -100,7 +100,7 @@ def _fault(file: TreeDifference, data: bytes | None) -> str:
         return f"not a plain file, its mode is {file.new_mode}"
     if data is None:
         return f"its content, blob {file.new}, is missing"
-    if fast_import.blob_id(data).hex() != file.new:
+    if objects.blob_id(data).hex() != file.new:
         return f"its content is not that of blob {file.new}"
     try:
         document = exact_json.canonical(data)

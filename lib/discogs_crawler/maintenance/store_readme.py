@@ -3,7 +3,7 @@
 from discogs_crawler import clock
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.records import KINDS
-from discogs_crawler.store import fast_import
+from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.fast_import import Entry, Pushed
 from discogs_crawler.store.layouts import Store
 
@@ -103,7 +103,7 @@ def update(store: Store, ledger: Ledger | None, version: str, branch: str) -> bo
             return None
         text = render(store, base, ledger, version, branch).encode()
         before = fast_import.stored(store.repository, base, ["README.md"])
-        if before.get("README.md") == fast_import.blob_id(text):
+        if before.get("README.md") == objects.blob_id(text):
             return None
         return top.publish(base, [Entry("README.md", text)], "README: counts and dates\n")
 

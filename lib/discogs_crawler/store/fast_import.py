@@ -1,12 +1,12 @@
-"""From records to a commit: one `git fast-import` process a batch, without index and work tree.
+"""From files to a commit: one `git fast-import` process per batch, without index and work tree.
 
-Git's cost is the trees that a commit touches. A new process a batch keeps nothing in memory, its
-exit status tells whether the branch has moved, and it moves a branch only forward: a process that
-lives on answers every checkpoint and loses the commits of the slower of two writers in silence.
+What a commit costs Git is the trees that it touches. A new process per batch keeps nothing in
+memory, its exit status tells whether the branch has moved, and it moves a branch only forward. A
+process that stays alive confirms every checkpoint, and silently loses the commits of the slower of
+two writers.
 """
 
 import enum
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -14,46 +14,38 @@ from typing import NamedTuple
 from discogs_crawler import clock
 from discogs_crawler.store import git_process, objects, stale_locks
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.git_process import GitFailed
-
-# fast-import chains each blob to the one before, 50 deep: with 3 the store grows by 5 % and reads
-# in random order are twice as fast.
-DELTA_DEPTH = 3
-
-FAST_IMPORT = ("fast-import", "--quiet", "--done", f"--depth={DELTA_DEPTH}")
+from discogs_crawler.store.git_process import FAST_IMPORT, GitFailed
 
 # Git 2.39 begins the warning with a capital, 2.55 does not.
 _REFUSED = re.compile(r"[Nn]ot updating|cannot lock ref")
 
-_ENTRY = re.compile(rb"[0-7]{5,6} ([^\0]+)\0(.{20})", re.DOTALL)
-
 
 class Reply(enum.Enum):
-    """What came of moving a branch, here or at the remote."""
+    """The result of moving a branch, here or at the remote."""
 
     ACCEPTED = enum.auto()
     MOVED = enum.auto()
-    """it has moved on, or another process is moving it: do it again from its new tip"""
+    """it has moved on, or another process is moving it: start again from its new tip"""
     LOCKED = enum.auto()
-    """a lock file is in the way: of a process that is at work, or of one that was killed"""
+    """a lock file is in the way: its process is still working, or was killed"""
     UNKNOWN = enum.auto()
     """the remote did not answer: it may have been accepted"""
 
 
 class Pushed(NamedTuple):
-    """A reply, and why it is not ACCEPTED."""
+    """A reply, and the reason why it is not ACCEPTED."""
 
     reply: Reply
     why: str = ""
     commit: str = ""
-    """of an UNKNOWN: the commit that may have arrived"""
+    """if UNKNOWN: the commit that may have arrived"""
 
 
 ACCEPTED = Pushed(Reply.ACCEPTED)
 
 
 def _reply_to(stderr: bytes) -> Pushed | None:
-    """The reply for which a Git on this machine gives its reason; None: it is another failure."""
+    """Return the reply that an error message of a local Git means; None: it is another failure."""
     said = stderr.decode("utf-8", "replace")
     if "File exists" in said:
         return Pushed(Reply.LOCKED, git_process.gist(said))
@@ -63,26 +55,21 @@ def _reply_to(stderr: bytes) -> Pushed | None:
 
 
 class Entry(NamedTuple):
-    """A file to write, or with neither `data` nor `oid` to remove."""
+    """A file to write; with neither `data` nor `oid` it is removed."""
 
     path: str
     """"" is the root"""
     data: bytes | None
     oid: str = ""
-    """an object that is there already"""
-    mode: str = "100644"
-
-
-def blob_id(data: bytes) -> bytes:
-    """The 20 bytes by which Git knows a file with that content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).digest()
+    """an object that the repository has already"""
+    mode: str = objects.FILE
 
 
 def stored(repository: Repository, base: str | None, paths: Iterable[str]) -> dict[str, bytes]:
-    """The blob ids of those of `paths` that are in commit `base`.
+    """Return, by path, the blob ids (20 bytes) of those `paths` that exist in commit `base`.
 
-    Reads one tree for each directory. Asking for each file would make a partial clone download
-    the records, and takes three times as long for a batch of neighbours.
+    Reads one tree per directory. Asking for each file would make a partial clone download the
+    records, and takes three times as long for a batch of neighbours.
     """
     if base is None:
         return {}
@@ -91,11 +78,12 @@ def stored(repository: Repository, base: str | None, paths: Iterable[str]) -> di
         folder, _, name = path.rpartition("/")
         wanted.setdefault(folder, {})[name.encode()] = path
     folders = sorted(wanted)
-    names = [f"{base}:{folder}" for folder in folders]
+    trees = objects.contents(repository.path, [f"{base}:{folder}" for folder in folders])
     found: dict[str, bytes] = {}
-    for folder, tree in zip(folders, objects.contents(repository.path, names), strict=True):
+    for folder, tree in zip(folders, trees, strict=True):
         here = wanted[folder]
-        found |= {here[name]: oid for name, oid in _ENTRY.findall(tree or b"") if name in here}
+        entries = objects.TREE_ENTRY.findall(tree or b"")
+        found |= {here[name]: oid for _, name, oid in entries if name in here}
     return found
 
 
@@ -109,10 +97,11 @@ def commit(
     *,
     parents: Iterable[str] = (),
 ) -> str | Pushed:
-    """Put `entries` on commit `base` and move `ref` there; the new commit, synced to disk.
+    """Commit `entries` on top of `base`, move `ref` there and return the commit, saved to disk.
 
-    `parents` are further ones. The branch stays as it was if it is not at `base` or an ancestor of
-    it (MOVED), or another process, or a dead one, holds it (LOCKED).
+    `parents` are the parents besides `base`. The branch stays as it was if it is neither at `base`
+    nor at an ancestor of it (MOVED), or if a process that may be dead has locked it (LOCKED).
+    Raises what `git_process.failure` makes of any other error.
     """
     with stale_locks.writing(repository) as lock:
         pieces = _stream(ref, base, entries, message, author, parents)
@@ -129,7 +118,7 @@ def commit(
 
 
 def move(repository: Repository, ref: str, old: str | None, new: str | None) -> Pushed:
-    """Move a reference; None stands for no reference. MOVED if it is not at `old` any more."""
+    """Move a reference from `old` to `new` (None: no reference). MOVED if it is not at `old`."""
     values = ["-d", ref] if new is None else [ref, new]
     done = repository.call("update-ref", *values, old or "0" * 40)
     if done.returncode == 0:
@@ -165,7 +154,12 @@ def _stream(
     yield b"\nget-mark :1\ndone\n"
 
 
+def subject(kind: str, counts: Mapping[str, int]) -> str:
+    """Return the first line of a commit message: `releases: 3 added, 1 removed`."""
+    return f"{kind}: " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
 def describe(subject: str, trailers: Mapping[str, str]) -> str:
-    """A commit message: one line, then `Name: value` for each trailer that has a value."""
+    """Return a commit message: one line, then `Name: value` for each trailer that has a value."""
     lines = [f"{name}: {' '.join(value.split())}" for name, value in trailers.items() if value]
     return "\n".join([subject, "", *lines]).rstrip() + "\n"

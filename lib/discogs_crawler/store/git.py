@@ -1,7 +1,7 @@
-"""Git: one bare repository, how it is configured, and what its references name.
+"""One bare Git repository: its configuration, and its references.
 
-GitPython reads references and writes configuration. Everything that moves records runs as a plain
-process of `git`.
+GitPython reads references, and reads and writes the configuration. Everything that moves records
+is a plain `git` process.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from discogs_crawler.errors import ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.store import git_process
 from discogs_crawler.store.git_process import Finished
 
-# What the machine is short of now, and may have again later.
+# Errors that a later run may not meet: the machine is short of something.
 _PASSING = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO)
 
-# By default Git syncs neither loose objects nor references, collects garbage whenever it likes
-# (which breaks writers beside it), and makes loose files of small imports.
+# By default Git syncs neither loose objects nor references to disk, collects garbage at any time
+# (which breaks other writers), and writes small imports as loose objects.
 CONFIGURATION = {
     "core.fsync": "all",
     "core.logAllRefUpdates": "true",
@@ -44,34 +44,37 @@ CONFIGURATION = {
 
 
 class Author(NamedTuple):
-    """Who signs the commits."""
+    """The author of the commits."""
 
     name: str
     email: str
 
 
 class _Configuration(GitConfigParser):
-    """One that may be interrupted while it is made: its finalizer then finds nothing to write."""
+    """A configuration whose constructor may be interrupted: its finalizer then writes nothing."""
 
     _read_only = True
 
 
 class _ConfigurationText(io.BytesIO):
-    """What GitPython changes. A file it would empty before it writes, and be killed in between."""
+    """A copy for GitPython to change: it would empty the file first, and may then be killed."""
 
     name = ""
-    """the file that it locks as Git does"""
+    """the file that GitPython locks, as Git does"""
 
 
 class Repository:
-    """A bare repository. Its methods may be called by several threads and processes at once."""
+    """A bare repository. Several threads and processes may use it at once.
+
+    Methods raise what `git_process.failure` makes of an error of Git.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._inode = self._find_inode()
 
     def replaced(self) -> bool:
-        """Whether another repository lies at our path by now."""
+        """Whether another repository has been put at our path."""
         return self._inode != self._find_inode()
 
     def _find_inode(self) -> int:
@@ -80,50 +83,44 @@ class Repository:
         except OSError:
             return 0
 
-    def __repr__(self) -> str:
-        return f"Repository({str(self.path)!r})"
-
     def tip(self, ref: str) -> str | None:
-        """The commit that `ref` (`refs/heads/main`) names, None if there is none."""
-        with self._explained(), Repo(self.path) as repo:
+        """Return the commit that `ref` (`refs/heads/main`) names; None if it does not exist."""
+        with self._our_errors(), Repo(self.path) as repo:
             try:
                 return SymbolicReference.dereference_recursive(repo, ref)
             except ValueError:
                 return None
 
     def refs(self, prefix: str) -> dict[str, str]:
-        """The references whose full names start with `prefix`, and the objects they name."""
+        """Return the objects of the references whose full names start with `prefix`, by name."""
         listing = self.run("for-each-ref", "--format=%(objectname) %(refname)", prefix)
         lines = listing.decode(errors="replace").split("\n")[:-1]
         return {name: oid for oid, name in (line.split(" ", 1) for line in lines)}
 
     def configure(self, values: Mapping[str, str]) -> None:
         """Set `section.option` or `section.sub.option` in the repository's own configuration."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._explained())
-            lock = self.path / "configuration.flock"
-            stack.enter_context(locks.exclusive(lock, "configuring", wait=True))
-            # Git's own lock on the file can then only be that of a process that was killed.
+        lock = self.path / "configuration.flock"
+        with self._our_errors(), locks.exclusive(lock, "configuring", wait=True):
+            # While we hold ours, Git's lock can only be that of a process that was killed.
             (self.path / "config.lock").unlink(missing_ok=True)
             file = self.path / "config"
             text = _ConfigurationText(file.read_bytes())
             text.name = str(file)
-            writer = stack.enter_context(_Configuration(text, read_only=False))
-            for name, value in values.items():
-                section, option = name.rsplit(".", 1)
-                head, _, sub = section.partition(".")
-                writer.set_value(f'{head} "{sub}"' if sub else head, option, value)
-            with files.atomic_write(file) as new:
+            with _Configuration(text, read_only=False) as writer, files.atomic_write(file) as new:
+                for name, value in values.items():
+                    section, option = name.rsplit(".", 1)
+                    head, _, sub = section.partition(".")
+                    writer.set_value(f'{head} "{sub}"' if sub else head, option, value)
                 new.write(text.getvalue())
 
     def configured(self, section: str, option: str) -> str:
-        """A value of the repository's own configuration, "" if it is not set."""
-        with self._explained():
+        """Return a value of the repository's own configuration; "" if it is not set."""
+        with self._our_errors():
             return str(_Configuration(str(self.path / "config")).get_value(section, option, ""))
 
     def check_branch(self, branch: str) -> None:
-        """ConfigurationError if the records are on another branch; an empty one takes this."""
-        with self._explained():
+        """Raise ConfigurationError if records are on another branch; without records, use this."""
+        with self._our_errors():
             head = (self.path / "HEAD").read_text("utf-8").strip()
         named = head.removeprefix("ref: refs/heads/")
         if named == branch:
@@ -139,33 +136,34 @@ class Repository:
         """See `git_process.run`."""
         return git_process.run(self.path, *arguments, stdin=stdin)
 
-    def call(self, *arguments: str, stdin: bytes = b"") -> Finished:
+    def call(self, *arguments: str) -> Finished:
         """See `git_process.call`."""
-        return git_process.call(self.path, *arguments, stdin=stdin)
+        return git_process.call(self.path, *arguments)
 
     def lines(self, *arguments: str, end: bytes = b"\0") -> Iterator[bytes]:
         """See `git_process.lines`."""
         return git_process.lines(self.path, *arguments, end=end)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _our_errors(self) -> Iterator[None]:
         try:
             yield
         except (GitError, OSError) as error:
-            is_one = (self.path / "objects").is_dir()
-            said = _text(error).encode() if is_one else b"not a git repository"
+            is_repository = (self.path / "objects").is_dir()
+            said = _text(error).encode() if is_repository else b"not a git repository"
             raise git_process.failure(self.path, ("config",), 128, said) from error
 
 
 def _text(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error)) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def create(path: Path, branch: str, layout: str) -> Repository:
-    """The repository at `path`, made with our CONFIGURATION if there is none.
+    """Return the repository at `path`; create it, with our CONFIGURATION, if it does not exist.
 
-    It is made under another name and renamed, so that one that is there is whole. `layout` tells
-    what it is: `single`, `submodules` for the superproject, `segment` for one of its parts.
+    It is created under another name and then renamed, so it is never there half made. `layout` is
+    `single`, `submodules` (the superproject) or `segment` (a submodule). Unavailable if the machine
+    is short of something, ConfigurationError if it cannot be created for another reason.
     """
     git_process.check_version()
     if (path / "HEAD").exists():
@@ -179,9 +177,9 @@ def create(path: Path, branch: str, layout: str) -> Repository:
         made.rename(path)
     except (OSError, CrawlerError) as error:
         shutil.rmtree(made, ignore_errors=True)
-        # Somebody else may have made it at the same time.
+        # Another process may have created it at the same time.
         if not (path / "HEAD").exists():
             is_passing = isinstance(error, Unavailable) or getattr(error, "errno", 0) in _PASSING
             raised = Unavailable if is_passing else ConfigurationError
-            raise raised(f"{path}: cannot be made: {_text(error)}") from error
+            raise raised(f"{path}: cannot be created: {_text(error)}") from error
     return Repository(path)

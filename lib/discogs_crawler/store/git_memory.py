@@ -1,7 +1,7 @@
-"""How much memory a Git process may take here: settings that follow what the machine has.
+"""Settings that limit the memory of each Git process to what the machine has.
 
-Git's own limits are those of a developer's machine: 96 MB for the bases of deltas and 256 MB for
-deltas in each process, a window of the mapped packs of 1 GB, as many threads as there are cores.
+Git's defaults are made for a developer's machine: in each process 96 MB for the bases of deltas,
+256 MB for deltas, 1 GB of mapped packs, and a thread per core.
 """
 
 import functools
@@ -12,8 +12,9 @@ from pathlib import Path
 
 MB = 1 << 20
 
-# By setting: the part of the memory, and at least and at most so many MB. More makes nothing here
-# faster: with 16 MB for the bases of deltas records are read within 3 % of the speed with 96.
+# By setting: the divisor of the machine's memory, and the least and the most MB. More makes nothing
+# faster here: with 16 MB for the bases of deltas, reading records takes at most 3 % longer than
+# with 96 MB.
 _SHARES = {
     "core.deltaBaseCacheLimit": (256, 4, 16),
     "core.packedGitLimit": (8, 64, 1 << 20),
@@ -21,7 +22,7 @@ _SHARES = {
     "pack.windowMemory": (64, 16, 64),
 }
 
-# Memory for each thread that compresses; more of them than this wait for the disk.
+# Bytes of memory per thread that compresses; more threads than MAX_THREADS wait for the disk.
 THREAD_B = 1 << 30
 MAX_THREADS = 4
 
@@ -31,7 +32,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 @functools.cache
 def configuration() -> dict[str, str]:
-    """The settings that each Git process is started with."""
+    """Return the settings with which each Git process is started, by name."""
     available = machine_b()
     sizes = {
         name: f"{min(max(available // MB // part, least), most)}m"
@@ -39,14 +40,14 @@ def configuration() -> dict[str, str]:
     }
     threads = min(len(os.sched_getaffinity(0)), MAX_THREADS, max(1, available // THREAD_B))
     return sizes | {
-        "core.bigFileThreshold": "16m",  # a record has 2 MB at most
+        "core.bigFileThreshold": "16m",  # a record has at most 2 MB
         "core.packedGitWindowSize": "32m",
         "pack.threads": str(threads),
     }
 
 
 def machine_b() -> int:
-    """Bytes of memory that we may use: the machine's, or less if something limits us."""
+    """Return the bytes of memory that we may use: the machine's, or less if we are limited."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_process_limits(), *_cgroup_limits()])
 
@@ -59,7 +60,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """Those of a container, or of a systemd unit (MemoryMax=): ours, and all above it."""
+    """Yield the limits of our control group (a container, a systemd unit) and of all above it."""
     try:
         lines = OWN_CGROUP.read_text("ascii", "replace").splitlines()
     except OSError:
@@ -78,5 +79,5 @@ def _cgroup_limits() -> Iterator[int]:
 def _number(file: Path) -> Iterator[int]:
     try:
         yield int(file.read_text("ascii"))
-    except (OSError, ValueError):  # there is none, or it is "max"
+    except (OSError, ValueError):  # there is no limit, or it is "max"
         return

@@ -1,6 +1,6 @@
-"""The one way to run Git: its environment, its pipes, its last words, and what a failure means.
+"""Run Git: its environment, its pipes, and what its errors mean.
 
-Nothing here imports GitPython, which takes longer to load (0.3 s) than most exports to run.
+Nothing here imports GitPython, which takes longer to load (0.3 s) than most exports take to run.
 """
 
 import contextlib
@@ -26,27 +26,31 @@ from discogs_crawler.store import git_memory
 # `core.fsync` came with 2.36, `merge-tree --write-tree` with 2.38.
 OLDEST_GIT = (2, 38)
 
-# How often it is looked whether a remote is still to be waited for.
+# fast-import chains each blob to the one before, 50 deep: with 3 the store grows by 5 % and random
+# reads are twice as fast.
+DELTA_DEPTH = 3
+FAST_IMPORT = ("fast-import", "--quiet", "--done", f"--depth={DELTA_DEPTH}")
+
+# Seconds between two checks whether to go on waiting for a remote.
 LOOK_S = 0.2
 
-# How long a process may take to end when asked to.
+# Seconds that a process gets to end when asked to.
 KINDLY_S = 1
 
-# How long a process takes at most to be gone once it has closed its end of a pipe.
+# Seconds that a process takes at most to end after it has closed its end of a pipe.
 GOING_S = 2
 
-# How long a remote over http may be silent, in seconds, unless the user's environment says it: a
-# connection that died without a word (a router began anew) is not waited for without end. While a
-# server of Git thinks, it sends 5 bytes every 5 seconds.
+# Seconds that a remote over http may be silent, unless the user's environment sets them: otherwise
+# Git would wait for ever after a router restarts. A busy Git server sends 5 bytes every 5 seconds.
 SILENCE = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": "900"}
 
-# How the user wants Git to connect and to trace. Every other variable of Git could point it at
-# another repository, another author or other rules.
+# The user's variables for connections and traces. Every other variable of Git could lead to another
+# repository, another author or other rules.
 _KEPT = re.compile(
     r"GIT_(SSH|SSL|HTTP|PROXY|CURL|TRACE|ASKPASS|EXEC_PATH|ALLOW_PROTOCOL"
     r"|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)$)"
 )
-# Git 3 makes the last two only if told to: EMPTY_TREE is of the one, GitPython reads the other.
+# Git 3 has other defaults for the last two: EMPTY_TREE is a SHA-1, and GitPython reads only files.
 _FIXED = {
     "LC_ALL": "C",
     "LANGUAGE": "C",
@@ -60,20 +64,20 @@ _ISOLATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 _FULL = re.compile(r"No space left on device|Out of diskspace|Disk quota exceeded|File too large")
 _DENIED = re.compile(r"Permission denied|Read-only file system|Operation not permitted")
 _COMPLAINTS = ("fatal:", "error:", "!", "remote: error")
-# Within a text a blank ends a URL.
+# The second form is for URLs within a text, where white space ends them.
 _LOGIN = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@|(?<=://)[^/?#\s]*@")
 
 Finished = subprocess.CompletedProcess[bytes]
 
 
 class GitFailed(CrawlerError):
-    """A `git` process ended with an error that we know no better name for."""
+    """A `git` process ended with an error that no other class describes."""
 
     exit_code = EXIT_UNAVAILABLE
 
 
 class Pipes(NamedTuple):
-    """The two ends of a running Git."""
+    """Standard input and output of a running Git."""
 
     stdin: IO[bytes]
     stdout: IO[bytes]
@@ -82,10 +86,10 @@ class Pipes(NamedTuple):
 def environment(
     *, network: bool = False, settings: Iterable[tuple[str, str]] = ()
 ) -> dict[str, str]:
-    """The environment of a `git` process, with the limits of its memory and these settings.
+    """Return the environment of a `git` process, with our limits of memory and `settings`.
 
-    Talking to a remote needs the user's proxies, certificates and credential helpers; nothing
-    else may depend on them.
+    The user's configuration (proxies, certificates, credential helpers) is used only with
+    `network`, to talk to a remote.
     """
     kept = {
         name: text
@@ -99,13 +103,8 @@ def environment(
     return SILENCE | kept | _FIXED | given | ({} if network else _ISOLATION)
 
 
-def call(
-    folder: Path,
-    *arguments: str,
-    stdin: bytes = b"",
-    network: bool = False,
-) -> Finished:
-    """Run `git ARGUMENTS` in the repository `folder` to its end, whatever that is."""
+def call(folder: Path, *arguments: str, stdin: bytes = b"", network: bool = False) -> Finished:
+    """Run `git ARGUMENTS` in the repository `folder`; its exit status is left to the caller."""
     with _starting():
         return subprocess.run(
             _command(folder, arguments),
@@ -119,20 +118,10 @@ def call(
 def feed(
     folder: Path, *arguments: str, pieces: Iterable[bytes], pass_fds: Sequence[int] = ()
 ) -> Finished:
-    """As `call`, with an input that is made piece by piece; the answer must be short."""
-    with _starting():
-        process = subprocess.Popen(
-            _command(folder, arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            pass_fds=pass_fds,
-            bufsize=files.PIPE_B,
-        )
-    with process as running:
+    """Do the same as `call` with an input that comes in pieces; the answer must be short."""
+    with _start(folder, arguments, subprocess.PIPE, pass_fds) as running:
         try:
-            with contextlib.suppress(BrokenPipeError):  # its exit status says why
+            with contextlib.suppress(BrokenPipeError):  # its exit status tells why
                 cast(IO[bytes], running.stdin).writelines(pieces)
             stdout, stderr = running.communicate()
         except BaseException:
@@ -148,7 +137,7 @@ def run(
     codes: Collection[int] = (0,),
     network: bool = False,
 ) -> bytes:
-    """What `git ARGUMENTS` prints. Raises what `failure` makes of an exit status not in `codes`."""
+    """Return what `git ARGUMENTS` prints; raise its `failure` if its status is not in `codes`."""
     done = call(folder, *arguments, stdin=stdin, network=network)
     if done.returncode not in codes:
         raise failure(folder, arguments, done.returncode, done.stderr)
@@ -162,10 +151,11 @@ def talk(
     is_given_up: Callable[[], bool],
     settings: Iterable[tuple[str, str]] = (),
 ) -> Finished | None:
-    """Run a `git` that talks to a remote; None if it was ended because `is_given_up`.
+    """Run a `git` that talks to a remote; end it and return None once `is_given_up()` is true.
 
-    It is the first of a session, away from the terminal: Ctrl-C is for us to judge, and its
-    helpers (ssh, curl) end with it.
+    It gets a session of its own, so that Ctrl-C on the terminal reaches only us, and its helpers
+    (ssh, curl) can be ended with it. `extra` is added to its environment, `settings` to its
+    configuration.
     """
     if is_given_up():
         return None
@@ -193,7 +183,7 @@ def talk(
 
 
 def _end_session(leader: "subprocess.Popen[bytes]") -> None:
-    """End a process and its helpers; Git removes its locks if it is asked kindly."""
+    """End a process and its helpers; on SIGTERM Git removes its locks."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader.pid, number)
@@ -203,43 +193,33 @@ def _end_session(leader: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
-    """A `git` to talk to during the block; it is killed if the block fails or is left early.
+    """Run `git ARGUMENTS` during the block; it is killed if the block raises.
 
-    Raises what `failure` makes of its exit status if that is not 0.
+    Raises its `failure` if its exit status is not 0, also if the block raises BrokenPipeError
+    because Git has ended early.
     """
-    with tempfile.TemporaryFile() as words:
-        with _starting():
-            process = subprocess.Popen(
-                _command(folder, arguments),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=words,
-                env=environment(),
-                bufsize=files.PIPE_B,
-            )
+    with tempfile.TemporaryFile() as stderr:
+        process = _start(folder, arguments, stderr)
         pipes = Pipes(cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
-        # For Git to run ahead of us, and we of it, without a change of processes for each record.
+        # Neither side then has to wait for the other after each record.
         files.widen(*pipes)
         try:
             yield pipes
             _close(pipes)
             code: int | None = process.wait()
         except BrokenPipeError:
-            if not _has_gone(process):  # it was another one's pipe
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GOING_S)
+            if process.returncode is None:  # the broken pipe is one of another process
                 raise
-            # It went before it had read everything, and its last words say why.
             code = process.returncode or None
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
         finally:
+            process.kill()  # does nothing if it has ended
+            process.wait()
             _close(pipes)
         if code != 0:
-            words.seek(0)
-            raise failure(folder, arguments, code, words.read())
+            stderr.seek(0)
+            raise failure(folder, arguments, code, stderr.read())
 
 
 def _close(pipes: Pipes) -> None:
@@ -248,16 +228,8 @@ def _close(pipes: Pipes) -> None:
             pipe.close()
 
 
-def _has_gone(process: "subprocess.Popen[bytes]") -> bool:
-    try:
-        process.wait(GOING_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 def lines(folder: Path, *arguments: str, end: bytes = b"\0") -> Iterator[bytes]:
-    """The records that `git ARGUMENTS` prints, ended by `end`, as they come."""
+    """Yield the lines that `git ARGUMENTS` prints, without `end`, which ends each of them."""
     rest = b""
     with running(folder, *arguments) as pipes:
         while data := pipes.stdout.read(1 << 18):
@@ -270,9 +242,9 @@ def lines(folder: Path, *arguments: str, end: bytes = b"\0") -> Iterator[bytes]:
 def failure(
     folder: Path, arguments: Sequence[str], status: int | None, stderr: bytes
 ) -> CrawlerError:
-    """The error that an exit status and the text on stderr stand for, in one line.
+    """Return the error, in one line, that an exit status and the text on stderr mean.
 
-    None: it has ended early, and in order.
+    Status None: Git ended with 0, but before it had read all of its input.
     """
     text = stderr.decode("utf-8", "replace").strip()
     if _FULL.search(text) or status == -signal.SIGXFSZ:
@@ -288,23 +260,38 @@ def failure(
 
 
 def gist(said: str) -> str:
-    """The line of what Git has said that says why: the first complaint. Without a login."""
+    """Return the line of Git's messages that tells why it failed, without logins in URLs."""
     found = [line.strip() for line in said.splitlines() if line.strip()]
     complaints = [line for line in found if line.startswith(_COMPLAINTS)]
     first = (complaints or found or ["git said nothing"])[0]
-    if first.endswith(":"):  # what follows is the reason
+    if first.endswith(":"):  # the reason is on the next line
         first = " ".join(found[found.index(first) :][:2])
     return without_login(first.replace("\t", " "))
 
 
 def without_login(text: str) -> str:
-    """The text without user names and passwords in its URLs, fit for a log or a table."""
+    """Return the text without user names and passwords in its URLs, for logs and tables."""
     return _LOGIN.sub(r"\1", text)
 
 
 def _command(folder: Path, arguments: Sequence[str]) -> list[str]:
-    # Naming the folder also keeps Git from asking whose it is.
+    # With --git-dir Git does not check who owns the folder.
     return ["git", f"--git-dir={folder}", *arguments]
+
+
+def _start(
+    folder: Path, arguments: Sequence[str], stderr: int | IO[bytes], pass_fds: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    with _starting():
+        return subprocess.Popen(
+            _command(folder, arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(),
+            pass_fds=pass_fds,
+            bufsize=files.PIPE_B,
+        )
 
 
 @contextlib.contextmanager
@@ -319,7 +306,7 @@ def _starting() -> Iterator[None]:
 
 @functools.cache
 def check_version() -> None:
-    """ConfigurationError if there is no `git`, or one that is too old."""
+    """Raise ConfigurationError if there is no `git`, or if it is older than OLDEST_GIT."""
     with _starting():
         done = subprocess.run(["git", "version"], capture_output=True, text=True, check=False)
     if done.returncode < 0:

@@ -1,10 +1,11 @@
-"""Read Git's objects: what names stand for, what differs between two trees, what files hold."""
+"""Read Git's objects: what names stand for, what differs between two trees, what files contain."""
 
+import hashlib
 import io
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -12,46 +13,47 @@ from discogs_crawler.errors import BadData
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import git_process
 
-# The name that every Git knows for a tree without entries: what there was before the first commit.
+# The name of the tree without entries, which every Git knows: the state before the first commit.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
-# Put by `maintain_store.py --reclean` on commits that change records without a change at Discogs.
+# The trailer of commits that change records without a change at Discogs: of `maintain_store.py
+# --reclean`.
 TECHNICAL = "Technical"
 
-# Modes of what is in a tree.
+# Modes of the entries of a tree; ABSENT: there is no entry.
 FILE = "100644"
 FOLDER = "040000"
 GITLINK = "160000"
 ABSENT = "000000"
 
-# Commits that are asked for before the first answer is read: a pipe has room for them.
+# Mode, name and object of each entry of a tree.
+TREE_ENTRY = re.compile(rb"([0-7]{5,6}) ([^\0]+)\0(.{20})", re.DOTALL)
+
+# Entries of a tree in a foreign store; ours has at most 1,000 segments.
+MOST_ENTRIES = 10_000
+
+# Commits that are sent to Git before its first answer is read: as many as fit into a pipe.
 _AT_ONCE = 500
 
-# Bytes that are read at once.
+# Bytes per read.
 _BLOCK = 1 << 18
 
-_OPTIONS = ("--raw", "--no-abbrev", "--no-renames", "-z")
-
-# Folders of 10,000 ids compared at once: `diff-tree` holds 330 bytes for each file that differs
-# before it prints the first, so 66 MB. Such a folder lies 3 below the root.
+# Folders of 10,000 ids that are compared at once: `diff-tree` collects all differences, 330 bytes
+# per file, before it prints the first: 66 MB. Such a folder is 3 levels below the root.
 _FOLDERS = 20
 _LEVELS = 3
 
-_ENTRY = re.compile(rb"([0-7]{5,6}) ([^\0]+)\0(.{20})", re.DOTALL)
-
+_OPTIONS = ("--raw", "--no-abbrev", "--no-renames", "-z")
 _RAW = re.compile(rb":(\d+ \d+ [0-9a-f]+ [0-9a-f]+) [A-Z]\0([^\0]+)\0")
 
-# Entries in which two trees of somebody else may differ: a store has at most 1,000 segments.
-MOST_ENTRIES = 10_000
-
-# What `git diff-tree --stdin` repeats, because it names no tree.
+# A line that names no tree. `git diff-tree --stdin` prints it back: it marks the end of an answer.
 _END = b".\n"
 
 _HUNDRED = re.compile("[0-9]{2}", re.ASCII)
 
 
 class TreeDifference(NamedTuple):
-    """A path at which two trees differ: modes (ABSENT: nothing there) and objects."""
+    """A path at which two trees differ: the modes (see ABSENT) and the objects there."""
 
     old_mode: str
     new_mode: str
@@ -60,45 +62,62 @@ class TreeDifference(NamedTuple):
     path: str
 
 
-def differences(
-    folder: Path, old: str, new: str, *, prefix: str = "", recursive: bool = True
-) -> Iterator[TreeDifference]:
-    """The files that differ between two trees that lie at `prefix`, or only their entries."""
-    options = [*["-r"] * recursive, *_OPTIONS]
-    for paths in portions(folder, old, new, prefix) if recursive else [()]:
-        with git_process.running(folder, "diff-tree", *options, old, new, *paths) as pipes:
-            rest = b""
-            while block := pipes.stdout.read(_BLOCK):
-                rest += block
-                end = 0
-                for match in _RAW.finditer(rest):
-                    yield _difference(match, prefix)
-                    end = match.end()
-                rest = rest[end:]
+def blob_id(data: bytes) -> bytes:
+    """Return the 20 bytes that name a file with this content in Git."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).digest()
+
+
+def differences(folder: Path, old: str, new: str, *, prefix: str = "") -> Iterator[TreeDifference]:
+    """Yield the files that differ between two trees whose path in the store is `prefix`."""
+    for paths in portions(folder, old, new, prefix):
+        yield from _diff_tree(folder, prefix, "-r", old, new, *paths)
+
+
+def _diff_tree(folder: Path, prefix: str, *arguments: str) -> Iterator[TreeDifference]:
+    with git_process.running(folder, "diff-tree", *_OPTIONS, *arguments) as pipes:
+        for match in _raw(pipes.stdout.read):
+            yield _difference(match, prefix)
+
+
+def _raw(read: Callable[[int], bytes], end: bytes | None = None) -> Iterator[re.Match[bytes]]:
+    """Yield the differences that `diff-tree` prints, until `end` or the end of the stream.
+
+    BrokenPipeError if there is an `end` and the stream ends before it.
+    """
+    rest = b""
+    while rest != end and (block := read(_BLOCK)):
+        rest += block
+        stop = 0
+        for match in _RAW.finditer(rest):
+            yield match
+            stop = match.end()
+        rest = rest[stop:]
+    if end is not None and rest != end:
+        raise BrokenPipeError
+
+
+def _difference(match: re.Match[bytes], prefix: str) -> TreeDifference:
+    path = prefix + match[2].decode(errors="replace")
+    return TreeDifference._make((*match[1].decode().split(" "), path))
 
 
 def introduced(folder: Path, commits: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The trees and files that the commits have and their parents have not, and where."""
-    options = ("--root", "-m", "-r", "-t", "--no-commit-id", "--raw", "--no-abbrev", "--no-renames")
+    """Yield object and path of each tree and file that a commit has and its parents do not."""
+    options = ("--stdin", "--root", "-m", "-r", "-t", "--no-commit-id", *_OPTIONS)
     for start in range(0, len(commits), _AT_ONCE):
-        with git_process.running(folder, "diff-tree", "--stdin", *options, "-z") as pipes:
+        with git_process.running(folder, "diff-tree", *options) as pipes:
             lines = (f"{commit}\n" for commit in commits[start : start + _AT_ONCE])
             pipes.stdin.write("".join(lines).encode())
             pipes.stdin.close()
-            rest = b""
-            while block := pipes.stdout.read(_BLOCK):
-                rest += block
-                end = 0
-                for match in _RAW.finditer(rest):
-                    yield match[1].decode()[-40:], match[2].decode(errors="replace")
-                    end = match.end()
-                rest = rest[end:]
+            for match in _raw(pipes.stdout.read):
+                yield match[1].decode()[-40:], match[2].decode(errors="replace")
 
 
 def portions(folder: Path, old: str, new: str, prefix: str = "") -> Iterator[Sequence[str]]:
-    """What to give to `diff-tree` after two trees that lie at `prefix`, one piece after the other.
+    """Yield the paths to give to one `diff-tree` of these trees after the other.
 
-    Together it is all that differs; each is little enough for the memory. No paths: all at once.
+    Together they cover all differences, and the memory that each run needs is bounded. Without
+    paths one run compares everything. `prefix` is the path of the trees in the store.
     """
     differing = {"": (f"{old}^{{tree}}", f"{new}^{{tree}}")}
     for _ in range(_LEVELS - prefix.count("/")):
@@ -111,13 +130,16 @@ def portions(folder: Path, old: str, new: str, prefix: str = "") -> Iterator[Seq
 
 
 def _step_down(folder: Path, pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """What differs in these pairs of trees: the trees, "" for none; the path of one ends with /."""
-    is_open = {path: path.endswith("/") or not path for path in pairs}
-    names = [name or EMPTY_TREE for path in pairs if is_open[path] for name in pairs[path]]
+    """Return what differs one level below these pairs of trees, by path.
+
+    The path of a tree ends with /, except that of the root. "" stands for a missing object.
+    """
+    is_tree = {path: path.endswith("/") or not path for path in pairs}
+    names = [name or EMPTY_TREE for path in pairs if is_tree[path] for name in pairs[path]]
     trees = (_entries(folder, tree) for tree in contents(folder, names))
     below: dict[str, tuple[str, str]] = {}
     for path in pairs:
-        if not is_open[path]:
+        if not is_tree[path]:
             below[path] = pairs[path]
             continue
         before, after = next(trees), next(trees)
@@ -129,39 +151,35 @@ def _step_down(folder: Path, pairs: Mapping[str, tuple[str, str]]) -> dict[str, 
 
 
 def _entries(folder: Path, tree: bytes | None) -> dict[str, str]:
-    """The objects in a tree by name; that of a folder ends with /."""
+    """Return the objects in a tree by name; the names of folders end with /."""
     if tree is None:
         raise git_process.GitFailed(f"{folder}: a tree is missing")
     return {
         os.fsdecode(name) + "/" * (mode == b"40000"): oid.hex()
-        for mode, name, oid in _ENTRY.findall(tree)
+        for mode, name, oid in TREE_ENTRY.findall(tree)
     }
 
 
-def _difference(match: re.Match[bytes], prefix: str) -> TreeDifference:
-    path = prefix + match[2].decode(errors="replace")
-    return TreeDifference._make((*match[1].decode().split(" "), path))
-
-
 def few_differences(folder: Path, old: str, new: str) -> list[TreeDifference]:
-    """The entries, each once, in which two trees differ; BadData if they are MOST_ENTRIES."""
-    return _few(folder, differences(folder, old, new, recursive=False))
+    """Return the entries in which two trees differ; BadData for MOST_ENTRIES or more."""
+    return _few(folder, _diff_tree(folder, "", old, new))
 
 
 def _few(folder: Path, found: Iterator[TreeDifference]) -> list[TreeDifference]:
     entries = list(itertools.islice(found, MOST_ENTRIES))
     if len(entries) == MOST_ENTRIES:
-        raise BadData(f"{folder}: a folder with {MOST_ENTRIES:,} entries: it is no store")
-    # In a tree that no Git has made a name may stand again and again.
+        raise BadData(f"{folder}: a folder with {MOST_ENTRIES:,} entries: this is no store")
+    # A tree that was not made by Git may have a name several times.
     return list({(entry.path, *entry[:2]): entry for entry in entries}.values())
 
 
 def differences_in_segment(
     folder: Path, old: str, new: str, *, prefix: str
 ) -> Iterator[TreeDifference]:
-    """As `differences`, of segments by somebody else: only folders where records may be are read.
+    """Yield the same as `differences`, of segments of a foreign store, which may be malicious.
 
-    Trees that repeat and nest make billions of paths out of a few kB.
+    Trees that repeat and nest make billions of paths out of a few kB, so only folders in which
+    records may be are read. BadData if a folder is missing or has too many entries.
     """
     before, after = look_up(folder, [f"{old}^{{tree}}", f"{new}^{{tree}}"])
     both = TreeDifference(FOLDER, FOLDER, before or "", after or "", prefix)
@@ -172,7 +190,7 @@ def differences_in_segment(
 def _below(
     folder: Path, pipes: git_process.Pipes, parent: TreeDifference, levels: int
 ) -> Iterator[TreeDifference]:
-    """What differs in two folders; so many `levels` of folders below them are entered."""
+    """Yield what differs in two folders and in `levels` levels of folders below them."""
     found = _compared(folder, pipes, parent)
     if not levels:
         yield from found
@@ -187,6 +205,7 @@ def _below(
         new = entry.new if entry.new_mode == FOLDER else EMPTY_TREE
         inside = entry._replace(old=old, new=new, path=entry.path + "/")
         yield from _below(folder, pipes, inside, levels - 1)
+        # A folder became a file, or a file a folder: the file differs, too.
         others = [ABSENT if mode == FOLDER else mode for mode in modes]
         if others != [ABSENT, ABSENT]:
             yield entry._replace(old_mode=others[0], new_mode=others[1])
@@ -195,24 +214,18 @@ def _below(
 def _compared(
     folder: Path, pipes: git_process.Pipes, parent: TreeDifference
 ) -> Iterator[TreeDifference]:
-    """What differs in the next two trees that `diff-tree --stdin` is asked for."""
+    """Ask `diff-tree --stdin` to compare the two trees of `parent`, and yield its answer."""
     pair = f"{parent.old} {parent.new}\n".encode()
     pipes.stdin.write(pair + _END)
     pipes.stdin.flush()
     if _unless_ended(pipes.stdout.readline()) != pair:
         raise BadData(f"{folder}: {parent.path}: a folder is missing or damaged: see git fsck")
-    rest = b""
-    while rest != _END:
-        rest += _unless_ended(pipes.stdout.readline(_BLOCK), b"")
-        end = 0
-        for match in _RAW.finditer(rest):
-            yield _difference(match, parent.path)
-            end = match.end()
-        rest = rest[end:]
+    for match in _raw(pipes.stdout.readline, _END):
+        yield _difference(match, parent.path)
 
 
 def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
-    """The paths (`releases/13`) of the segments that have this mode, and their objects."""
+    """Return the objects of the segments that have this mode, by path (`releases/13`)."""
     command = ("ls-tree", "--full-tree", revision, *(f"{kind}/" for kind in KINDS))
     listing = git_process.run(folder, *command).decode(errors="replace")
     found = re.findall(rf"^{mode} \w+ ([0-9a-f]+)\t(\w+/(\w+))$", listing, re.MULTILINE)
@@ -220,9 +233,9 @@ def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
 
 
 def contents(folder: Path, names: Sequence[str]) -> Iterator[bytes | None]:
-    """What the objects hold that `names` (`REV:path` or ids) stand for; None for what is not.
+    """Yield the content of the object that each name (`REV:path` or id) stands for; None: none.
 
-    For batches: the names are sent before the first answer is read.
+    All answers are in memory at once, so names should come in batches.
     """
     stdin = "".join(f"{name}\n" for name in names).encode()
     if not stdin:
@@ -234,10 +247,10 @@ def contents(folder: Path, names: Sequence[str]) -> Iterator[bytes | None]:
 
 
 def next_object(stream: IO[bytes]) -> tuple[str, bytes]:
-    """The type (or `missing`) of the object that `git cat-file` prints next, and what it holds.
+    """Return type (or `missing`) and content of the next object that `git cat-file` prints.
 
-    That ends with a line feed more. BrokenPipeError if Git has ended within: why is for `running`
-    to find out.
+    Git adds a line feed to the content. BrokenPipeError if Git ended before: `running` then finds
+    out why.
     """
     header = _unless_ended(stream.readline()).decode(errors="replace").split()
     if header[-1] == "missing":
@@ -245,14 +258,15 @@ def next_object(stream: IO[bytes]) -> tuple[str, bytes]:
     return header[1], _unless_ended(stream.read(int(header[2]) + 1))
 
 
-def _unless_ended(read: bytes, end: bytes = b"\n") -> bytes:
-    if not (read and read.endswith(end)):
+def _unless_ended(read: bytes) -> bytes:
+    """Return what was read; BrokenPipeError if its last line is not complete."""
+    if not read.endswith(b"\n"):
         raise BrokenPipeError
     return read
 
 
 def look_up(folder: Path, names: Sequence[str], *, network: bool = False) -> list[str | None]:
-    """The objects that these names (`HEAD^{commit}`, `REVISION:releases`) mean; None: nothing."""
+    """Return the object that each name (`HEAD^{commit}`, `REVISION:releases`) means; None: none."""
     if any("\n" in name or "\0" in name for name in names):
         return [None] * len(names)
     given = "".join(f"{name}\n" for name in names).encode()
@@ -263,7 +277,7 @@ def look_up(folder: Path, names: Sequence[str], *, network: bool = False) -> lis
 
 
 def contains(folder: Path, tip: str | None, revision: str) -> bool:
-    """Whether commit `tip` is `revision` or one of its descendants."""
+    """Whether commit `tip` is `revision` or a descendant of it."""
     if tip is None or tip == revision:
         return tip == revision
     command = ("merge-base", "--is-ancestor", revision, tip)
@@ -276,7 +290,10 @@ def contains(folder: Path, tip: str | None, revision: str) -> bool:
 def commits_between(
     folder: Path, old: str | None, new: str, at_most: int | None = None
 ) -> int | None:
-    """How many commits `new` is ahead of `old` along first parents; None if one is unknown."""
+    """Return the number of commits from `old` to `new` along first parents, up to `at_most`.
+
+    None if one of the two is unknown. Without `old`, all commits up to `new` count.
+    """
     names = [f"{name}^{{commit}}" for name in (new, old) if name]
     if None in look_up(folder, names):
         return None

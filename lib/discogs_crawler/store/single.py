@@ -1,8 +1,8 @@
-"""The store: every record as a JSON file in Git, and the only way to change one.
+"""Records as JSON files in one Git repository, and how they are changed.
 
-One commit: read the tip; ask which ids of the batch are still ours; commit from that tip. If the
-branch has moved meanwhile all three again, so that nobody commits over a newer result. With
-STORE_REMOTE the tip is fetched, and the commit counts when its push was accepted.
+A batch is committed in three steps: read the tip; ask which ids of the batch are still ours; commit
+on that tip. If the branch has moved meanwhile, all three are repeated, so that nobody overwrites a
+newer result. With STORE_REMOTE the tip is fetched, and a commit counts once its push is accepted.
 """
 
 import itertools
@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from discogs_crawler import clock
-from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.records import parse_record_path, record_path, segment_of
 from discogs_crawler.store import fast_import, objects, stale_locks
@@ -30,62 +29,63 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# How long a batch may take to get in while others push, or while the remote is down. Leases are
-# renewed meanwhile; whoever runs the worker hears of it after this.
+# Seconds in which a batch must be committed while others push, or while the remote is down. Leases
+# are renewed meanwhile; then the worker fails, so that its user hears of it.
 PATIENCE_S = 600
 
-# The longest waits between two attempts, in seconds: others moved the branch; the remote is down.
+# The longest waits between two attempts, in seconds: after others moved the branch, and while the
+# remote is down.
 BACKOFF_S = 2
 DOWN_S = 30
 
-# Records read at once: 200 of the largest are 30 MB.
+# Records that are read at once: 200 of the largest take 30 MB.
 READ_AT_ONCE = 200
 
-# How a record begins that came from a dump; one from the API has no such key.
+# The beginning of records from dumps; those from the API have no such key.
 FROM_DUMP = b'{\n  "_dump": '
 
 # The branches of `worker.py --branch NAME`.
 BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-# Commits on their way to the remote: refs/crawler/EPOCH-RANDOM.
+# Commits on their way to the remote: refs/crawler/pending/EPOCH-RANDOM.
 PENDING = "refs/crawler/pending/"
 
 
 def pending_since(ref: str) -> int:
-    """The time (epoch seconds) from which that reference of PENDING is; 0 for another."""
+    """Return when a reference of PENDING was made, in epoch seconds; 0 for other references."""
     epoch = ref.removeprefix(PENDING).partition("-")[0]
     return int(epoch) if epoch.isdigit() else 0
 
 
 class Edit(NamedTuple):
-    """A record to store, or with `data` None to remove."""
+    """A record to store; with `data` None it is removed."""
 
     id: int
     data: bytes | None
 
 
 class Committed(NamedTuple):
-    """What became of a batch."""
+    """The result of committing a batch."""
 
     revision: str
-    """the tip that holds the batch, "" if the store is empty"""
+    """the tip that has the batch; "" if the store is empty"""
     ids: frozenset[int]
-    """those committed, or stored like that already; the others were no longer ours"""
+    """the ids whose records are stored now; the others were no longer ours"""
     changed: frozenset[int]
-    """those that made a difference"""
+    """those of them whose records were changed by this commit"""
     added: int
     updated: int
     removed: int
     segments: Mapping[int, str] = MappingProxyType({})
-    """where each segment has a repository of its own: the revisions there"""
+    """by segment the revision of its repository, if segments have their own"""
 
     def revision_of(self, record_id: int) -> str:
-        """The revision that holds that record of the batch."""
+        """Return the revision that has this record of the batch."""
         return self.segments.get(segment_of(record_id), self.revision)
 
 
 class TreePair(NamedTuple):
-    """Two trees to compare, and the path at which they lie in the store."""
+    """Two trees to compare, and their path in the store."""
 
     repository: Repository
     prefix: str
@@ -93,13 +93,8 @@ class TreePair(NamedTuple):
     new: str
 
 
-def _subject(kind: str, done: Committed) -> str:
-    counts = {"added": done.added, "changed": done.updated, "removed": done.removed}
-    return f"{kind}: " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-
-
 class SingleStore:
-    """Records in one repository: all of them, or with `prefix` those of `releases/13/`."""
+    """Records in one repository: all, or those of one segment, whose path is `prefix`."""
 
     layout = "single"
 
@@ -112,65 +107,68 @@ class SingleStore:
         *,
         remote: Remote | None = None,
         prefix: str = "",
-        stop: Stop | None = None,
     ) -> None:
         self.repository = repository
         self.prefix = prefix
         self.author = author
         self.patience_s: float = PATIENCE_S
         self._remote = remote
-        self._stop = Stop() if stop is None else stop
         self._branch = HEADS + branch
         self._tips = (HEADS + branch, HEADS + main)
         self._published: str | None = None
 
-    def tip(self) -> str | None:
-        """The newest commit of our branch that counts, None if the store is empty.
+    def path_of(self, kind: str, record_id: int) -> str:
+        """Return the path of a record in this repository."""
+        return record_path(kind, record_id).removeprefix(self.prefix)
 
-        With a remote: what it is known to have. A branch that is new begins at the main one.
+    def tip(self) -> str | None:
+        """Return the newest commit of our branch; None if the store is empty.
+
+        With a remote, one that it is known to have. A new branch begins at the main one.
         """
         tips = (self.repository.tip(ref) for ref in self._tips)
         return next((tip for tip in tips if tip), None)
 
     def refresh(self) -> str | None:
-        """The tip, fetched from the remote if there is one."""
+        """Fetch from the remote, if there is one, and return the tip.
+
+        Unavailable if it cannot be reached, ConfigurationError if it has another history.
+        """
         if self._remote:
             self._remote.fetch()
         return self.tip()
 
     def settle(self) -> str | None:
-        """The revision up to which consumers may read now; None if the store is empty."""
+        """Return the revision up to which consumers may read now; None if the store is empty."""
         return self.refresh()
 
     @property
     def top(self) -> "SingleStore":
-        """The one whose revisions consumers read."""
+        """The store whose revisions consumers read."""
         return self
 
     def parts(self) -> list["SingleStore"]:
-        """The stores of single repositories that this one consists of."""
+        """Return the stores of single repositories of which this one consists."""
         return [self]
 
     def part(self, kind: str, segment: int) -> "SingleStore":
-        """The store of the repository that has a segment."""
+        """Return the store of the repository that has a segment."""
         return self
 
     def repositories(self) -> list[Repository]:
-        """All repositories of the store."""
+        """Return all repositories of the store."""
         return [self.repository]
 
     def spans(self, old: str | None, new: str) -> Iterator[TreePair]:
-        """Where the trees are that differ between two revisions of the store."""
+        """Yield the trees to compare for the difference between two revisions of the store."""
         yield TreePair(self.repository, "", old or EMPTY_TREE, new)
 
     def settled_tip(self, part: "SingleStore") -> str | Pushed:
-        """The tip of one of `parts`, to commit on so that `pin` has nothing else to pin."""
-        return part.refresh() or Pushed(Reply.MOVED, "the store has gone")
+        """Return the tip of one of `parts`, after whose next commit `pin` pins only that commit."""
+        return part.refresh() or Pushed(Reply.MOVED, "the store is empty now")
 
-    def pin(
-        self, tips: Mapping[str, str | None], trailers: Mapping[str, str] | None = None
-    ) -> str | None:
-        """Let readers have these commits of the parts, by prefix; here they do. The new tip."""
+    def pin(self, tips: Mapping[str, str | None], trailers: Mapping[str, str]) -> str | None:
+        """Publish these commits of the parts, by prefix, to readers; return the new tip."""
         return self.tip()
 
     def commit(
@@ -180,14 +178,14 @@ class SingleStore:
         still_ours: Callable[[], Collection[int]],
         trailers: Mapping[str, str],
     ) -> Committed:
-        """Store the changes in one commit, in order of their ids; it is durable when this returns.
+        """Store the changes that make a difference in one commit, which is then saved to disk.
 
-        Only what differs is committed: nothing, if nothing does. `still_ours` extends the leases
-        and names the ids that may be stored; it is called again before every further attempt.
-        Unavailable after `patience_s` in which others were always faster or the remote was down.
+        `still_ours` extends the leases and returns the ids that may be stored; it is called before
+        each attempt. Unavailable if the remote was down, or others always committed first, for
+        `patience_s` seconds.
         """
         batch = {change.id: change.data for change in sorted(changes)}
-        sent: list[Committed] = []  # the remote did not answer: it may have them
+        sent: list[Committed] = []  # pushed without an answer: the remote may have them
 
         def attempt() -> Committed | Pushed:
             base = self.refresh()
@@ -199,7 +197,9 @@ class SingleStore:
             entries, done = self._difference(base, kind, left)
             if not entries:
                 return done
-            made = self.publish(base, entries, fast_import.describe(_subject(kind, done), trailers))
+            counts = {"added": done.added, "changed": done.updated, "removed": done.removed}
+            message = fast_import.describe(fast_import.subject(kind, counts), trailers)
+            made = self.publish(base, entries, message)
             if not isinstance(made, Pushed):
                 return done._replace(revision=made)
             if made.commit:
@@ -211,14 +211,14 @@ class SingleStore:
     def retried(
         self, attempt: Callable[[], _T | Pushed], while_down: Callable[[], object] = lambda: None
     ) -> _T:
-        """What `attempt` returns, again as long as its push is not accepted or the remote is down.
+        """Repeat `attempt` until its push is accepted, and return what it returns.
 
-        A remote that is down is not waited for when it is time to end; `while_down` is called
-        before each wait for it.
+        `while_down` is called before each wait for a remote that is down. Unavailable after
+        `patience_s` seconds, or if the remote is down when it is time to end.
         """
-        deadline = time.monotonic() + self.patience_s
+        deadline, delay_s = time.monotonic() + self.patience_s, 1.0
         sleep: Callable[[float], object]
-        for number in itertools.count():
+        while True:
             try:
                 result = attempt()
             except Unavailable as error:
@@ -228,32 +228,32 @@ class SingleStore:
             why = result.why
             if result.reply is Reply.UNKNOWN:
                 while_down()
-                if self._remote is None or self._stop:
+                if self._remote is None or self._remote.stop:
                     raise Unavailable(why)
                 log.warning("%s; trying again", why)
-                sleep, wait_s = self._stop.wait, min(DOWN_S, 2 ** min(number, 10))
+                sleep, wait_s = self._remote.stop.wait, min(DOWN_S, delay_s)
             else:
-                log.info("%s: again on the new tip: %s", self.repository.path, why)
-                sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * 2 ** min(number, 10))
+                log.info("%s: trying again on the new tip: %s", self.repository.path, why)
+                sleep, wait_s = time.sleep, min(BACKOFF_S, 0.02 * delay_s)
                 why = f"{self.repository.path}: others always commit first: {why}"
             if result.reply is Reply.LOCKED:
                 stale_locks.remove_locks(self.repository)
             if time.monotonic() + wait_s > deadline:
                 raise Unavailable(why)
             sleep(random.uniform(0.5, 1) * wait_s)
-        raise AssertionError("unreachable")
+            delay_s *= 2
 
     def _difference(
         self, base: str | None, kind: str, batch: Mapping[int, bytes | None]
     ) -> tuple[list[Entry], Committed]:
-        """What a commit on `base` has to change, and how much that is."""
-        paths = {i: record_path(kind, i).removeprefix(self.prefix) for i in batch}
+        """Return the files that a commit on `base` has to change, and its result."""
+        paths = {i: self.path_of(kind, i) for i in batch}
         before = fast_import.stored(self.repository, base, paths.values())
-        changed = {
-            i: "added" if paths[i] not in before else "removed" if data is None else "updated"
-            for i, data in batch.items()
-            if before.get(paths[i]) != (None if data is None else fast_import.blob_id(data))
-        }
+        changed: dict[int, str] = {}
+        for i, data in batch.items():
+            old, new = before.get(paths[i]), None if data is None else objects.blob_id(data)
+            if old != new:
+                changed[i] = "added" if old is None else "removed" if new is None else "updated"
         entries = [Entry(paths[i], batch[i]) for i in changed]
         counts = Counter(changed.values())
         added, updated, removed = counts["added"], counts["updated"], counts["removed"]
@@ -267,27 +267,27 @@ class SingleStore:
         message: str,
         parents: Iterable[str] = (),
     ) -> str | Pushed:
-        """Put files, also other ones than records, on exactly `base`; the commit, durable.
+        """Commit files, records or others, on exactly `base`; return the commit, saved to disk.
 
-        With a remote it is on a reference of its own until that has answered. ConfigurationError
-        if our branch does not lead to our last one any more: somebody has put it back.
+        With a remote it is also pushed; until the remote has answered, only a PENDING reference
+        names the commit. ConfigurationError if our branch no longer contains our last commit.
         """
         last = self._published
-        if last and not self._leads_to(last):
+        if last and not self._has_commit(last):
             raise ConfigurationError(
-                f"{self.repository.path}: {self._branch} was put back behind commit {last[:12]}, "
-                "which is of this run: put it forward again, or go on from here by "
-                "maintain_store.py --refetch, which wants again what it lacks"
+                f"{self.repository.path}: {self._branch} was put back behind commit {last[:12]} "
+                "of this run: put it forward again, or go on from here with "
+                "maintain_store.py --refetch, which fetches again what it lacks"
             )
         made = self._publish(base, entries, message, parents)
         if not isinstance(made, Pushed):
             self._published = made
         return made
 
-    def _leads_to(self, commit: str) -> bool:
-        """Whether our branch does; of a repository in the place of ours others will tell."""
+    def _has_commit(self, commit: str) -> bool:
+        """Whether our branch contains the commit."""
         tip = self.tip()
-        if tip == commit or self.repository.replaced():
+        if tip == commit or self.repository.replaced():  # `stale_locks.writing` reports the latter
             return True
         known = objects.look_up(self.repository.path, [f"{commit}^{{commit}}"])[0]
         return known is not None and objects.contains(self.repository.path, tip, commit)
@@ -312,13 +312,13 @@ class SingleStore:
         return pushed._replace(commit=made) if pushed.reply is Reply.UNKNOWN else pushed
 
     def branches(self) -> dict[str, str]:
-        """The branches that workers commit to besides the main one, and their tips."""
+        """Return the tips of the branches of `worker.py --branch NAME`, by NAME."""
         prefix = HEADS + CRAWL
         tips = {ref.removeprefix(prefix): tip for ref, tip in self.repository.refs(prefix).items()}
         return {name: tip for name, tip in tips.items() if BRANCH.fullmatch(name)}
 
     def advance(self, commit: str, branch: str = "") -> Pushed:
-        """Move our branch, or that one of `branches`, to a descendant; MOVED if it is not one."""
+        """Move our branch, or one of `branches`, to `commit`; MOVED if that is no descendant."""
         ref = f"{HEADS}{CRAWL}{branch}" if branch else self._branch
         if self._remote:
             return self._remote.push(commit, ref)
@@ -329,19 +329,19 @@ class SingleStore:
             return fast_import.move(self.repository, ref, before, commit)
 
     def read(self, kind: str, ids: Iterable[int]) -> dict[int, bytes]:
-        """Those of the records that are stored."""
+        """Return the stored records among these, by id."""
         tip = self.tip()
         wanted = sorted(set(ids))
         found: dict[int, bytes] = {}
         for start in range(0, len(wanted) if tip else 0, READ_AT_ONCE):
             block = wanted[start : start + READ_AT_ONCE]
-            paths = [record_path(kind, i).removeprefix(self.prefix) for i in block]
-            blobs = objects.contents(self.repository.path, [f"{tip}:{path}" for path in paths])
+            names = [f"{tip}:{self.path_of(kind, i)}" for i in block]
+            blobs = objects.contents(self.repository.path, names)
             found |= {i: data for i, data in zip(block, blobs, strict=True) if data is not None}
         return found
 
     def ids(self, kind: str) -> Iterator[int]:
-        """The ids of all stored records of a kind, ascending."""
+        """Yield the ids of all stored records of a kind, ascending."""
         tip = self.tip()
         if tip is None:
             return
@@ -355,7 +355,7 @@ class SingleStore:
             yield from self._ids_below(tip, folder)
 
     def _ids_below(self, tip: str, folder: str) -> Iterator[int]:
-        """The ids below a folder; within a directory Git sorts them as text."""
+        """Yield the ids below a folder, ascending; within a directory Git sorts them as text."""
         where = ["--", folder] if folder else []
         paths = self.repository.lines("ls-tree", "-r", "--name-only", "-z", tip, *where)
         places = (parse_record_path(self.prefix + path.decode(errors="replace")) for path in paths)

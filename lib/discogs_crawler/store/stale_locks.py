@@ -1,8 +1,8 @@
-"""What a killed process leaves in a repository: temporary files, and locks that stop the next one.
+"""Remove what a killed process leaves in a repository: temporary files and lock files.
 
-Whoever writes holds the repository's `crawler.lock` shared, and so does the `git` that he starts,
-which may outlive him. Who gets it alone knows that no writer of ours is alive, and that an old
-lock file of Git belongs to nobody.
+Every writer holds a shared lock on the repository's `crawler.lock`, and so does the `git` that it
+starts, which may outlive it. Whoever gets an exclusive lock knows that none of our writers is
+alive, so that an old lock file of Git belongs to a dead process.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from discogs_crawler.store.git import Repository
 
 log = logging.getLogger(__name__)
 
-# Git holds a lock for milliseconds; one of somebody else's, e.g. of a push, gets this long.
+# Seconds that other programs (e.g. a push) get for their locks; Git needs milliseconds.
 STALE_LOCK_S = 10
 
-# Import and repack write to temporary files for hours at most.
+# Seconds; imports and repacks write to their temporary files for a few hours at most.
 STALE_FILE_S = 86_400
 
-# A lock on a reference is held for an instant; others (`shallow.lock`) as long as a fetch takes.
+# Locks on references are held for an instant, others (`shallow.lock`) for as long as a fetch takes.
 _REFERENCE_LOCKS = ("HEAD.lock", "refs/**/*.lock")
 _LOCKS = (
     "*.lock",
@@ -47,55 +47,50 @@ _OURS = "crawler.lock"
 
 @contextlib.contextmanager
 def writing(repository: Repository, *, alone: bool = False) -> Iterator[int]:
-    """Hold the writers' lock during the block, shared or `alone`; the open file, to hand on.
+    """Hold the writers' lock during the block, shared or `alone`.
 
-    ConfigurationError if the repository cannot be written, or was replaced since we opened it.
+    Yields the open lock file, for a child process to inherit. ConfigurationError if the repository
+    cannot be written, or was replaced since it was opened.
     """
-    path = repository.path / _OURS
-    handle = _open(path)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with _locked(repository, fcntl.LOCK_EX if alone else fcntl.LOCK_SH) as handle:
         if repository.replaced():
             raise ConfigurationError(
-                f"{repository.path}: it was converted meanwhile; set STORE_LAYOUT and start again"
+                f"{repository.path}: it was converted meanwhile; set STORE_LAYOUT and restart"
             )
+        yield handle
+
+
+@contextlib.contextmanager
+def _locked(repository: Repository, how: int) -> Iterator[int]:
+    path = repository.path / _OURS
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, how)
         yield handle
     finally:
         os.close(handle)
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+def remove_locks(repository: Repository, *, of_references: bool = False) -> None:
+    """Remove the lock files of dead processes, unless one of our writers is alive."""
+    patterns = _REFERENCE_LOCKS if of_references else _LOCKS
+    with contextlib.suppress(BlockingIOError), _locked(repository, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        _remove(repository.path, patterns, STALE_LOCK_S)
 
 
-def remove_locks(repository: Repository, *, of_references: bool = False) -> list[Path]:
-    """Remove lock files of dead processes; which they were. None while one of us is writing."""
-    handle = _open(repository.path / _OURS)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove(repository.path, _REFERENCE_LOCKS if of_references else _LOCKS, STALE_LOCK_S)
-    except BlockingIOError:
-        return []
-    finally:
-        os.close(handle)
+def remove_files(repository: Repository) -> None:
+    """Remove temporary files and crash reports that no process writes any more."""
+    _remove(repository.path, _FILES, STALE_FILE_S)
 
 
-def remove_files(repository: Repository) -> list[Path]:
-    """Remove temporary files and crash reports that nobody writes any more; which they were."""
-    return _remove(repository.path, _FILES, STALE_FILE_S)
-
-
-def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> list[Path]:
-    removed = []
+def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> None:
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            # One from the future was made by a wrong clock, and would stay until then.
+            # A time in the future is from a wrong clock; the file would stay until then.
             age = time.time() - path.stat().st_mtime
             if path.name != _OURS and not -SKEW_S <= age <= age_s:
                 path.unlink()
-                log.info("%s: removed, a dead process left it", path)
-                removed.append(path)
-    return removed
+                log.info("%s: removed, left by a dead process", path)
