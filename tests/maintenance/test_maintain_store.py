@@ -222,15 +222,23 @@ def test_leftovers_of_dead_processes_go_and_young_files_stay(settings: Settings)
     main = opened(settings)
     put(main, [1])
     folder = main.repository.path
+    push = folder / "objects/tmp_objdir-incoming-x"
     old = [folder / "fast_import_crash_7", folder / "objects/pack/tmp_pack_x", folder / "HEAD.lock"]
     young = folder / "objects/pack/tmp_pack_y"
-    for path in (*old, young):
+    (push / "pack").mkdir(parents=True)
+    for path in (*old, young, push / "pack/tmp_pack_z"):
         path.touch()
+    old.append(push)
     for path in old:
         os.utime(path, (1, 1))
+    # Without it the fetch of another process would end well, and with half a history.
+    fetching = folder / "shallow.lock"
+    fetching.touch()
+    os.utime(fetching, (time.time() - 600,) * 2)
     housekeeping.tidy(main.repository)
     assert [path for path in old if path.exists()] == []
     assert young.exists()
+    assert fetching.exists()
 
 
 def test_workers_commit_while_maintenance_runs(settings: Settings) -> None:

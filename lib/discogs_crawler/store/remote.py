@@ -26,12 +26,12 @@ from discogs_crawler.store.fast_import import ACCEPTED, Pushed, Reply
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.git_process import gist
 from discogs_crawler.store.objects import FOLDER
+from discogs_crawler.store.stale_locks import FETCH_S
 
 log = logging.getLogger(__name__)
 
-# A push of a batch takes a second; the first fetch of a whole store an hour.
+# A push of a batch takes a second.
 PUSH_S = 300
-FETCH_S = 6 * 3_600
 
 # How long a fetch is tried in vain because of others; a dead one's lock is removed in this time.
 LOCKED_S = 60
@@ -78,6 +78,8 @@ _MOVED = (
     "cannot lock ref",
     "incorrect old value",
     "reference already exists",
+    "could not lock config file",
+    "shallow file has changed",
     _LOCKED,
 )
 
@@ -296,7 +298,7 @@ class Remote:
             if self._stop or time.monotonic() > deadline:
                 raise Unavailable(f"{self._repository.path}: {pushed.why}")
             if pushed.reply is Reply.LOCKED:
-                stale_locks.remove_locks(self._repository, of_references=True)
+                stale_locks.remove_locks(self._repository, of_fetches=True)
             time.sleep(random.uniform(0.1, 0.3))
 
     def push(self, commit: str, branch: str) -> Pushed:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,15 @@ STALE_LOCK_S = 10
 # Import and repack write to temporary files for hours at most.
 STALE_FILE_S = 86_400
 
-# A lock on a reference is held for an instant; others (`shallow.lock`) as long as a fetch takes.
-_REFERENCE_LOCKS = ("HEAD.lock", "refs/**/*.lock")
+# The first fetch of a whole store takes an hour. It does not hold our lock, but all the time
+# `shallow.lock`, without which it cannot end.
+FETCH_S = 6 * 3_600
+
+# Without these nobody can fetch.
+_FETCH_LOCKS = ("HEAD.lock", "refs/**/*.lock", "shallow.lock")
 _LOCKS = (
     "*.lock",
-    *_REFERENCE_LOCKS,
+    *_FETCH_LOCKS,
     "objects/info/*.lock",
     "objects/info/commit-graphs/*.lock",
     "objects/pack/*.lock",
@@ -40,7 +45,7 @@ _FILES = (
     "objects/pack/.tmp-*",
     "objects/info/commit-graphs/tmp_*",
     "objects/??/tmp_obj_*",
-    "objects/tmp_objdir-*",
+    "objects/tmp_objdir-*",  # a folder: what a push to us has brought so far
 )
 _OURS = "crawler.lock"
 
@@ -71,12 +76,12 @@ def _open(path: Path) -> int:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def remove_locks(repository: Repository, *, of_references: bool = False) -> list[Path]:
+def remove_locks(repository: Repository, *, of_fetches: bool = False) -> list[Path]:
     """Remove lock files of dead processes; which they were. None while one of us is writing."""
     handle = _open(repository.path / _OURS)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove(repository.path, _REFERENCE_LOCKS if of_references else _LOCKS, STALE_LOCK_S)
+        return _remove(repository.path, _FETCH_LOCKS if of_fetches else _LOCKS, STALE_LOCK_S)
     except BlockingIOError:
         return []
     finally:
@@ -94,8 +99,12 @@ def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> list[Path]
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             # One from the future was made by a wrong clock, and would stay until then.
             age = time.time() - path.stat().st_mtime
-            if path.name != _OURS and not -SKEW_S <= age <= age_s:
-                path.unlink()
+            stale_s = FETCH_S if path.name == "shallow.lock" else age_s
+            if path.name != _OURS and not -SKEW_S <= age <= stale_s:
+                if path.match("tmp_objdir-*"):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 log.info("%s: removed, a dead process left it", path)
                 removed.append(path)
     return removed
