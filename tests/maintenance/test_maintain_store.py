@@ -442,6 +442,21 @@ def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_pack_that_was_not_put_in_place_to_the_end_is_no_damage(
+    run: Run, settings: Settings
+) -> None:
+    """Its index comes last; whoever wrote it has committed nothing."""
+    main = opened(settings)
+    put(main, [1])
+    know(settings, [1])
+    [pack] = (main.repository.path / "objects" / "pack").glob("*.pack")
+    shutil.copy(pack, pack.with_name(f"pack-{'ab' * 20}.pack"))
+    done = run("maintain_store.py", "--check")
+    assert (done.returncode, done.stdout) == (0, "")
+    pack.with_suffix(".idx").unlink()
+    assert run("maintain_store.py", "--check").returncode == 65
+
+
 def test_the_nightly_check_reads_only_what_is_new(run: Run, settings: Settings) -> None:
     main = opened(settings)
     plain_file(main, record_path("releases", 1), b"old damage")
