@@ -26,6 +26,9 @@ from discogs_crawler.store import git_memory
 # `core.fsync` came with 2.36, `merge-tree --write-tree` with 2.38.
 OLDEST_GIT = (2, 38)
 
+# What is read of its complaints, at most.
+MOST_WORDS_B = 1 << 20
+
 # How often it is looked whether a remote is still to be waited for.
 LOOK_S = 0.2
 
@@ -117,28 +120,35 @@ def call(
 
 
 def feed(
-    folder: Path, *arguments: str, pieces: Iterable[bytes], pass_fds: Sequence[int] = ()
+    folder: Path,
+    *arguments: str,
+    pieces: Iterable[bytes],
+    pass_fds: Sequence[int] = (),
+    settings: Iterable[tuple[str, str]] = (),
 ) -> Finished:
     """As `call`, with an input that is made piece by piece; the answer must be short."""
-    with _starting():
-        process = subprocess.Popen(
-            _command(folder, arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            pass_fds=pass_fds,
-            bufsize=files.PIPE_B,
-        )
-    with process as running:
-        try:
-            with contextlib.suppress(BrokenPipeError):  # its exit status says why
-                cast(IO[bytes], running.stdin).writelines(pieces)
-            stdout, stderr = running.communicate()
-        except BaseException:
-            running.kill()
-            raise
-    return Finished(arguments, running.returncode, stdout, stderr)
+    # Git complains of a damaged pack at each object of its input, more than a pipe has room for.
+    with tempfile.TemporaryFile() as words:
+        with _starting():
+            process = subprocess.Popen(
+                _command(folder, arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                env=environment(settings=settings),
+                pass_fds=pass_fds,
+                bufsize=files.PIPE_B,
+            )
+        with process as running:
+            try:
+                with contextlib.suppress(BrokenPipeError):  # its exit status says why
+                    cast(IO[bytes], running.stdin).writelines(pieces)
+                stdout, _ = running.communicate()
+            except BaseException:
+                running.kill()
+                raise
+        words.seek(0)
+        return Finished(arguments, running.returncode, stdout, words.read(MOST_WORDS_B))
 
 
 def run(
@@ -239,7 +249,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
             _close(pipes)
         if code != 0:
             words.seek(0)
-            raise failure(folder, arguments, code, words.read())
+            raise failure(folder, arguments, code, words.read(MOST_WORDS_B))
 
 
 def _close(pipes: Pipes) -> None:
