@@ -31,6 +31,7 @@ from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run
 from tests.machines import Cable, processes_in, served, wait_until
 from tests.store.test_store import everything, fsck, put, record
+from tests.store.test_store_remote import bare, machine  # noqa: F401
 
 
 def opened(settings: Settings, branch: str | None = None) -> SingleStore:
@@ -199,6 +200,29 @@ def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Setti
     run("maintain_store.py")
     assert main.tip() == tip, "a second run without news makes no commit"
     assert last_run(settings) == ("maintain_store", "all", 0)
+
+
+def test_a_night_of_a_machine_of_workers_only_packs(
+    run: Run,
+    environment: dict[str, str],
+    tmp_path: Path,
+    bare: Path,  # noqa: F811
+) -> None:
+    """It has no records: to check one it would fetch it, and keep it as a pack."""
+    url = f"file://{bare}"
+    whole = layouts.open_store(machine(tmp_path, "whole", url, ledger=True))
+    put(whole, range(100, 150))
+    main = opened(config.load(environ=environment | {"STORE_REMOTE": url}))
+    for number in range(1, 5):
+        put(whole, [number])
+        put(main, [10 + number])
+    tip = main.tip()
+    done = run("maintain_store.py", STORE_REMOTE=url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(packs.find(main.repository)) == 2
+    missing = main.repository.run("rev-list", "--objects", "--missing=print", "--all")
+    assert missing.count(b"?") >= 50, "it has downloaded records"
+    assert main.refresh() == tip, "it has committed"
 
 
 def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
