@@ -4,7 +4,8 @@
 Without an option it does the nightly work: it merges the branches of `worker.py --branch`, pins the
 submodules, renews the repository's README, packs the repositories, removes what killed processes
 left behind, copies the ledger to STATE_DIR/backups (two copies are kept) and checks the records
-that are new since the last check. Workers may go on meanwhile.
+that are new since the last check. Workers may go on meanwhile. On a machine that has neither ledger
+nor records it only packs what its workers have left.
 
 Examples:
 

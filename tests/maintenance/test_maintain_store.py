@@ -31,6 +31,7 @@ from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run
 from tests.machines import Cable, processes_in, served, wait_until
 from tests.store.test_store import everything, fsck, put, record
+from tests.store.test_store_remote import bare, machine  # noqa: F401
 
 
 def opened(settings: Settings, branch: str | None = None) -> SingleStore:
@@ -201,6 +202,29 @@ def test_a_night_joins_packs_backs_up_and_says_nothing(run: Run, settings: Setti
     assert last_run(settings) == ("maintain_store", "all", 0)
 
 
+def test_a_night_of_a_machine_of_workers_only_packs(
+    run: Run,
+    environment: dict[str, str],
+    tmp_path: Path,
+    bare: Path,  # noqa: F811
+) -> None:
+    """It has no records: to check one it would fetch it, and keep it as a pack."""
+    url = f"file://{bare}"
+    whole = layouts.open_store(machine(tmp_path, "whole", url, ledger=True))
+    put(whole, range(100, 150))
+    main = opened(config.load(environ=environment | {"STORE_REMOTE": url}))
+    for number in range(1, 5):
+        put(whole, [number])
+        put(main, [10 + number])
+    tip = main.tip()
+    done = run("maintain_store.py", STORE_REMOTE=url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(packs.find(main.repository)) == 2
+    missing = main.repository.run("rev-list", "--objects", "--missing=print", "--all")
+    assert missing.count(b"?") >= 50, "it has downloaded records"
+    assert main.refresh() == tip, "it has committed"
+
+
 def test_two_backups_are_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     know(settings, [1])
     (settings.state_dir / "backups").mkdir()
@@ -222,15 +246,23 @@ def test_leftovers_of_dead_processes_go_and_young_files_stay(settings: Settings)
     main = opened(settings)
     put(main, [1])
     folder = main.repository.path
+    push = folder / "objects/tmp_objdir-incoming-x"
     old = [folder / "fast_import_crash_7", folder / "objects/pack/tmp_pack_x", folder / "HEAD.lock"]
     young = folder / "objects/pack/tmp_pack_y"
-    for path in (*old, young):
+    (push / "pack").mkdir(parents=True)
+    for path in (*old, young, push / "pack/tmp_pack_z"):
         path.touch()
+    old.append(push)
     for path in old:
         os.utime(path, (1, 1))
+    # Without it the fetch of another process would end well, and with half a history.
+    fetching = folder / "shallow.lock"
+    fetching.touch()
+    os.utime(fetching, (time.time() - 600,) * 2)
     housekeeping.tidy(main.repository)
     assert [path for path in old if path.exists()] == []
     assert young.exists()
+    assert fetching.exists()
 
 
 def test_workers_commit_while_maintenance_runs(settings: Settings) -> None:
@@ -432,6 +464,21 @@ def test_a_damaged_pack_is_named(run: Run, settings: Settings) -> None:
     assert done.returncode == 65
     assert str(main.repository.path) in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_pack_that_was_not_put_in_place_to_the_end_is_no_damage(
+    run: Run, settings: Settings
+) -> None:
+    """Its index comes last; whoever wrote it has committed nothing."""
+    main = opened(settings)
+    put(main, [1])
+    know(settings, [1])
+    [pack] = (main.repository.path / "objects" / "pack").glob("*.pack")
+    shutil.copy(pack, pack.with_name(f"pack-{'ab' * 20}.pack"))
+    done = run("maintain_store.py", "--check")
+    assert (done.returncode, done.stdout) == (0, "")
+    pack.with_suffix(".idx").unlink()
+    assert run("maintain_store.py", "--check").returncode == 65
 
 
 def test_the_nightly_check_reads_only_what_is_new(run: Run, settings: Settings) -> None:

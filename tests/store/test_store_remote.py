@@ -1,11 +1,13 @@
 """STORE_REMOTE: machines that push to one bare repository over Git's own transport."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -113,6 +115,37 @@ def test_a_machine_of_workers_has_neither_records_nor_history(tmp_path: Path, ba
         500: record(500, "new"),
     }
     assert not (whole.repository.path / "shallow").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "error: could not lock config file /b/store/discogs.git/config: File exists",
+        "fatal: shallow file has changed since we read it",
+    ],
+)
+def test_workers_that_make_their_clone_at_once_wait_for_each_other(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Git says this to the slower ones of those that fetch for the first time."""
+    put(opened(machine(tmp_path, "a", f"file://{bare}")), [1])
+    worker = opened(machine(tmp_path, "b", f"file://{bare}"))
+    script = (
+        f'case "$*" in *" fetch "*) if mkdir {tmp_path}/told; then echo "{said}" >&2; exit 128; fi'
+        f';; esac\nexec {shutil.which("git")} "$@"'
+    )
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "git", script))
+    assert worker.refresh() == tip_of(bare)
+    assert (tmp_path / "told").exists()
+
+
+def test_a_first_fetch_goes_on_after_one_that_died(tmp_path: Path, bare: Path) -> None:
+    put(opened(machine(tmp_path, "a", f"file://{bare}")), [1])
+    worker = opened(machine(tmp_path, "b", f"file://{bare}"))
+    lock = worker.repository.path / "shallow.lock"
+    lock.touch()
+    os.utime(lock, (time.time() - 7 * 3_600,) * 2)
+    assert worker.refresh() == tip_of(bare)
 
 
 def test_a_machine_that_gets_the_ledger_gets_history_and_records(

@@ -36,9 +36,7 @@ def tidy(repository: Repository) -> int:
     stale_locks.remove_locks(repository)
     stale_locks.remove_files(repository)
     _forget_pending(repository)
-    partial = repository.configured('remote "origin"', "promisor")
-    if not partial:
-        packs.join(repository)
+    packs.join(repository)
     if repository.refs("refs/") and not (repository.path / "shallow").exists():
         # One changed path in a commit-graph: the log of a record takes 0.03 s, not 0.5 s.
         repository.run("commit-graph", "write", "--reachable", "--changed-paths", "--split")

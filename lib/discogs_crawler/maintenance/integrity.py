@@ -10,6 +10,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler.api import exact_json
@@ -121,7 +122,7 @@ def repositories(store: Store) -> Iterator[Fault]:
         folder = repository.path / "objects" / "pack"
         for command in (
             ("fsck", "--no-full", "--no-reflogs", "--strict", "--no-dangling", "--no-progress"),
-            *(("index-pack", "--verify", "--strict", str(pack)) for pack in folder.glob("*.pack")),
+            *(("index-pack", "--verify", "--strict", str(pack)) for pack in _whole(folder)),
             ("rev-list", "--objects", "--all", "--quiet"),
         ):
             done = repository.call(*command)
@@ -130,6 +131,12 @@ def repositories(store: Store) -> Iterator[Fault]:
             if done.returncode or found:
                 for line in found or [f"git {command[0]} ended with {done.returncode}"]:
                     yield Fault(str(repository.path), line)
+
+
+def _whole(folder: Path) -> Iterator[Path]:
+    """The packs that have an index, which is written last: others are not of the repository yet."""
+    packs = (index.with_suffix(".pack") for index in folder.glob("*.idx"))
+    return (pack for pack in packs if pack.exists())
 
 
 def _failed(repository: Repository, error: CrawlerError) -> Fault:

@@ -9,15 +9,21 @@ to learn the names of what it joins: a second and 60 MB for each million records
 
 import array
 import itertools
+import logging
 import os
-import struct
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from discogs_crawler import files
+from discogs_crawler.cli import formatting
+from discogs_crawler.errors import BadData
 from discogs_crawler.store import git_memory, git_process, objects
 from discogs_crawler.store.git import Repository
+
+log = logging.getLogger(__name__)
 
 # Objects of a pack in which Git has looked for deltas already, which takes 100 us an object, ten
 # times as long as copying it: what commits of a day or two leave.
@@ -28,9 +34,16 @@ SEARCHED = 100_000
 FULL = 1_000_000
 OBJECT_B = 4_000
 
+# What packs that are joined may have of the free disk, at most: for that long they are there twice,
+# and what did not fit would stay behind for a day.
+ROOM_SHARE = 0.5
+
+# A repository may be configured to split packs: joining would give the same ones again.
+_ONE_PACK = (("pack.packSizeLimit", "0"),)
+
 # An index: a header, 256 counts, names, checksums, places in the pack (from _FAR on in a table of
 # their own), two hashes.
-_COUNT_AT, _COUNT = 8 + 255 * 4, struct.Struct(">I")
+_COUNT_B, _HEAD_B = 4, 8 + 256 * 4
 _NAME_B, _CRC_B, _PLACE_B, _TRAILER_B = 20, 4, 4, 40
 _FAR = 1 << 31
 
@@ -44,18 +57,38 @@ class Pack(NamedTuple):
 
 
 def join(repository: Repository) -> None:
-    """Join all packs that are neither full nor kept (`.keep`), few at a time."""
+    """Join all packs that are neither full nor kept (`.keep`), few at a time.
+
+    In a partial clone those that the remote has sent (`.promisor`) stay apart from its own: only
+    what they name may be missing.
+    """
     _pack_loose(repository)
     for index in (repository.path / "objects" / "pack").glob("multi-pack-index*"):
         index.unlink()  # it would name packs that are gone
     full = min(FULL, git_memory.machine_b() // OBJECT_B)
     for limit, is_new in ((min(SEARCHED, full), True), (full, False)):
-        while len(due := _due(_unkept(repository), limit)) > 1:
-            _join(repository, due, is_new=is_new)
+        for sent in (False, True):
+            while len(due := _due(_joinable(repository, sent=sent), limit)) > 1:
+                if not _has_room(repository, due):
+                    break
+                _join(repository, due, is_new=is_new)
 
 
-def _unkept(repository: Repository) -> list[Pack]:
-    return [pack for pack in find(repository) if not pack.file.with_suffix(".keep").exists()]
+def _joinable(repository: Repository, *, sent: bool) -> list[Pack]:
+    unkept = (pack for pack in find(repository) if not pack.file.with_suffix(".keep").exists())
+    return [pack for pack in unkept if pack.file.with_suffix(".promisor").exists() == sent]
+
+
+def _has_room(repository: Repository, due: Sequence[Pack]) -> bool:
+    needed = sum(pack.file.with_suffix(".pack").stat().st_size for pack in due)
+    free = shutil.disk_usage(repository.path).free
+    if needed <= ROOM_SHARE * free:
+        return True
+    log.warning(
+        "%s: %d packs of %s are not joined: %s free; make room for twice their size",
+        *(repository.path, len(due), formatting.size(needed), formatting.size(free)),
+    )
+    return False
 
 
 def _pack_loose(repository: Repository) -> None:
@@ -85,41 +118,52 @@ def _join(repository: Repository, due: Sequence[Pack], *, is_new: bool) -> None:
     """Write one pack of what is in those, and remove them."""
     by_age = sorted(due, key=lambda pack: pack.file.stat().st_mtime)
     names = itertools.chain.from_iterable(map(_contents, by_age))
+    sent = due[0].file.with_suffix(".promisor").exists()
     if is_new:
         listed = list(names)
-        made = _write(repository, listed, _paths(repository, listed))
+        made = _write(repository, listed, _paths(repository, listed), sent=sent)
     else:
-        made = _write(repository, names, {}, "--window=0")
+        made = _write(repository, names, {}, "--window=0", sent=sent)
     for pack in due:
-        if pack.file.stem != f"pack-{made}":
+        if pack.file != made:
             _remove(pack)
 
 
 def _remove(pack: Pack) -> None:
-    for extra in (".rev", ".bitmap", ".mtimes"):
+    for extra in (".rev", ".bitmap", ".mtimes", ".promisor"):
         pack.file.with_suffix(extra).unlink(missing_ok=True)
-    # An index that is left alone is of no pack for Git; the other way it would stay.
+    # To Git an index without a pack is nothing, and small; a pack without one would stay as well.
     pack.file.with_suffix(".pack").unlink()
     pack.file.unlink()
 
 
 def _write(
-    repository: Repository, names: Iterable[str], paths: Mapping[str, str], *options: str
-) -> str:
-    """Write a pack of these objects, each once; what it is called."""
+    repository: Repository,
+    names: Iterable[str],
+    paths: Mapping[str, str],
+    *options: str,
+    sent: bool = False,
+) -> Path:
+    """Write a pack of these objects, each once; return its index."""
     lines = (f"{name} {paths.get(name, '')}\n".encode() for name in names)
-    base = repository.path / "objects" / "pack" / "pack"
-    command = ("pack-objects", "--quiet", "--delta-base-offset", *options, str(base))
-    done = git_process.feed(repository.path, *command, pieces=lines)
+    folder = repository.path / "objects" / "pack"
+    command = ("pack-objects", "--quiet", "--delta-base-offset", *options, str(folder / "pack"))
+    done = git_process.feed(repository.path, *command, pieces=lines, settings=_ONE_PACK)
     if done.returncode:
         raise git_process.failure(repository.path, command, done.returncode, done.stderr)
-    return done.stdout.decode().strip()
+    [name] = done.stdout.decode().split()
+    made = folder / f"pack-{name}.idx"
+    if sent:
+        made.with_suffix(".promisor").touch()
+    # Git syncs files, not their names: those of the old packs may be gone before this one is there.
+    files.fsync_folder(folder)
+    return made
 
 
 def _contents(pack: Pack) -> Iterator[str]:
     """The objects in the order in which they lie in the pack: neighbours stay neighbours."""
     with pack.file.open("rb") as file:
-        file.seek(_COUNT_AT + _COUNT.size)
+        file.seek(_HEAD_B)
         names = file.read(pack.objects * _NAME_B)
         file.seek(pack.objects * _CRC_B, os.SEEK_CUR)
         places = _big_endian("I", file.read(pack.objects * _PLACE_B))
@@ -151,14 +195,16 @@ def _paths(repository: Repository, names: Sequence[str]) -> dict[str, str]:
 
 
 def find(repository: Repository) -> list[Pack]:
-    """The packs, the smallest first."""
+    """The packs, the smallest first. BadData if an index is cut off."""
     found = []
     for index in (repository.path / "objects" / "pack").glob("pack-*.idx"):
-        if not index.with_suffix(".pack").exists():  # killed between the two
-            index.unlink()
+        pack = index.with_suffix(".pack")
+        if not pack.exists():  # killed between the two, or somebody is putting them back
             continue
         with index.open("rb") as file:
-            file.seek(_COUNT_AT)
-            (number,) = _COUNT.unpack(file.read(_COUNT.size))
+            number = int.from_bytes(file.read(_HEAD_B)[-_COUNT_B:], "big")
+        entries_b = number * (_NAME_B + _CRC_B + _PLACE_B)
+        if index.stat().st_size < _HEAD_B + entries_b + _TRAILER_B:
+            raise BadData(f"{index}: it is cut off; to make it again: git index-pack {pack}")
         found.append(Pack(number, index))
     return sorted(found)

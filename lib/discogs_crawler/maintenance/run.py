@@ -4,7 +4,7 @@ Each returns an exit code. Without a ledger they do what needs none.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from discogs_crawler import __version__, locks
@@ -28,7 +28,9 @@ from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import exchange, on_demand
 from discogs_crawler.store import layouts
+from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
+from discogs_crawler.store.remote import is_partial
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +69,21 @@ def alone(job: Job, upkeep: Upkeep) -> int:
 
 
 def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Everything that keeps the store small and safe; of the records, the new ones are checked."""
+    """Everything that keeps the store small and safe; of the records, the new ones are checked.
+
+    A machine that has workers only, and no records, packs what it has; the rest is for the one
+    that has the ledger.
+    """
     settings = upkeep.settings
     for shortage in disk_space.shortages(disk_space.disks(settings)):
         log.warning("%s", shortage)  # one mail a day
     store = _open_newest(settings, ledger)
+    if ledger is None and any(map(is_partial, store.repositories())):
+        _tidy(store.repositories())
+        return EXIT_DONE
     _merge(store, ledger, settings)
     store_readme.update(store, ledger, __version__, settings.store_branch)
-    repositories = store.repositories()
-    with progress.bar("pack", len(repositories), "repositories/s") as advance:
-        for repository in repositories:
-            packs = housekeeping.tidy(repository)
-            log.info("%s: packs: %d", repository.path, packs)
-            advance(1)
+    _tidy(store.repositories())
     copy = housekeeping.back_up(settings)
     if copy:
         log.info("ledger copied to %s", copy)
@@ -89,6 +93,14 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     if tip and not damaged:
         store.repository.run("update-ref", housekeeping.CHECKED, tip)
     return EXIT_BAD_DATA if damaged else EXIT_DONE
+
+
+def _tidy(repositories: Sequence[Repository]) -> None:
+    with progress.bar("pack", len(repositories), "repositories/s") as advance:
+        for repository in repositories:
+            packs = housekeeping.tidy(repository)
+            log.info("%s: packs: %d", repository.path, packs)
+            advance(1)
 
 
 def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:

@@ -31,6 +31,9 @@ OLDEST_GIT = (2, 38)
 DELTA_DEPTH = 3
 FAST_IMPORT = ("fast-import", "--quiet", "--done", f"--depth={DELTA_DEPTH}")
 
+# The most that is read of the complaints of a Git.
+MOST_WORDS_B = 1 << 20
+
 # Seconds between two checks whether to go on waiting for a remote.
 LOOK_S = 0.2
 
@@ -116,18 +119,25 @@ def call(folder: Path, *arguments: str, stdin: bytes = b"", network: bool = Fals
 
 
 def feed(
-    folder: Path, *arguments: str, pieces: Iterable[bytes], pass_fds: Sequence[int] = ()
+    folder: Path,
+    *arguments: str,
+    pieces: Iterable[bytes],
+    pass_fds: Sequence[int] = (),
+    settings: Iterable[tuple[str, str]] = (),
 ) -> Finished:
     """Do the same as `call` with an input that comes in pieces; the answer must be short."""
-    with _start(folder, arguments, subprocess.PIPE, pass_fds) as running:
-        try:
-            with contextlib.suppress(BrokenPipeError):  # its exit status tells why
-                cast(IO[bytes], running.stdin).writelines(pieces)
-            stdout, stderr = running.communicate()
-        except BaseException:
-            running.kill()
-            raise
-    return Finished(arguments, running.returncode, stdout, stderr)
+    # Git complains of a damaged pack at each object of its input: more than a pipe has room for.
+    with tempfile.TemporaryFile() as words:
+        with _start(folder, arguments, words, pass_fds, settings) as running:
+            try:
+                with contextlib.suppress(BrokenPipeError):  # its exit status tells why
+                    cast(IO[bytes], running.stdin).writelines(pieces)
+                stdout, _ = running.communicate()
+            except BaseException:
+                running.kill()
+                raise
+        words.seek(0)
+        return Finished(arguments, running.returncode, stdout, words.read(MOST_WORDS_B))
 
 
 def run(
@@ -198,8 +208,8 @@ def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
     Raises its `failure` if its exit status is not 0, also if the block raises BrokenPipeError
     because Git has ended early.
     """
-    with tempfile.TemporaryFile() as stderr:
-        process = _start(folder, arguments, stderr)
+    with tempfile.TemporaryFile() as words:
+        process = _start(folder, arguments, words)
         pipes = Pipes(cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
         # Neither side then has to wait for the other after each record.
         files.widen(*pipes)
@@ -218,8 +228,8 @@ def running(folder: Path, *arguments: str) -> Iterator[Pipes]:
             process.wait()
             _close(pipes)
         if code != 0:
-            stderr.seek(0)
-            raise failure(folder, arguments, code, stderr.read())
+            words.seek(0)
+            raise failure(folder, arguments, code, words.read(MOST_WORDS_B))
 
 
 def _close(pipes: Pipes) -> None:
@@ -280,7 +290,11 @@ def _command(folder: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def _start(
-    folder: Path, arguments: Sequence[str], stderr: int | IO[bytes], pass_fds: Sequence[int] = ()
+    folder: Path,
+    arguments: Sequence[str],
+    stderr: IO[bytes],
+    pass_fds: Sequence[int] = (),
+    settings: Iterable[tuple[str, str]] = (),
 ) -> "subprocess.Popen[bytes]":
     with _starting():
         return subprocess.Popen(
@@ -288,7 +302,7 @@ def _start(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment(),
+            env=environment(settings=settings),
             pass_fds=pass_fds,
             bufsize=files.PIPE_B,
         )

@@ -25,12 +25,12 @@ from discogs_crawler.store.fast_import import ACCEPTED, Pushed, Reply
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.git_process import gist
 from discogs_crawler.store.objects import FOLDER
+from discogs_crawler.store.stale_locks import FETCH_S
 
 log = logging.getLogger(__name__)
 
-# Time limits: a push of a batch takes a second, the first fetch of a whole store an hour.
+# Seconds; a push of a batch takes one.
 PUSH_S = 300
-FETCH_S = 6 * 3_600
 
 # Seconds in which a fetch is repeated because of other processes; it removes locks of dead ones.
 LOCKED_S = 60
@@ -65,7 +65,8 @@ _LOCKED = ".lock': File exists"
 # Another machine, or another process of ours that fetches at the same time, was faster.
 _MOVED = re.compile(
     r"\[rejected\]|fetch first|non-fast-forward|failed to (update ref|lock)|cannot lock ref"
-    rf"|incorrect old value|reference already exists|{re.escape(_LOCKED)}"
+    r"|incorrect old value|reference already exists|could not lock config file"
+    rf"|shallow file has changed|{re.escape(_LOCKED)}"
 )
 # There is no such repository, in the words of the usual servers.
 _ABSENT = re.compile(
@@ -277,7 +278,7 @@ class Remote:
             if self.stop or time.monotonic() > deadline:
                 raise Unavailable(f"{self._repository.path}: {pushed.why}")
             if pushed.reply is Reply.LOCKED:
-                stale_locks.remove_locks(self._repository, of_references=True)
+                stale_locks.remove_locks(self._repository, of_fetches=True)
             time.sleep(random.uniform(0.1, 0.3))
 
     def push(self, commit: str, branch: str) -> Pushed:

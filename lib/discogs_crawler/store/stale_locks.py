@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,15 @@ STALE_LOCK_S = 10
 # Seconds; imports and repacks write to their temporary files for a few hours at most.
 STALE_FILE_S = 86_400
 
-# Locks on references are held for an instant, others (`shallow.lock`) for as long as a fetch takes.
-_REFERENCE_LOCKS = ("HEAD.lock", "refs/**/*.lock")
+# Seconds; the first fetch of a whole store takes an hour. It does not hold our lock, but all the
+# time `shallow.lock`, without which it cannot end.
+FETCH_S = 6 * 3_600
+
+# Without these no other process can fetch.
+_FETCH_LOCKS = ("HEAD.lock", "refs/**/*.lock", "shallow.lock")
 _LOCKS = (
     "*.lock",
-    *_REFERENCE_LOCKS,
+    *_FETCH_LOCKS,
     "objects/info/*.lock",
     "objects/info/commit-graphs/*.lock",
     "objects/pack/*.lock",
@@ -40,7 +45,7 @@ _FILES = (
     "objects/pack/.tmp-*",
     "objects/info/commit-graphs/tmp_*",
     "objects/??/tmp_obj_*",
-    "objects/tmp_objdir-*",
+    "objects/tmp_objdir-*",  # a folder: what a push to us has brought so far
 )
 _OURS = "crawler.lock"
 
@@ -74,9 +79,9 @@ def _locked(repository: Repository, how: int) -> Iterator[int]:
         os.close(handle)
 
 
-def remove_locks(repository: Repository, *, of_references: bool = False) -> None:
+def remove_locks(repository: Repository, *, of_fetches: bool = False) -> None:
     """Remove the lock files of dead processes, unless one of our writers is alive."""
-    patterns = _REFERENCE_LOCKS if of_references else _LOCKS
+    patterns = _FETCH_LOCKS if of_fetches else _LOCKS
     with contextlib.suppress(BlockingIOError), _locked(repository, fcntl.LOCK_EX | fcntl.LOCK_NB):
         _remove(repository.path, patterns, STALE_LOCK_S)
 
@@ -91,6 +96,10 @@ def _remove(folder: Path, patterns: tuple[str, ...], age_s: float) -> None:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             # A time in the future is from a wrong clock; the file would stay until then.
             age = time.time() - path.stat().st_mtime
-            if path.name != _OURS and not -SKEW_S <= age <= age_s:
-                path.unlink()
+            stale_s = FETCH_S if path.name == "shallow.lock" else age_s
+            if path.name != _OURS and not -SKEW_S <= age <= stale_s:
+                if path.match("tmp_objdir-*"):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 log.info("%s: removed, left by a dead process", path)
