@@ -205,6 +205,7 @@ def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
 ) -> None:
     crawler.environment["STORE_REMOTE"] = f"file://{bare}"
     crawler.export()
+    crawler.run("seed_queue.py")
     crawler.crawl(STORE=str(tmp_path / "store of another machine"), DATABASE=str(tmp_path / "no"))
     said = crawler.run("maintain_store.py", "--to-submodules")
     assert "let STORE_REMOTE name a folder" in said
