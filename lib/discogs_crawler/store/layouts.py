@@ -20,6 +20,8 @@ __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_
 # The exit status of `git for-each-ref --contains` if there is no such commit.
 NO_SUCH_COMMIT = 129
 
+NO_STORE = "there is no store yet; import_dump.py or worker.py makes it"
+
 # The store in either layout. The two classes have the same methods, which `SingleStore` documents.
 Store = SingleStore | SubmoduleStore
 
@@ -72,7 +74,7 @@ def _open_repository(settings: Settings, *, create: bool) -> Repository:
     elif (path / "HEAD").exists():
         repository = Repository(path)
     else:
-        raise ConfigurationError(f"{path}: there is no store yet; worker.py makes it")
+        raise ConfigurationError(f"{path}: {NO_STORE}")
     _check_layout(repository, settings)
     repository.check_branch(settings.store_branch)
     return repository
@@ -152,12 +154,18 @@ def refuse_older_copy(store: Store, revisions: Collection[str]) -> None:
 
     The records in it count as stored, so they would never be fetched again.
     """
-    if missing := lacks(store, revisions):
-        raise ConfigurationError(
-            f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
-            "records the ledger counts as stored: restore the newer copy, or keep this one and run "
-            "maintain_store.py --refetch, which fetches again what it lacks"
-        )
+    if older := older_copy(store, revisions):
+        raise ConfigurationError(older)
+
+
+def older_copy(store: Store, revisions: Collection[str]) -> str:
+    """The line that says so if the store lacks one of the commits, else nothing."""
+    missing = lacks(store, revisions)
+    return missing and (
+        f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
+        "records the ledger counts as stored: restore the newer copy, or keep this one and run "
+        "maintain_store.py --refetch, which fetches again what it lacks"
+    )
 
 
 def layout_of(repository: Repository) -> str:
