@@ -27,6 +27,7 @@ if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         write(flags.html, html.render(snapshot))
     if flags.prometheus:
         write(flags.prometheus, prometheus.render(snapshot))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Latin-1 has no bars
     if flags.json:
         print(json.dumps(plain(snapshot), indent=2, ensure_ascii=False))
     elif not flags.html and not flags.prometheus:
