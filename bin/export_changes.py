@@ -188,6 +188,8 @@ def move_and_exit(move: Callable[[], None], held: contextlib.ExitStack) -> NoRet
 def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
+    if flags.repository == "":  # an unset variable; Path("") would be the current folder
+        raise UsageError("--repository is empty: give a folder or a URL")
     if flags.keep and not flags.into:
         raise UsageError("--keep goes with --into")
     if flags.into and re.search(r"-[0-9]{9,}$", flags.consumer or ""):
