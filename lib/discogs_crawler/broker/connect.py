@@ -162,7 +162,8 @@ def agree_on_store(settings: Settings, queue: Queue) -> None:
         queue.set_store(ours)
     elif (theirs := queue.store()) not in ("", ours):
         raise ConfigurationError(
-            f"the machine with the ledger has {theirs}, this one {ours}: set both alike in .env"
+            f"the machine with the ledger has {theirs}, this one {ours}: set both alike in .env, "
+            "and run seed_queue.py there"
         )
     elif theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(
