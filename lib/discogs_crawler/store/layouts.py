@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
-from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, is_partial
+from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, address_of, is_partial
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
 from discogs_crawler.store.submodules import RemoteFolder, SubmoduleStore
 
@@ -91,6 +92,16 @@ def _folder_address(address: str) -> str:
             f"folder for all repositories, or contain {NAME} in place of their names"
         )
     return address
+
+
+def look_at_remote(settings: Settings, address: str) -> None:
+    """Unavailable or ConfigurationError if the remote does not answer; nothing is changed."""
+    many = settings.store_layout == "submodules"
+    address = address_of(_folder_address(address), "discogs") if many else address
+    with tempfile.TemporaryDirectory(prefix="crawler-") as folder:
+        main, layout = settings.store_branch, settings.store_layout
+        asking = git.create(Path(folder) / "asking.git", main, layout)
+        Remote(asking, address, main, whole=False, stop=Stop(), levels=int(many)).look()
 
 
 def refuse_to_begin_anew(settings: Settings, records: int) -> None:
