@@ -19,6 +19,7 @@ from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import NothingYet
 from discogs_crawler.ledger import database
+from discogs_crawler.seeding import dump_lookup
 from discogs_crawler.stats import collect, html, ledger_queries, terminal
 from discogs_crawler.stats.collect import etas
 from discogs_crawler.stats.snapshot import Snapshot, plain
@@ -330,6 +331,12 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
     assert "maintain_store ended with exit code 78" in problems
     assert any("seed_queue of labels withheld 2,000 confirmations" in line for line in problems)
     assert not any("masters" in line for line in problems)
+    with database.open(crawler.database) as opened, opened.transaction() as connection:
+        connection.execute(
+            "UPDATE dumps SET verdict = ? WHERE file = 'bad.xml.gz'",
+            (dump_lookup.FOREIGN_VERDICT,),
+        )
+    assert not any("bad.xml.gz" in line for line in collect.take(crawler).problems)
 
 
 def test_who_gets_files_is_shown_with_their_number_and_folder(

@@ -298,7 +298,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
 def _problems_of(kind: KindStats, now: int) -> Iterator[str]:
     if kind.dumps:
         newest = kind.dumps[0]
-        if newest.verdict != "whole":
+        if newest.verdict.startswith("damaged"):  # of one that was split elsewhere it is not known
             yield f"{newest.file}: {newest.verdict}"
         whole = [dump.taken for dump in kind.dumps if dump.verdict == "whole"]
         if whole and now - whole[0] > DUMP_IS_OLD_S:
