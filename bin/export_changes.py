@@ -123,9 +123,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--exec", dest="line", metavar="CMD", help="give the changes to a shell command"
+        "--exec",
+        dest="line",
+        type=command.filled,
+        metavar="CMD",
+        help="give the changes to a shell command",
     )
-    where.add_argument("--into", type=Path, metavar="DIR", help="write numbered files")
+    where.add_argument("--into", type=command.path, metavar="DIR", help="write numbered files")
     parser.add_argument(
         "--keep", type=command.positive, metavar="DAYS", help="with --into: remove older files"
     )
@@ -138,7 +142,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     instead.add_argument("--forget", action="store_true", help="only forget the consumer")
     parser.add_argument(
-        "--repository", metavar="URL|DIR", help="read this store instead of the crawler's own"
+        "--repository",
+        type=command.filled,
+        metavar="URL|DIR",
+        help="read this store instead of the crawler's own",
     )
     return parser
 
@@ -188,8 +195,6 @@ def move_and_exit(move: Callable[[], None], held: contextlib.ExitStack) -> NoRet
 def check_usage(flags: argparse.Namespace) -> None:
     if flags.consumer is not None:
         consumers.check_name(flags.consumer)
-    if flags.repository == "":  # an unset variable; Path("") would be the current folder
-        raise UsageError("--repository is empty: give a folder or a URL")
     if flags.keep and not flags.into:
         raise UsageError("--keep goes with --into")
     if flags.into and re.search(r"-[0-9]{9,}$", flags.consumer or ""):

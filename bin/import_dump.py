@@ -48,7 +48,7 @@ log = logging.getLogger("discogs_crawler.import_dump")
 
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_LAYOUT")
-    parser.add_argument("-d", "--dump", type=Path, required=True, help="the dump, a file")
+    parser.add_argument("-d", "--dump", type=command.path, required=True, help="the dump, a file")
     parser.add_argument(
         "--force", action="store_true", help="remove what the dump lacks, however much it is"
     )

@@ -47,8 +47,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "RATE_IDENTITY")
     parser.add_argument("--kind", choices=KINDS, help="only this kind [all that have records]")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots")
-    parser.add_argument("--prometheus", metavar="FILE", type=Path, help="write metrics")
+    parser.add_argument("--html", metavar="FILE", type=command.path, help="write a page with plots")
+    parser.add_argument("--prometheus", metavar="FILE", type=command.path, help="write metrics")
     return parser
 
 
