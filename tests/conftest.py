@@ -112,8 +112,8 @@ def bare_environment(home: Path, state: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, redis_socket: Path) -> dict[str, str]:
-    """A bare one with the test server."""
+def environment(tmp_path: Path, redis_socket: Path, redis_client: redis.Redis) -> dict[str, str]:
+    """A bare one with the test server, with nothing in it."""
     bare = bare_environment(tmp_path / "home", tmp_path / "state")
     return bare | {"REDIS_URL": f"unix://{redis_socket}"}
 

@@ -525,7 +525,7 @@ def test_lending_sleeps_until_a_permit_is_free_and_no_longer(
     assert world.now - began == pytest.approx(44)
     assert limiter.lend(1.5) is not None
     assert world.now - began == pytest.approx(45, abs=0.5)
-    assert len(slept) <= 5, "asking Redis is not for nothing"
+    assert len(slept) <= 10, "asking Redis is not for nothing"
 
 
 def test_a_thread_that_waits_long_does_not_hold_up_one_that_does_not(new_limiter: New) -> None:

@@ -14,7 +14,7 @@ import redis
 from discogs_crawler import clock
 from discogs_crawler.broker.messages import CLASSES, Lease, Result
 from discogs_crawler.broker.queue import FATAL_LAPSES, Queue
-from discogs_crawler.errors import BadData, ConfigurationError
+from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
 from discogs_crawler.records import MAX_ID
 from tests.queue_audit import places
 
@@ -366,3 +366,20 @@ def test_what_a_stranger_wrote_under_our_keys_is_said_and_not_believed(
         again.claim("another", 10)
         again.push("manual", [1_000_003])
         again.push("new", [3])
+
+
+def test_a_server_that_restarts_again_and_again_is_not_taken_for_a_bug(
+    queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for the script, was given it, and has lost it when it is asked again."""
+    evalsha = redis_client.evalsha
+
+    def after_a_restart(*arguments: object) -> object:
+        redis_client.script_flush()
+        return evalsha(*arguments)
+
+    monkeypatch.setattr(redis_client, "evalsha", after_a_restart)
+    with pytest.raises(Unavailable, match="was restarted"):
+        queue.push("new", [1])
+    monkeypatch.undo()
+    assert queue.push("new", [1]) == 1

@@ -19,7 +19,9 @@ from discogs_crawler import config
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.export import delivery, mirror
 from discogs_crawler.ledger import consumers
-from discogs_crawler.store import git_process
+from discogs_crawler.records import record_path
+from discogs_crawler.store import git_process, packs
+from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Edit, open_store
 from tests.conftest import ROOT, Run
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
@@ -630,6 +632,25 @@ def test_why_records_cannot_be_fetched_is_said(tmp_path: Path) -> None:
     upstream.folder.rename(tmp_path / "away.git")
     with pytest.raises(Unavailable, match=r"does not answer: fatal: .*upstream\.git"):
         mirror.fetch_objects(copy.folder, "origin", b"0123456789" * 4 + b"\n")
+
+
+def test_the_packs_that_exports_of_a_url_leave_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "MOST_PACKS", 4)
+    upstream = SingleStore(tmp_path / "upstream.git")
+    for number in range(1, 13):
+        upstream.commit({("releases", number): record(number)})
+        copy = mirror.of_url(f"file://{upstream.folder}", tmp_path / "mirrors")
+        blob = git(upstream.folder, "rev-parse", f"main:{record_path('releases', number)}")
+        mirror.fetch_objects(copy.folder, "origin", blob.encode())
+        assert len(packs.find(Repository(copy.folder))) <= 6
+    counted = ("rev-list", "--objects", "--all", "--missing=print")
+    assert b"?" not in git_process.run(copy.folder, *counted), "nothing was lost"
+    # Without the mark of what a remote has sent, Git would take what is not fetched for damage.
+    upstream.commit({("releases", 13): record(13)})
+    copy = mirror.of_url(f"file://{upstream.folder}", tmp_path / "mirrors")
+    git_process.run(copy.folder, "fsck", "--no-progress", "--no-dangling")
 
 
 def test_a_password_in_a_url_stays_with_git() -> None:

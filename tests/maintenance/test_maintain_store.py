@@ -23,9 +23,9 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
-from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, packs, reclean
+from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
 from discogs_crawler.records import KINDS, record_path
-from discogs_crawler.store import layouts, objects, single
+from discogs_crawler.store import layouts, objects, packs, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, SingleStore
 from tests.conftest import ROOT, Run

@@ -286,7 +286,9 @@ def _alone(settings: Settings) -> dict[str, str]:
 
 def _after_a_kill(settings: Settings, acked: Iterable[int]) -> None:
     opened = layouts.open_store(settings)
-    fsck(opened)
+    # The Git of the dead one may still commit: what comes meanwhile fsck takes for damage.
+    with stale_locks.writing(opened.repository, alone=True):
+        fsck(opened)
     assert set(opened.read("releases", acked)) == set(acked)
     for lock in opened.repository.path.rglob("*.lock"):
         os.utime(lock, (1, 1))

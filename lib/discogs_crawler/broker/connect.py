@@ -163,7 +163,7 @@ def agree_on_store(settings: Settings, queue: Queue) -> None:
     elif (theirs := queue.store()) not in ("", ours):
         raise ConfigurationError(
             f"the machine with the ledger has {theirs}, this one {ours}: set both alike in .env, "
-            "and run seed_queue.py there"
+            "then run seed_queue.py there"
         )
     elif theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(

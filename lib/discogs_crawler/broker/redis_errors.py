@@ -73,6 +73,7 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...], type[CrawlerError], str], ...] = (
         "is out of memory; raise its maxmemory or free some",
     ),
     ("LOADING", ("BusyLoadingError",), Unavailable, "is still loading its data; try again later"),
+    ("NOSCRIPT", ("NoScriptError",), Unavailable, "was restarted in between; try again"),
     ("MISCONF", (), Unavailable, "cannot save its data, and so accepts none; is its disk full?"),
     (
         "CLUSTERDOWN|MASTERDOWN|NOREPLICAS|BUSY|TRYAGAIN",

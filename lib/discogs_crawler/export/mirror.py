@@ -21,7 +21,8 @@ from discogs_crawler import files, locks
 from discogs_crawler.errors import BadData, ConfigurationError, Unavailable, UsageError
 from discogs_crawler.export.revisions import StoreSource, submodule_folder
 from discogs_crawler.records import KINDS, is_segment_name
-from discogs_crawler.store import git_process, objects
+from discogs_crawler.store import git_process, objects, packs
+from discogs_crawler.store.git import Repository
 from discogs_crawler.store.git_process import gist, without_login
 from discogs_crawler.store.objects import GITLINK
 
@@ -49,6 +50,9 @@ _REMOTE = re.compile(r"((https?|ssh|git|file)://|/|[\w.-]+@[\w.-]+:)[ !#-\[\]-~]
 # Where a submodule is: beside the superproject, or below a folder there.
 _SIBLING = re.compile(r"\.\./(\w[\w.+-]*(/\w[\w.+-]*)*/?)", re.ASCII)
 _PARENT = re.compile(r"(.+[^/:]/|[^/:]+:/?)[^/]+/*")
+
+# Each export leaves a pack or two; with thousands Git takes seconds to find anything.
+MOST_PACKS = 50
 
 # A .gitmodules has 90 bytes for each of at most 4,000 segments.
 LARGEST_LIST_B = 1 << 20
@@ -179,6 +183,9 @@ def _update(target: Path, url: str) -> None:
         git_process.run(target, "config", "gc.auto", "0")
     git_process.run(target, "config", "remote.origin.url", url)
     _fetch(target, "origin", f"+HEAD:{TIP}", name=without_login(url))
+    repository = Repository(target)
+    if len(packs.find(repository)) > MOST_PACKS:
+        packs.join(repository, trusted=False)
 
 
 def _fetch(folder: Path, *arguments: str, name: str, names: bytes = b"") -> None:

@@ -14,8 +14,7 @@ from discogs_crawler import clock, files, sqlite_errors
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import Unavailable
 from discogs_crawler.ledger import database
-from discogs_crawler.maintenance import packs
-from discogs_crawler.store import stale_locks
+from discogs_crawler.store import packs, stale_locks
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.single import PENDING, pending_since
 

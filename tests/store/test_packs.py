@@ -13,8 +13,7 @@ import pytest
 from discogs_crawler import config, files
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData
-from discogs_crawler.maintenance import packs
-from discogs_crawler.store import git, git_process, layouts
+from discogs_crawler.store import git, git_process, layouts, packs
 from discogs_crawler.store.git import Repository
 from tests.bench import memory
 from tests.conftest import ROOT

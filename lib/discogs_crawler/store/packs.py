@@ -56,17 +56,20 @@ class Pack(NamedTuple):
     """its index"""
 
 
-def join(repository: Repository) -> None:
+def join(repository: Repository, *, trusted: bool = True) -> None:
     """Join all packs that are neither full nor kept (`.keep`), few at a time.
+
+    What somebody else has committed is not `trusted`: its trees may never end, so they are not read
+    to find what resembles each other.
 
     In a partial clone those that the remote has sent (`.promisor`) stay apart from its own: only
     what they name may be missing.
     """
-    _pack_loose(repository)
+    _pack_loose(repository, trusted=trusted)
     for index in (repository.path / "objects" / "pack").glob("multi-pack-index*"):
         index.unlink()  # it would name packs that are gone
     full = min(FULL, git_memory.machine_b() // OBJECT_B)
-    for limit, is_new in ((min(SEARCHED, full), True), (full, False)):
+    for limit, is_new in ((min(SEARCHED, full), trusted), (full, False)):
         for sent in (False, True):
             while len(due := _due(_joinable(repository, sent=sent), limit)) > 1:
                 if not _has_room(repository, due):
@@ -91,11 +94,11 @@ def _has_room(repository: Repository, due: Sequence[Pack]) -> bool:
     return False
 
 
-def _pack_loose(repository: Repository) -> None:
+def _pack_loose(repository: Repository, *, trusted: bool) -> None:
     """Make a pack of single objects, which merges write."""
     loose = (repository.path / "objects").glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 38)
     if names := [path.parent.name + path.name for path in loose]:
-        _write(repository, names, _paths(repository, names))
+        _write(repository, names, _paths(repository, names) if trusted else {})
         repository.run("prune-packed", "--quiet")
 
 
