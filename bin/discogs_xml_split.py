@@ -51,8 +51,12 @@ log = logging.getLogger("discogs_crawler.split")
 
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE")
-    parser.add_argument("-d", "--dump", required=True, help="the dump; - is standard input")
-    parser.add_argument("-r", "--result", help="file for the hashes; - is standard output")
+    parser.add_argument(
+        "-d", "--dump", type=command.filled, required=True, help="the dump; - is standard input"
+    )
+    parser.add_argument(
+        "-r", "--result", type=command.filled, help="file for the hashes; - is standard output"
+    )
     parser.add_argument(
         "--check", action="store_true", help="write no RESULT, only print the verdict"
     )
@@ -68,8 +72,6 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     if flags.check == (flags.result is not None):
         raise UsageError("give either -r RESULT or --check")
-    if "" in (flags.dump, flags.result):
-        raise UsageError("the name of a file is empty")
     source = None if flags.dump == metadata.STDIN else Path(flags.dump)
     if source and not flags.check and source.resolve() == Path(flags.result).resolve():
         raise UsageError("RESULT would overwrite the dump")

@@ -123,9 +123,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--exec", dest="line", metavar="CMD", help="give the changes to a shell command"
+        "--exec",
+        dest="line",
+        type=command.filled,
+        metavar="CMD",
+        help="give the changes to a shell command",
     )
-    where.add_argument("--into", type=Path, metavar="DIR", help="write numbered files")
+    where.add_argument("--into", type=command.path, metavar="DIR", help="write numbered files")
     parser.add_argument(
         "--keep", type=command.positive, metavar="DAYS", help="with --into: remove older files"
     )
@@ -138,7 +142,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     instead.add_argument("--forget", action="store_true", help="only forget the consumer")
     parser.add_argument(
-        "--repository", metavar="URL|DIR", help="read this store instead of the crawler's own"
+        "--repository",
+        type=command.filled,
+        metavar="URL|DIR",
+        help="read this store instead of the crawler's own",
     )
     return parser
 

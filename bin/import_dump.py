@@ -47,8 +47,8 @@ log = logging.getLogger("discogs_crawler.import_dump")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_LAYOUT", "STORE_REMOTE")
-    parser.add_argument("-d", "--dump", type=Path, required=True, help="the dump, a file")
+    parser = command.parser(__doc__, "DATABASE", "STORE", "STORE_LAYOUT")
+    parser.add_argument("-d", "--dump", type=command.path, required=True, help="the dump, a file")
     parser.add_argument(
         "--force", action="store_true", help="remove what the dump lacks, however much it is"
     )
@@ -58,7 +58,9 @@ def arguments() -> argparse.ArgumentParser:
 def main(flags: argparse.Namespace, settings: Settings) -> int:
     command.terminate_like_interrupt()
     if not flags.dump.is_file():
-        raise UsageError(f"{flags.dump}: there is no such file")
+        is_there = flags.dump.exists() or str(flags.dump) == "-"
+        why = "it must be a regular file, because it is read more than once"
+        raise UsageError(f"{flags.dump}: {why if is_there else 'there is no such file'}")
     config.make_state_dir(settings)
     tell(run.run(flags.dump, settings, force=flags.force))
     return EXIT_DONE

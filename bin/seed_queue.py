@@ -49,10 +49,14 @@ log = logging.getLogger("discogs_crawler.seed_queue")
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "COOLDOWN_DAYS", "REDIS_PREFIX", "STORE")
     parser.add_argument(
-        "-n", "--new", type=Path, metavar="FILE", help="hashes of a dump, from discogs_xml_split.py"
+        "-n",
+        "--new",
+        type=command.path,
+        metavar="FILE",
+        help="hashes of a dump, from discogs_xml_split.py",
     )
     parser.add_argument(
-        "-o", "--old", type=Path, metavar="FILE", help="also compare with these hashes"
+        "-o", "--old", type=command.path, metavar="FILE", help="also compare with these hashes"
     )
     parser.add_argument("--kind", choices=KINDS, help="kind of records [that of -n, or releases]")
     parser.add_argument(

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # until we listen (see cli/shutdown.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "DATABASE", "RATE_IDENTITY")
     parser.add_argument("--kind", choices=KINDS, help="only this kind [all that have records]")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots")
-    parser.add_argument("--prometheus", metavar="FILE", type=Path, help="write metrics")
+    parser.add_argument("--html", metavar="FILE", type=command.path, help="write a page with plots")
+    parser.add_argument("--prometheus", metavar="FILE", type=command.path, help="write metrics")
     return parser
 
 
@@ -58,6 +59,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
         write(flags.html, html.render(snapshot))
     if flags.prometheus:
         write(flags.prometheus, prometheus.render(snapshot))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Latin-1 has no bars
     if flags.json:
         print(json.dumps(plain(snapshot), indent=2, ensure_ascii=False))
     elif not flags.html and not flags.prometheus:

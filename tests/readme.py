@@ -2,8 +2,8 @@
 
 What their fences mean:
 
-    ```sh       runs in the suite as it stands: tests/test_readme_runs.py, or
-                tests/export/test_export_readme.py where a comment above it says so
+    ```sh       runs in the suite as it stands: tests/test_readme_runs.py, or where a comment above
+                it says so tests/export/test_export_readme.py or tests/test_readme_lookups.py
     ```console  `$ command` runs there too, and prints what is below it. A line of `...` stands for
                 any number of lines, `...` at the end of a line for the rest of it.
     ```text     is shown, and no more

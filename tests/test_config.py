@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def test_an_unknown_name_in_the_file_is_named_with_the_one_that_was_meant(tmp_pa
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("LEASE_S=soon", "LEASE_S is 'soon'"),
+        ("LEASE_S=soon", "LEASE_S is 'soon': it must be a whole number$"),
+        ("COOLDOWN_DAYS=seven", "COOLDOWN_DAYS is 'seven': it must be a number$"),
+        ("HEALTHCHECK_URL=hc.example/uuid", "^HEALTHCHECK_URL: it must be an http:// or https://"),
+        ("lease_s=5", r"did you mean LEASE_S\?"),
         ("LEASE_S=0", "at least 1"),
         ("RATE_WINDOW_S=nan", "at least 0.01"),
         ("STORE_LAYOUT=flat", "one of: single, submodules"),
@@ -75,6 +79,29 @@ def test_a_malformed_value_is_named_in_one_line(line: str, complaint: str, tmp_p
     with pytest.raises(ConfigurationError, match=complaint) as caught:
         load(line, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a folder, which Docker makes where the file to mount is missing."""
+    monkeypatch.setattr(config, "CHECKOUT", tmp_path)
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "HOME": "/"}
+    path = tmp_path / "crawler_for_discogs" / ".env"
+    path.mkdir(parents=True)
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(environ=environ)
+    assert str(caught.value) == f"{path}: cannot be read: Is a directory"
+    path.rmdir()
+    path.write_bytes(b"GIT_AUTHOR_NAME=M\xfcller\n")
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(environ=environ)
+    assert str(caught.value) == f"{path}: it is not UTF-8"
+
+
+def test_the_flag_in_the_sample_file_is_one_of_every_script() -> None:
+    flags = re.findall(r"\(--([a-z-]+)\)", (ROOT / ".env.example").read_text())
+    assert flags == ["state-dir"]
 
 
 def test_a_malformed_flag_is_a_usage_error() -> None:

@@ -72,6 +72,12 @@ def test_the_sample_of_settings_is_that_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_has_a_flag_for_a_secret(script: str) -> None:
+    secrets = {setting.flag for setting in SETTINGS if setting.secret}
+    assert [names for names in options_of(script) if names & secrets] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_option_of_a_script_is_in_its_section(script: str) -> None:
     settings = {setting.flag for setting in SETTINGS}
     described = flags_in(section(script))

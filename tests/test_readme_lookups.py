@@ -19,7 +19,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.records import KINDS
 from tests.conftest import ROOT, Run
 from tests.invented_ledger import invent
-from tests.readme import LIB, TEXTS, section, shown
+from tests.readme import LIB, TEXTS, blocks, section, shown
 
 LEDGER = section("Questions", f"{LIB}/ledger/README.md")
 QUEUE = TEXTS[f"{LIB}/broker/README.md"]
@@ -97,6 +97,22 @@ def test_each_question_to_the_queue_is_answered(full: redis.Redis, redis_socket:
         )
         assert done.stdout.strip() not in ("", "0"), command
         assert not re.search("ERR|WRONGTYPE", done.stdout), command
+
+
+def test_the_queue_can_be_asked_without_redis_cli(
+    full: redis.Redis, redis_socket: Path, tmp_path: Path
+) -> None:
+    """Which the wheel of `[embedded]` does not bring."""
+    (tmp_path / "var" / "redis").mkdir(parents=True)
+    (tmp_path / "var" / "redis" / "redis.sock").symlink_to(redis_socket)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    [block] = [block.text for block in blocks("sh") if block.marker == "run: lookups"]
+    for command in {command.split()[0]: command for command in COMMANDS}.values():
+        asked = f"{block}\necho --\nask {command}"
+        done = subprocess.run(["sh", "-c", asked], cwd=tmp_path, capture_output=True, text=True)
+        about, _, answer = done.stdout.partition("--\n")
+        assert "'generation': " in about, done.stderr
+        assert answer.strip() not in ("", "0", "[]", "{}", "set()", "None"), command
 
 
 def test_the_keys_of_redis_are_those_named(full: redis.Redis) -> None:

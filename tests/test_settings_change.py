@@ -205,8 +205,10 @@ def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
 ) -> None:
     crawler.environment["STORE_REMOTE"] = f"file://{bare}"
     crawler.export()
+    other = {"STORE": str(tmp_path / "store of another machine"), "DATABASE": str(tmp_path / "no")}
+    crawler.refused("worker.py", says="set both alike in .env, then run seed_queue.py", **other)
     crawler.run("seed_queue.py")
-    crawler.crawl(STORE=str(tmp_path / "store of another machine"), DATABASE=str(tmp_path / "no"))
+    crawler.crawl(**other)
     said = crawler.run("maintain_store.py", "--to-submodules")
     assert "let STORE_REMOTE name a folder" in said
     crawler.refused("worker.py", says="STORE_LAYOUT=submodules")
@@ -216,6 +218,6 @@ def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
     crawler.environment["STORE_REMOTE"] = f"file://{tmp_path}/there"
     crawler.assert_whole()
     old = {"STORE_LAYOUT": "single", "STORE_REMOTE": f"file://{tmp_path}/there/discogs.git"}
-    says = "its layout is submodules"
+    says = "the machine with the ledger has STORE_LAYOUT=submodules"
     crawler.run("seed_queue.py", "--ids", *crawler.ids)
     crawler.refused("worker.py", says=says, **old, STORE=str(tmp_path / "s"), DATABASE="/nowhere")

@@ -61,14 +61,17 @@ class Setting(NamedTuple):
 
     @property
     def secret(self) -> bool:
-        return self.parse is Secret
+        return self.parse in (Secret, _secret_url)
 
 
 def _number(minimum: float, kind: type = int) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         if "_" in text or not text.isascii():
             raise ValueError("it must be a number in plain digits")
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"it must be a {'whole ' if kind is int else ''}number") from None
         if not minimum <= value <= _LARGEST_NUMBER:
             raise ValueError(f"it must be at least {minimum:g} and at most {_LARGEST_NUMBER}")
         return value
@@ -131,6 +134,12 @@ def _durations(text: str) -> tuple[int, ...]:
 
 
 _URL = _matching(r"https?://(?![/?#])[!-~]+", "it must be an http:// or https:// URL")
+
+
+def _secret_url(text: str) -> Secret:
+    return Secret(_URL(text))
+
+
 _NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "it may hold letters, digits and . _ - only")
 
 SETTINGS = (
@@ -194,7 +203,7 @@ SETTINGS = (
     Setting(
         "HEALTHCHECK_URL",
         "",
-        Secret,
+        _secret_url,
         "pinged when a script in cron starts, succeeds or fails; {script} is its name",
     ),
     Setting("LOG_FORMAT", "text", _one_of("text", "json"), "`text` or `json`"),
@@ -292,7 +301,7 @@ def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
     candidates = [config / "crawler_for_discogs" / ".env"]
     if (CHECKOUT / "setup.cfg").exists():
         candidates.insert(0, CHECKOUT / ".env")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if path.exists()), None)
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:
@@ -303,8 +312,10 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
     try:
         with path.open(encoding="utf-8") as file:
             bindings = list(parse_stream(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: it is not UTF-8") from None
     for binding in bindings:
         where = f"{path}, line {binding.original.line}"
         if binding.error:
@@ -312,7 +323,7 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
         if binding.key is None:
             continue
         if binding.key not in allowed:
-            close = difflib.get_close_matches(binding.key, allowed, n=1)
+            close = difflib.get_close_matches(binding.key.upper(), allowed, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigurationError(f"{where}: there is no setting {binding.key[:60]!r}{hint}")
         if binding.value is None:
@@ -341,7 +352,8 @@ def _read_secret(name: str, base: Path, text: str) -> str:
         path = base / _expand(text)
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{name}_FILE: {text!r} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{name}_FILE: {text!r} cannot be read: {why}") from error
     if not lines or not lines[0].strip():
         raise ConfigurationError(f"{name}_FILE: {path} is empty")
     return lines[0].strip()
@@ -384,5 +396,7 @@ def make_state_dir(settings: Settings) -> Path:
     try:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise ConfigurationError(f"STATE_DIR {settings.state_dir}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"STATE_DIR {settings.state_dir}: cannot be made: {error.strerror}"
+        ) from error
     return settings.state_dir

@@ -115,6 +115,7 @@ def test_a_ledger_that_cannot_be_used_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("redis_client")  # empties it
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [

@@ -1,6 +1,5 @@
 """The tour that `bin/quickstart` gives once the project is installed: two months in two minutes."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.errors import EXIT_CONFIGURATION, CrawlerError
 from tests.discogs.api import Api
 from tests.discogs.dump import write
 from tests.discogs.quota import Quota
@@ -163,9 +163,19 @@ def stop_private_redis() -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("quickstart")
-    parser.add_argument("--stop", action="store_true", help="stop the private Redis")
-    if parser.parse_args().stop:
+    try:
+        give(sys.argv[1:])
+    except CrawlerError as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:  # e.g. files that root's run has left
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"quickstart: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+def give(arguments: list[str]) -> None:
+    if "--stop" in arguments:
         stopped = stop_private_redis()
         print("The private Redis is stopped." if stopped else "No private Redis was running.")
         return

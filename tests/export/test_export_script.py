@@ -317,6 +317,9 @@ def test_a_limit_is_a_number_of_commits(store: SingleStore, export: Run) -> None
         (["--format", "ids", "--kind", "all"], 64, "kinds share their numbers"),
         (["--from", "nonsense"], 64, "no revision 'nonsense'"),
         (["--repository", "/dev/null/nowhere"], 64, "no Git repository"),
+        (["--repository", ""], 64, "argument --repository: its value is empty"),
+        (["--exec", ""], 64, "argument --exec: its value is empty"),
+        (["--into", ""], 64, "argument --into: its value is empty"),
         (
             ["--repository", "file:///dev/null/nowhere"],
             69,

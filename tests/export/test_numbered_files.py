@@ -758,6 +758,9 @@ def test_the_follower_of_the_readme_gets_everything_once(
     code, said = follow(published, database)
     assert code == 1
     assert "HTTP 404" in said
+    code, said = follow("http://127.0.0.1:1/web.state.json", database)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.endswith("run it again later\n")
     for number in range(4):
         story(chance, store)
         assert export("--kind", "all").returncode == 0

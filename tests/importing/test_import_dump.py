@@ -322,6 +322,8 @@ def test_only_the_dump_that_the_ledger_accepted_is_imported(copy: Copy) -> None:
     copy.month("--adopt")
     assert "has not accepted" in copy.call("import_dump.py", "-d", first, code=65)
     assert "no such file" in copy.call("import_dump.py", "-d", "nothing.xml", code=64)
+    for stream in (copy.folder, "-"):
+        assert "a regular file" in copy.call("import_dump.py", "-d", stream, code=64)
     assert not (copy.folder / "state" / "store" / "discogs.git").exists()
 
 

@@ -385,11 +385,18 @@ def test_without_a_store_there_is_one_line(run: Run) -> None:
 
 
 def test_a_store_that_is_lost_is_told(run: Run, settings: Settings) -> None:
+    """Its disk may not be mounted, which must not be as quiet as before the first day."""
     with database.open(settings.database) as ledger:
         ledger.db.execute("INSERT INTO results_cursor VALUES ('releases', 'a', '1-0')")
     done = run("maintain_store.py")
     assert done.returncode == 78
     assert re.fullmatch(r"maintain_store.py: .*there is no store yet.*\n", done.stderr)
+    know(settings, [1, 2])
+    for script in (["maintain_store.py"], ["export_changes.py", "--consumer", "x"]):
+        done = run(*script)
+        assert done.returncode == 78
+        assert re.fullmatch(r".*: there is no store, but .* 2 records are in it: .*\n", done.stderr)
+    assert last_run(settings) == ("maintain_store", "all", 78)
 
 
 # Checks -------------------------------------------------------------------------------------------
@@ -423,6 +430,21 @@ def test_every_damage_is_named(run: Run, settings: Settings) -> None:
         "releases/00/00/00/6.json: not a plain file, its mode is 100755",
         "releases/05.json: not in its place, which is releases/00/00/00/5.json",
     ]
+
+
+def test_a_check_of_an_older_copy_says_so(run: Run, settings: Settings, tmp_path: Path) -> None:
+    """Even if each record is there, in some version."""
+    main = opened(settings)
+    put(main, [1])
+    know(settings, [1])
+    copy = shutil.copytree(settings.store, tmp_path / "copy")
+    newest = put(main, [1], "newer").revision
+    with database.open(settings.database) as ledger:
+        ledger.db.execute("INSERT INTO store_revisions VALUES ('releases', ?)", (newest,))
+    assert run("maintain_store.py", "--check").returncode == 0
+    done = run("maintain_store.py", "--check", "--store", str(copy))
+    assert (done.returncode, done.stderr) == (65, "")
+    assert f"an older copy: it lacks commit {newest[:12]}" in done.stdout
 
 
 def test_a_check_beside_a_lost_ledger_can_be_read(run: Run, settings: Settings) -> None:

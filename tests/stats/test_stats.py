@@ -19,6 +19,7 @@ from discogs_crawler.clock import DAY_S
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import NothingYet
 from discogs_crawler.ledger import database
+from discogs_crawler.seeding import dump_lookup
 from discogs_crawler.stats import collect, html, ledger_queries, terminal
 from discogs_crawler.stats.collect import etas
 from discogs_crawler.stats.snapshot import Snapshot, plain
@@ -233,6 +234,13 @@ def test_eighty_columns_hold_everything(crawler: Settings, queue: Queue, run: Ru
     assert not any(line.endswith(" ") for line in lines)
 
 
+def test_a_terminal_without_the_bars_gets_the_rest(crawler: Settings, run: Run) -> None:
+    for encoding in ("latin-1", "ascii"):
+        done = run("stats.py", PYTHONIOENCODING=encoding)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "?? releases ??" in done.stdout
+
+
 def test_json_has_what_the_snapshot_has(crawler: Settings, run: Run) -> None:
     done = run("stats.py", "--json", "--kind", "releases")
     told = json.loads(done.stdout)
@@ -312,15 +320,23 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
             "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
             "VALUES ('seed_queue', 'releases', :now, :now, 65, '{}'), "
             "('seed_queue', 'labels', :now, :now, 1, '{\"withheld_confirm\": 2000}'), "
-            "('seed_queue', 'masters', :now, :now, 1, '{}')",
+            "('seed_queue', 'masters', :now, :now, 1, '{}'), "
+            "('maintain_store', 'all', :now, :now, 78, '{}')",
             {"now": now},
         )
     problems = collect.take(crawler).problems
     assert "bad.xml.gz: damaged: it is cut off" in problems
     assert "the last whole dump of releases is 69 days old" in problems
     assert "seed_queue of releases ended with exit code 65" in problems
+    assert "maintain_store ended with exit code 78" in problems
     assert any("seed_queue of labels withheld 2,000 confirmations" in line for line in problems)
     assert not any("masters" in line for line in problems)
+    with database.open(crawler.database) as opened, opened.transaction() as connection:
+        connection.execute(
+            "UPDATE dumps SET verdict = ? WHERE file = 'bad.xml.gz'",
+            (dump_lookup.FOREIGN_VERDICT,),
+        )
+    assert not any("bad.xml.gz" in line for line in collect.take(crawler).problems)
 
 
 def test_who_gets_files_is_shown_with_their_number_and_folder(

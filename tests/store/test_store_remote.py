@@ -1,6 +1,7 @@
 """STORE_REMOTE: machines that push to one bare repository over Git's own transport."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -419,6 +420,21 @@ def test_ssh_is_called_as_the_user_wishes_else_so_that_it_asks_nothing(
     put(opened(machine(tmp_path, "b", f"ssh://host{bare}")), [2])
     assert "/mine" in (tmp_path / "log").read_text()
     assert "BatchMode" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("git@host: Permission denied (publickey).", ConfigurationError),
+        ("ssh: connect to host host port 22: Connection refused", Unavailable),
+    ],
+)
+def test_what_ssh_says_is_told_and_not_only_that_git_could_not_read(
+    said: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", program(tmp_path, "ssh", f"printf '{said}\\r\\n' >&2; exit 255"))
+    with pytest.raises(error, match=re.escape(said)):
+        opened(machine(tmp_path, "a", "ssh://git@host/x.git")).refresh()
 
 
 def test_a_machine_that_dies_before_the_push_has_completed_nothing(

@@ -302,6 +302,25 @@ def test_check_says_what_is_wrong_and_goes_on(api: Api, run: Run) -> None:
     assert bad == ["BAD  API       http://127.0.0.1:1: no connection: Connection refused"]
 
 
+def test_check_asks_the_remote_and_changes_nothing(
+    environment: dict[str, str], api: Api, run: Run, tmp_path: Path
+) -> None:
+    """A wrong address was found only when the first batch had been fetched."""
+    remote = tmp_path / "remote.git"
+    done = run("worker.py", "--check", STORE_REMOTE=str(remote))
+    assert done.returncode == EXIT_UNAVAILABLE
+    [bad] = [line for line in done.stdout.splitlines() if line.startswith("BAD")]
+    assert bad.startswith("BAD  remote    STORE_REMOTE *** cannot be reached: ")
+    assert str(remote) not in done.stdout
+    subprocess.run(["git", "init", "-q", "--bare", str(remote)], check=True)
+    done = run("worker.py", "--check", STORE_REMOTE=str(remote))
+    assert "ok   remote    STORE_REMOTE answers\n" in done.stdout
+    assert not (Path(environment["STATE_DIR"]) / "store").exists()
+    many = {"STORE_REMOTE": str(tmp_path), "STORE_LAYOUT": "submodules"}
+    assert "ok   remote" in run("worker.py", "--check", **many).stdout
+    assert not (tmp_path / "discogs.git").exists()
+
+
 @pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
 def test_where_the_ledger_says_that_there_is_a_store_none_is_made(
     queue: Queue, ids: list[int], run: Run, environment: dict[str, str]

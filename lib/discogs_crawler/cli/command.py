@@ -61,6 +61,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def filled(text: str) -> str:
+    """A flag's value, which is not that of a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("its value is empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """A file or folder: Path("") would be the current folder."""
+    return Path(filled(text))
+
+
 def script(command: Command, arguments: argparse.ArgumentParser) -> NoReturn:
     """Run the script and exit; whatever ends it, no process that it has started is left."""
     code = EXIT_PARTLY

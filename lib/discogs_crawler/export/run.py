@@ -88,9 +88,10 @@ def _own_store(settings: Settings) -> StoreSource:
     """The crawler's repository, up to the commit that consumers may read."""
     folder = settings.store / "discogs.git"
     if not folder.is_dir():
+        _refuse_lost_store(settings)
         raise NothingYet(
-            f"STORE {settings.store}: nothing is stored there yet; a worker makes it,"
-            " or name another with --repository"
+            f"STORE {settings.store}: nothing is stored there yet; import_dump.py or worker.py"
+            " makes it, or name another with --repository"
         )
     branch = f"refs/heads/{settings.store_branch}"
     head = folder / "HEAD"
@@ -103,6 +104,16 @@ def _own_store(settings: Settings) -> StoreSource:
 
     store = open_store(settings, create=False)
     return StoreSource(store.repository.path, store.settle() or "", str(store.repository.path))
+
+
+def _refuse_lost_store(settings: Settings) -> None:
+    """ConfigurationError if the ledger knows of records: a disk may not be mounted."""
+    from discogs_crawler.ledger import database
+    from discogs_crawler.store import layouts
+
+    if settings.database.exists() and not (settings.store / conversion.CONVERTING).exists():
+        with database.open(settings.database) as ledger:
+            layouts.refuse_to_begin_anew(settings, ledger.stored())
 
 
 def find_database(repository: str | None, source: StoreSource, settings: Settings) -> Path:

@@ -195,6 +195,10 @@ class Ledger:
         """Whether any worker has reported."""
         return bool(self.db.execute("SELECT count(*) FROM results_cursor").fetchone()[0])
 
+    def stored(self) -> int:
+        """The number of records that the store should have."""
+        return self.count("state IN ('stored', 'imported')")
+
     def count(self, condition: str, *values: object) -> int:
         """The number of ids for which a condition on the columns of `counts` holds."""
         query = f"SELECT ifnull(sum(records), 0) FROM counts WHERE {condition}"

@@ -21,7 +21,7 @@ from discogs_crawler.records import KINDS
 from discogs_crawler.store import git, objects, stale_locks
 from discogs_crawler.store.conversion import CONVERTING, EXPORTS, KEPT, MOVED
 from discogs_crawler.store.git import Author, Repository
-from discogs_crawler.store.layouts import SingleStore, layout_of, repository_path
+from discogs_crawler.store.layouts import NO_STORE, SingleStore, layout_of, repository_path
 from discogs_crawler.store.objects import FOLDER
 from discogs_crawler.store.remote import PUSH_S, Remote, is_partial
 from discogs_crawler.store.single import PENDING, pending_since
@@ -36,7 +36,7 @@ def to_submodules(settings: Settings, ledger: Ledger | None) -> Path | None:
     None if there was nothing to do. Writers wait, then stop with 78; TryLater during an export.
     """
     if not settings.store.is_dir():
-        raise ConfigurationError(f"{settings.store}: there is no store yet; worker.py makes it")
+        raise ConfigurationError(f"{settings.store}: {NO_STORE}")
     with locks.exclusive(settings.store / EXPORTS, "an export"):
         return _convert(settings, ledger)
 
@@ -48,7 +48,7 @@ def _convert(settings: Settings, ledger: Ledger | None) -> Path | None:
     if not source.path.exists() and (building / "discogs.git").exists():
         _finish(settings.store, building)
     elif not source.path.exists():
-        raise ConfigurationError(f"{source.path}: there is no store yet; worker.py makes it")
+        raise ConfigurationError(f"{source.path}: {NO_STORE}")
     elif layout_of(source) == "submodules" and not (settings.store / MOVED).exists():
         return None
     if layout_of(source) != "submodules":

@@ -54,16 +54,19 @@ def alone(job: Job, upkeep: Upkeep) -> int:
     NothingYet if there is no store yet, and the ledger does not say that there should be.
     """
     settings = upkeep.settings
-    nothing = NothingYet(f"{settings.store}: there is no store yet; worker.py makes it")
+    nothing = NothingYet(f"{settings.store}: {layouts.NO_STORE}")
     with locks.exclusive(settings.state_dir / "maintain_store.lock", "maintain_store.py"):
         if not settings.database.exists():
             if not settings.store.exists():
                 raise nothing
             return job(upkeep, None)
         with database.open(settings.database) as ledger:
-            if not settings.store.exists() and not ledger.has_results():
+            is_lost = not settings.store.exists()
+            if is_lost and not (ledger.has_results() or ledger.stored()):
                 raise nothing
             with ledger.run("maintain_store", "all") as run:
+                if is_lost:
+                    layouts.refuse_to_begin_anew(settings, ledger.stored())
                 run.exit_code = job(upkeep, ledger)
             return run.exit_code
 
@@ -173,7 +176,10 @@ def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _check_against_ledger(store: Store, ledger: Ledger, upkeep: Upkeep) -> bool:
-    damaged = False
+    older = layouts.older_copy(store, ledger.revisions())
+    if older:
+        upkeep.tell(older)
+    damaged = bool(older)
     for kind, queue in zip(KINDS, _queues(upkeep.settings), strict=True):
         if ledger.knows_something():
             exchange.drain(ledger, queue)

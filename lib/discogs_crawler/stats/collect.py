@@ -286,7 +286,8 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
         yield from _drift_problems(kind, snapshot.taken)
     for run in snapshot.runs:
         if run.exit_code not in (None, 0, EXIT_PARTLY, EXIT_TRY_LATER):
-            yield f"{run.script} of {run.kind} ended with exit code {run.exit_code}"
+            of_kind = "" if run.kind == "all" else f" of {run.kind}"
+            yield f"{run.script}{of_kind} ended with exit code {run.exit_code}"
         if withheld := run.counts.get("withheld_confirm"):
             yield (
                 f"{run.script} of {run.kind} withheld {count(withheld)} confirmations: "
@@ -297,7 +298,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
 def _problems_of(kind: KindStats, now: int) -> Iterator[str]:
     if kind.dumps:
         newest = kind.dumps[0]
-        if newest.verdict != "whole":
+        if newest.verdict.startswith("damaged"):  # of one that was split elsewhere it is not known
             yield f"{newest.file}: {newest.verdict}"
         whole = [dump.taken for dump in kind.dumps if dump.verdict == "whole"]
         if whole and now - whole[0] > DUMP_IS_OLD_S:

@@ -276,6 +276,8 @@ def gist(said: str) -> str:
     first = (complaints or found or ["git said nothing"])[0]
     if first.endswith(":"):  # the reason is on the next line
         first = " ".join(found[found.index(first) :][:2])
+    if "Could not read from remote repository" in first:  # ssh has said why, before Git
+        first = found[max(0, found.index(first) - 1)]
     return without_login(first.replace("\t", " "))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
-from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, is_partial
+from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, address_of, is_partial
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
 from discogs_crawler.store.submodules import RemoteFolder, SubmoduleStore
 
@@ -19,6 +20,8 @@ __all__ = ["Committed", "Edit", "SingleStore", "Store", "SubmoduleStore", "open_
 
 # The exit status of `git for-each-ref --contains` if there is no such commit.
 NO_SUCH_COMMIT = 129
+
+NO_STORE = "there is no store yet; import_dump.py or worker.py makes it"
 
 # The store in either layout. The two classes have the same methods, which `SingleStore` documents.
 Store = SingleStore | SubmoduleStore
@@ -72,7 +75,7 @@ def _open_repository(settings: Settings, *, create: bool) -> Repository:
     elif (path / "HEAD").exists():
         repository = Repository(path)
     else:
-        raise ConfigurationError(f"{path}: there is no store yet; worker.py makes it")
+        raise ConfigurationError(f"{path}: {NO_STORE}")
     _check_layout(repository, settings)
     repository.check_branch(settings.store_branch)
     return repository
@@ -89,6 +92,16 @@ def _folder_address(address: str) -> str:
             f"folder for all repositories, or contain {NAME} in place of their names"
         )
     return address
+
+
+def look_at_remote(settings: Settings, address: str) -> None:
+    """Unavailable or ConfigurationError if the remote does not answer; nothing is changed."""
+    many = settings.store_layout == "submodules"
+    address = address_of(_folder_address(address), "discogs") if many else address
+    with tempfile.TemporaryDirectory(prefix="crawler-") as folder:
+        main, layout = settings.store_branch, settings.store_layout
+        asking = git.create(Path(folder) / "asking.git", main, layout)
+        Remote(asking, address, main, whole=False, stop=Stop(), levels=int(many)).look()
 
 
 def refuse_to_begin_anew(settings: Settings, records: int) -> None:
@@ -152,12 +165,18 @@ def refuse_older_copy(store: Store, revisions: Collection[str]) -> None:
 
     The records in it count as stored, so they would never be fetched again.
     """
-    if missing := lacks(store, revisions):
-        raise ConfigurationError(
-            f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
-            "records the ledger counts as stored: restore the newer copy, or keep this one and run "
-            "maintain_store.py --refetch, which fetches again what it lacks"
-        )
+    if older := older_copy(store, revisions):
+        raise ConfigurationError(older)
+
+
+def older_copy(store: Store, revisions: Collection[str]) -> str:
+    """The line that says so if the store lacks one of the commits, else nothing."""
+    missing = lacks(store, revisions)
+    return missing and (
+        f"{store.repository.path}: an older copy: it lacks commit {missing[:12]}, whose "
+        "records the ledger counts as stored: restore the newer copy, or keep this one and run "
+        "maintain_store.py --refetch, which fetches again what it lacks"
+    )
 
 
 def layout_of(repository: Repository) -> str:

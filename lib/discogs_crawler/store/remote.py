@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 # Seconds; a push of a batch takes one.
 PUSH_S = 300
 
+# Seconds; _SSH gives up a machine that is not there in 20.
+LOOK_S = 30
+
 # Seconds in which a fetch is repeated because of other processes; it removes locks of dead ones.
 LOCKED_S = 60
 
@@ -150,6 +153,15 @@ class Remote:
                     "remote.origin.fetch": f"+refs/heads/*:{TRACKING}*",
                 }
             )
+
+    def look(self) -> None:
+        """Ask for its branches; Unavailable or ConfigurationError if it does not tell them.
+
+        One that is created with the first push need not be there.
+        """
+        answer = self._talk("ls-remote", "--heads", "origin", timeout_s=LOOK_S)
+        if answer not in (ACCEPTED, _NOT_THERE):
+            raise Unavailable(answer.why)
 
     def fetch(self) -> None:
         """Fetch all branches of the remote, and join ours with them.

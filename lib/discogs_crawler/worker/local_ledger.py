@@ -27,7 +27,7 @@ def opened(path: Path) -> Iterator[Ledger | None]:
 def stored(path: Path) -> int:
     """The number of records that the ledger says the store has; 0 without a ledger."""
     with opened(path) as ledger:
-        return 0 if ledger is None else ledger.count("state IN ('stored', 'imported')")
+        return 0 if ledger is None else ledger.stored()
 
 
 def refuse_older_copy(path: Path, store: Store) -> None:

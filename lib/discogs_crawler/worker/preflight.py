@@ -14,7 +14,7 @@ from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Un
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import git_process
-from discogs_crawler.store.layouts import open_store, refuse_to_begin_anew
+from discogs_crawler.store.layouts import look_at_remote, open_store, refuse_to_begin_anew
 from discogs_crawler.worker import local_ledger
 
 
@@ -32,12 +32,14 @@ def check(settings: Settings, kind: str) -> Iterator[Finding]:
         ("settings", _settings),
         ("ledger", _ledger),
         ("store", _store),
+        ("remote", _remote),
         ("Redis", _redis),
         ("API", _api),
     )
     for what, look in looks:
         try:
-            yield Finding(what, look(settings, kind))
+            if text := look(settings, kind):
+                yield Finding(what, text)
         except CrawlerError as error:
             yield Finding(what, str(error), error)
             if what == "Redis":
@@ -92,6 +94,18 @@ def _store(settings: Settings, kind: str) -> str:
         local_ledger.refuse_older_copy(settings.database, store)
     tip = store.tip()
     return f"{settings.store}, {tip[:10] if tip else 'empty'}; {version.stdout.strip()}"
+
+
+def _remote(settings: Settings, kind: str) -> str:
+    """Ask STORE_REMOTE; "" if there is none."""
+    if settings.store_remote is None:
+        return ""
+    address = settings.store_remote.reveal()
+    try:
+        look_at_remote(settings, address)
+    except CrawlerError as error:
+        raise type(error)(str(error).replace(address, "***")) from error
+    return "STORE_REMOTE answers"
 
 
 def _redis(settings: Settings, kind: str) -> str:

@@ -2,6 +2,7 @@
 """Follow the files of `export_changes.py --into` on any web server, into a SQLite database.
 
 Example, from cron: follow.py https://example.org/discogs/web.state.json music.db
+On a machine without the crawler: pip install sqlite-utils urllib3
 
 It begins with the baseline, which has all records, and then takes each numbered file in order.
 """
@@ -41,15 +42,24 @@ def apply(about):
         place.upsert({"id": 1, "sequence": about["sequence"]})
 
 
+def follow():
+    last = json.load(get(state_url))
+    if not place.count:
+        apply(last["baseline"] or sys.exit(f"{state_url}: it has no baseline to begin with"))
+    mine = place.get(1)["sequence"]
+    if not last["first"] - 1 <= mine <= last["sequence"]:
+        sys.exit(
+            f"number {mine + 1} is gone: delete {sys.argv[2]} to begin again with the baseline"
+        )
+    for sequence in range(mine + 1, last["sequence"] + 1):
+        apply(json.load(get(state_url.replace(".state.json", f"-{sequence:09}.state.json"))))
+
+
 state_url, db = sys.argv[1], sqlite_utils.Database(sys.argv[2])
 columns = {"kind": str, "id": int, "data": str}
 records = db["records"].create(columns, pk=("kind", "id"), if_not_exists=True)
 place = db["place"].create({"id": int, "sequence": int}, pk="id", if_not_exists=True)
-last = json.load(get(state_url))
-if not place.count:
-    apply(last["baseline"] or sys.exit(f"{state_url}: it has no baseline to begin with"))
-mine = place.get(1)["sequence"]
-if not last["first"] - 1 <= mine <= last["sequence"]:
-    sys.exit(f"number {mine + 1} is gone: delete {sys.argv[2]} to begin again with the baseline")
-for sequence in range(mine + 1, last["sequence"] + 1):
-    apply(json.load(get(state_url.replace(".state.json", f"-{sequence:09}.state.json"))))
+try:
+    follow()
+except urllib3.exceptions.HTTPError as error:
+    sys.exit(f"{state_url}: {error}; run it again later")
