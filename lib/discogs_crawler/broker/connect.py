@@ -167,8 +167,8 @@ def agree_on_store(settings: Settings, queue: Queue) -> None:
         )
     elif theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(
-            f"{settings.database}: the ledger of this queue is on another machine, which would "
-            "not see what is stored here: set STORE_REMOTE on both"
+            f"{settings.database}: the ledger of this queue is not there: if it is on another "
+            "machine, that would not see what is stored here: set STORE_REMOTE on both"
         )
 
 
