@@ -124,7 +124,7 @@ def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
     lock = settings.state_dir / "import_dump.lock"
     with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
         dump = find_dump(ledger, path)
-        records = ledger.count("state IN ('stored', 'imported')")
+        records = ledger.stored()
         refuse_to_begin_anew(settings, records)
         stop = Stop()
         store = open_store(settings, stop=stop)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PUSH_S = 300
 
 # Seconds; _SSH gives up a machine that is not there in 20.
-LOOK_S = 30
+ASK_S = 30
 
 # Seconds in which a fetch is repeated because of other processes; it removes locks of dead ones.
 LOCKED_S = 60
@@ -159,7 +159,7 @@ class Remote:
 
         One that is created with the first push need not be there.
         """
-        answer = self._talk("ls-remote", "--heads", "origin", timeout_s=LOOK_S)
+        answer = self._talk("ls-remote", "--heads", "origin", timeout_s=ASK_S)
         if answer not in (ACCEPTED, _NOT_THERE):
             raise Unavailable(answer.why)
 
