@@ -8,5 +8,6 @@ dump        a world's dump of any size, also as `python -m tests.discogs.dump`
 quota       the rolling window in which the API counts requests
 faults      what goes wrong, by chance or for chosen ids
 journal     every request, with its time
+loopback    a server in a thread
 api, site   the two HTTP servers, together as `python -m tests.discogs`
 """

@@ -11,12 +11,10 @@ import gzip
 import json
 import re
 import socket
-import ssl
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -25,6 +23,7 @@ from typing import Any
 from tests.discogs import control
 from tests.discogs.faults import Faults
 from tests.discogs.journal import Journal, Request, arrived
+from tests.discogs.loopback import Loopback
 from tests.discogs.quota import Counted, Quota
 from tests.discogs.world import KINDS, World
 
@@ -37,9 +36,6 @@ GONE = {
 TOO_FAST = "You are making requests too quickly."
 PAGE = "<!DOCTYPE html>\n<html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>\n"
 FLOOD_B = 17 << 20
-
-# A hanging request is let go of when the server stops, at the latest after this.
-HANG_S = 600
 
 _RECORD = re.compile(rf"/({'|'.join(KINDS)})/([0-9]+)")
 
@@ -59,7 +55,7 @@ _PAGES = {
 }
 
 
-class Api:
+class Api(Loopback):
     """The server, its world, and what it has been asked. Also a context manager."""
 
     def __init__(
@@ -87,38 +83,11 @@ class Api:
         self.jitter_s = jitter_s
         self.captures = captures
         self.journal = Journal()
-        self.stopping = threading.Event()
         self.moments = count(time.time_ns() // 1_000_000)
         self.chance = Random(1)
         self.grown: Callable[[int], dict[str, Any]] = lambda moment: {}
         """fields that Discogs adds to every record at that moment"""
-        handler = type("Handler", (_Handler,), {"api": self})
-        self._server = _Server((host, port), handler)
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            self._server.socket = context.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        scheme, name = "https" if certificate else "http", "localhost" if certificate else host
-        self.port = self._server.server_address[1]
-        self.url = f"{scheme}://{name.replace('0.0.0.0', '127.0.0.1')}:{self.port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), daemon=True
-        )
-        self._thread.start()
-
-    def __enter__(self) -> "Api":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Handler, host, port, certificate)
 
     def travel(self) -> None:
         """Take half of the time that a request and its answer are under way."""
@@ -126,26 +95,17 @@ class Api:
             time.sleep(self.latency_s / 2 + self.chance.random() * self.jitter_s / 2)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone is no reason to print anything."""
-
-
 class _Handler(BaseHTTPRequestHandler):
-    api: Api
+    owner: Api
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
 
     def do_GET(self) -> None:
         if control.handles(self.path):
-            self._send(*control.get(self.api, self.path))
+            self._send(*control.get(self.owner, self.path))
             return
-        self.api.travel()
+        self.owner.travel()
         token = self._has_token()
         client = f"{self.client_address[0]} {self.connection.getsockname()[0]}"
         agent = self.headers.get("User-Agent", "")
@@ -153,13 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not agent:
             self._finish(request, _html(403, "Sorry, you have been blocked"), {})
             return
-        counted = self.api.quota.count(client, token=token)
+        counted = self.owner.quota.count(client, token=token)
         self._answer(request, counted)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if control.handles(self.path):
-            self._send(*control.post(self.api, self.path, body))
+            self._send(*control.post(self.owner, self.path, body))
         else:
             self._send(*_json(405, {"message": "Method POST is not allowed for this resource."}))
 
@@ -174,13 +134,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         match = _RECORD.fullmatch(path)
         if path == "/":
-            self._finish(request, _json(200, _welcome(self.api.world)), counted.headers)
+            self._finish(request, _json(200, _welcome(self.owner.world)), counted.headers)
         elif match is None:
             answer = _json(404, {"message": "The requested resource was not found."})
             self._finish(request, answer, counted.headers)
         else:
             kind, record_id = match[1], int(match[2])
-            fault = self.api.faults.next(kind, record_id)
+            fault = self.owner.faults.next(kind, record_id)
             request = request._replace(kind=kind, id=record_id, fault=fault)
             self._answer_for_record(request, fault, counted.headers)
 
@@ -225,21 +185,21 @@ class _Handler(BaseHTTPRequestHandler):
         return (status, body, types), headers
 
     def _look_up(self, kind: str, record_id: int) -> "Answer":
-        if self.api.captures:
-            capture = self.api.captures / kind / f"{record_id}.json"
+        if self.owner.captures:
+            capture = self.owner.captures / kind / f"{record_id}.json"
             if capture.is_file():
                 return 200, capture.read_bytes(), {"Content-Type": "application/json"}
-        moment = next(self.api.moments)
-        document = self.api.world.document(kind, record_id, moment)
+        moment = next(self.owner.moments)
+        document = self.owner.world.document(kind, record_id, moment)
         if document is None:
             return _json(404, {"message": GONE[kind]})
-        return _json(200, document | self.api.grown(moment))
+        return _json(200, document | self.owner.grown(moment))
 
     def _say_nothing(self, request: Request, fault: str) -> None:
-        self.api.journal.note(request)
+        self.owner.journal.note(request)
         self.close_connection = True
         if fault == "hang":
-            self.api.stopping.wait(HANG_S)
+            self.owner.hang()
             return
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -248,8 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _finish(self, request: Request, answer: "Answer", headers: Mapping[str, str]) -> None:
         """Note the request, then send: who reads the journal after an answer finds it there."""
         status, body, more = answer
-        self.api.journal.note(request._replace(status=status))
-        self.api.travel()
+        self.owner.journal.note(request._replace(status=status))
+        self.owner.travel()
         self._send(status, body, {**more, **headers}, request.fault)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: str = "") -> None:
@@ -268,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.wfile.flush()
         if fault == "hang-body":
-            self.api.stopping.wait(HANG_S)
+            self.owner.hang()
 
     def version_string(self) -> str:
         return "cloudflare"

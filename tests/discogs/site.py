@@ -11,15 +11,15 @@ file, and any other address is the index too, with status 200.
 import hashlib
 import html
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.discogs.api import PAGE, _Server
+from tests.discogs.api import PAGE
 from tests.discogs.journal import Journal, arrived
+from tests.discogs.loopback import Loopback
 
 CHUNK_B = 1 << 16
 
@@ -46,7 +46,7 @@ class File(NamedTuple):
     modified: float
 
 
-class Site:
+class Site(Loopback):
     """The server and what it has. Also a context manager."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, ranges: bool = False) -> None:
@@ -57,26 +57,8 @@ class Site:
         self.requests_allowed: int | None = None
         self.chunk_s = 0.0
         self.journal = Journal()
-        self.stopping = threading.Event()
-        handler = type("Handler", (_Handler,), {"site": self})
-        self._server = _Server((host, port), handler)
-        self.url = f"http://{host}:{self._server.server_address[1]}/"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), daemon=True
-        )
-        self._thread.start()
-
-    def __enter__(self) -> "Site":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Handler, host, port)
+        self.url += "/"
 
     def publish(
         self, date: int, dumps: Mapping[str, bytes], *, checksum: bool = True, modified: float = 0
@@ -142,7 +124,7 @@ def _rounded(size: int) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    site: Site
+    owner: Site
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -151,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         name = query.get("download", ["index"])[0].rpartition("/")[2]
         fault = self._fault(name)
-        self.site.journal.note(request._replace(kind=name, fault=fault))
+        self.owner.journal.note(request._replace(kind=name, fault=fault))
         if fault == "429":
             headers = {"Retry-After": str(BLOCKED_S), "Content-Type": "application/json"}
             self._send(429, [b'{"message":"Too many requests"}'], headers)
@@ -159,18 +141,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_page(int(fault), PAGE.format("Not now"))
         elif fault == "html":
             self._send_page(200, PAGE.format("We will be right back"))
-        elif "download" in query and name not in self.site.files:
+        elif "download" in query and name not in self.owner.files:
             self._send_page(404, PAGE.format("Not Found"))
         elif "download" in query:
-            self._send_file(self.site.files[name].content, fault)
+            self._send_file(self.owner.files[name].content, fault)
         else:
-            self._send_page(200, self.site.index(query.get("prefix", [""])[0]), fault)
+            self._send_page(200, self.owner.index(query.get("prefix", [""])[0]), fault)
 
     def _fault(self, name: str) -> str:
-        allowed = self.site.requests_allowed
-        if allowed is not None and len(self.site.journal.since()) >= allowed:
+        allowed = self.owner.requests_allowed
+        if allowed is not None and len(self.owner.journal.since()) >= allowed:
             return "429"
-        planned = self.site.faults.get(name)
+        planned = self.owner.faults.get(name)
         return planned.pop(0) if planned else ""
 
     def _send_page(self, status: int, page: str, fault: str = "") -> None:
@@ -186,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         start, status = 0, 200
         headers = {"Content-Type": "application/octet-stream"}
         wanted = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range", ""))
-        if wanted and self.site.ranges:
+        if wanted and self.owner.ranges:
             start, status = int(wanted[1]), 206
             if start >= len(content):
                 self._send(416, [], {"Content-Range": f"bytes */{len(content)}"})
@@ -209,10 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for chunk in chunks:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-            if self.site.chunk_s:
-                time.sleep(self.site.chunk_s)
+            if self.owner.chunk_s:
+                time.sleep(self.owner.chunk_s)
         if fault == "hang":
-            self.site.stopping.wait(600)
+            self.owner.hang()
         if fault in ("cut", "hang"):
             self.close_connection = True
             return
