@@ -25,8 +25,10 @@ from tests.discogs.world import invented
 
 UNITS = ROOT / "lib" / "discogs_crawler" / "data" / "systemd"
 
-# Every line that cron would run, by a word that only it has.
-LINES = ("worker", "download", "--discover", "maintain_store.py$", "--check", "stats", "export")
+# Every line that cron would run, by words that only it has: those of the worker, and the others.
+BOOT, REVIVE = "&& tmux new-session", "has-session"
+LINES = ("download", "--discover", "maintain_store.py$", "maintain_store.py --check")
+LINES += ("stats", "export")
 
 
 def cron_commands() -> list[str]:
@@ -109,10 +111,10 @@ def stored(checkout: Path, *, imported: bool) -> int:
 def test_the_crontab_is_valid_and_escapes_every_percent_sign() -> None:
     table = crontab.CronTab(tabfile=str(ROOT / "crontab.example"))
     jobs = list(table)
-    assert len(jobs) == len(LINES)
+    assert len(jobs) == len({BOOT, REVIVE, *LINES})
     assert all(job.is_valid() and job.is_enabled() for job in jobs)
     assert "%" not in (ROOT / "crontab.example").read_text()
-    assert sorted(command_with(word) for word in LINES) == sorted(cron_commands())
+    assert sorted(command_with(word) for word in (BOOT, REVIVE, *LINES)) == sorted(cron_commands())
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
@@ -120,19 +122,39 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
     site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
     assert outcome(cron(command_with("download"))) == (0, "")
     assert stored(checkout, imported=True) == 30
-    assert outcome(cron(command_with("worker"))) == (0, "")
+    assert outcome(cron(command_with(BOOT))) == (0, "")
     try:
+        assert outcome(cron(command_with(REVIVE))) == (0, "")
         deadline = time.monotonic() + 100
         while stored(checkout, imported=False) < 30:
             assert time.monotonic() < deadline, cron("tmux capture-pane -p -t discogs").stdout
             time.sleep(0.05)
     finally:
         cron("tmux kill-server")
-    for word in LINES[1:]:
+    for word in LINES:
         assert outcome(cron(command_with(word))) == (0, ""), word
     assert len((checkout / "var" / "changes.tsv").read_text().splitlines()) == 30
     assert (checkout / "var" / "stats.html").exists()
     assert sorted(api.journal.asked()) == sorted(api.world.alive["releases"])
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
+def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron, api) -> None:
+    refused = checkout.parent / "refused"
+    with (checkout / ".env").open("a") as file:
+        file.write(f"STORE={refused}/store\n")
+    refused.touch()
+    try:
+        code, said = outcome(cron(command_with(REVIVE)))
+        assert (code, f"STORE {refused}/store" in said) == (0, True), said
+        deadline = time.monotonic() + 30
+        while cron("tmux has-session -t =discogs").returncode == 0:
+            assert time.monotonic() < deadline
+        refused.unlink()
+        assert "ok   store" in cron(command_with(REVIVE)).stdout
+        assert outcome(cron(command_with(REVIVE))) == (0, "")
+    finally:
+        cron("tmux kill-server")
 
 
 def say_nothing(cron, words: Iterable[str]) -> None:
@@ -144,7 +166,7 @@ def say_nothing(cron, words: Iterable[str]) -> None:
 def test_a_fresh_installation_says_nothing_in_any_order_of_lines(
     checkout, cron, redis_client
 ) -> None:
-    words = [word for word in LINES if word not in ("worker", "download")]
+    words = [word for word in LINES if word != "download"]
     say_nothing(cron, reversed(words))
     shutil.rmtree(checkout / "var")
     redis_client.flushall()
@@ -170,9 +192,9 @@ def test_a_fresh_installation_says_nothing_in_every_order(
     def folder(done: frozenset[str]) -> Path:
         return kept / "".join(str(int(word in done)) for word in LINES)
 
-    for number in range(len(LINES) - 1):
-        for done in map(frozenset, itertools.combinations(LINES[1:], number)):
-            for word in LINES[1:]:
+    for number in range(len(LINES)):
+        for done in map(frozenset, itertools.combinations(LINES, number)):
+            for word in LINES:
                 if word in done:
                     continue
                 shutil.rmtree(var, ignore_errors=True)
@@ -203,7 +225,7 @@ def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:
 def test_a_job_with_a_misspelled_setting_says_where(checkout, cron) -> None:
     with (checkout / ".env").open("a") as file:
         file.write("LEASES_S=5\n")
-    for word in LINES[1:]:
+    for word in LINES:
         code, said = outcome(cron(command_with(word)))
         assert code == 78
         assert said.count("\n") == 1

@@ -1,8 +1,10 @@
 """`worker.py --check`: what is configured, reachable, missing; one line each, no secrets."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
@@ -55,7 +57,7 @@ def _settings(settings: Settings, kind: str) -> str:
 
 def _ledger(settings: Settings, kind: str) -> str:
     if not settings.database.exists():
-        return "not on this machine: results wait in Redis for seed_queue.py"
+        return f"{settings.database} is not there yet: seed_queue.py makes it, here or elsewhere"
     with database.open(settings.database, read_only=True) as opened:
         dump = opened.last_accepted(kind)
         if dump is None:
@@ -71,7 +73,7 @@ def _way(opened: Ledger, kind: str) -> str:
         (kind,),
     ).fetchone()
     if not imported:
-        return "everything from the API"
+        return "nothing imported from a dump, everything from the API"
     if backfill:
         return f"{imported:,} imported from the dump, everything wanted from the API"
     asked = opened.db.execute("SELECT 1 FROM outcomes WHERE kind = ? LIMIT 1", (kind,)).fetchone()
@@ -89,11 +91,18 @@ def _store(settings: Settings, kind: str) -> str:
         if settings.store.exists() and any(settings.store.iterdir()):
             raise
         refuse_to_begin_anew(settings, local_ledger.stored(settings.database))
+        _refuse_if_nothing_can_be_made(settings.store)
         return f"{settings.store}, will be made; {version.stdout.strip()}"
     with contextlib.suppress(BadData):  # of the ledger, which was told above
         local_ledger.refuse_older_copy(settings.database, store)
     tip = store.tip()
     return f"{settings.store}, {tip[:10] if tip else 'empty'}; {version.stdout.strip()}"
+
+
+def _refuse_if_nothing_can_be_made(folder: Path) -> None:
+    there = next(parent for parent in folder.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"STORE {folder} cannot be made: {there} is not ours to write in")
 
 
 def _remote(settings: Settings, kind: str) -> str:
