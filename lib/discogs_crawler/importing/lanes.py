@@ -11,6 +11,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,31 +176,37 @@ class _Imports:
     """The `git fast-import` of a lane for each repository."""
 
     def __init__(self) -> None:
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        """by repository: the process, and the file to which it complains"""
 
     def pipe(self, repository: str) -> IO[bytes]:
         """Return the input of a repository's `git fast-import`, which is started if need be."""
-        running = self._running.get(repository)
-        if running is None:
-            running = self._running[repository] = subprocess.Popen(
+        if repository not in self._running:
+            # Git complains of a damaged pack at each blob: more than a pipe has room for.
+            words = tempfile.TemporaryFile()  # noqa: SIM115 - `finish` closes it
+            running = subprocess.Popen(
                 ["git", f"--git-dir={repository}", *git_process.FAST_IMPORT],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=words,
                 bufsize=files.PIPE_B,
             )
             files.widen(cast(IO[bytes], running.stdin))
-        return cast(IO[bytes], running.stdin)
+            self._running[repository] = running, words
+        return cast(IO[bytes], self._running[repository][0].stdin)
 
     def finish(self) -> Failure | None:
         """Have all of them save their blobs to disk; return the first failure, if any."""
         failure = None
-        for repository, running in self._running.items():
-            with contextlib.suppress(BrokenPipeError):
-                cast(IO[bytes], running.stdin).write(b"done\n")
-            _, stderr = running.communicate()
-            if running.returncode and failure is None:
-                failure = Failure(repository, running.returncode, stderr)
+        for repository, (running, words) in self._running.items():
+            with words:
+                with contextlib.suppress(BrokenPipeError):
+                    cast(IO[bytes], running.stdin).write(b"done\n")
+                running.communicate()
+                if running.returncode and failure is None:
+                    words.seek(0)
+                    said = words.read(git_process.MOST_WORDS_B)
+                    failure = Failure(repository, running.returncode, said)
         self._running.clear()
         return failure
 
