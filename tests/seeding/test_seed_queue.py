@@ -478,7 +478,7 @@ def test_dumps_of_one_second_are_accepted_in_their_order(world: World) -> None:
 def test_the_numbers_by_segment_are_those_of_the_rows(
     tmp_path: Path, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first import counts its rows itself; triggers count all that comes later."""
+    """The first crawl counts its rows itself; triggers count all that comes later."""
     monkeypatch.setattr(clock, "OFFSET_S", clock.OFFSET_S)
     world = World(tmp_path, redis_client)
     ends = [1, 2, 999_999, 1_000_000, 1_000_001, 1_999_999, 3_000_000, 4_000_000, 4_000_001]
