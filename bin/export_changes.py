@@ -198,7 +198,7 @@ def check_usage(flags: argparse.Namespace) -> None:
     if flags.keep and not flags.into:
         raise UsageError("--keep goes with --into")
     if flags.into and re.search(r"-[0-9]{9,}$", flags.consumer or ""):
-        raise UsageError(f"--into: {flags.consumer} looks like the name of a file of another's")
+        raise UsageError(f"--into: {flags.consumer} looks like the name of another consumer's file")
     if flags.into and (flags.nul or flags.format not in (None, "jsonl")):
         raise UsageError("--into writes jsonl with line feeds")
     flags.format = flags.format or ("jsonl" if flags.into else "names")

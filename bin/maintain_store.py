@@ -16,9 +16,9 @@ Examples:
     maintain_store.py --reclean          # after REMOVE_FIELDS, KEEP_FIELDS or the rules changed
     maintain_store.py --to-submodules    # one repository per kind and million, for good
 
-A check prints its findings to stdout, one per line, the first ten of each sort (-v: all).
-A field that REMOVE_FIELDS named until now is not in the store; --reclean prints the command that
-fetches it.
+A check prints its findings to stdout, one per line, the first ten of each kind of finding
+(-v: all). A field that REMOVE_FIELDS named until now is not in the store; --reclean prints the
+command that fetches it.
 
 Exit codes: 0 done, 1 interrupted, 64 usage, 65 a check found damage, 69 Redis, the remote or the
 disk failed, 75 it is running already, an export or a commit is under way (--to-submodules), or
@@ -50,7 +50,12 @@ def arguments() -> argparse.ArgumentParser:
     for flag, job, meaning in (
         ("--merge", run.merge, "only merge the branches"),
         ("--check", run.check, "only check, but check everything"),
-        ("--refetch", run.refetch, "want again what only one of ledger and Git has"),
+        (
+            "--refetch",
+            run.refetch,
+            "mark as wanted every record that only the ledger or only Git has; the next "
+            "seed_queue.py queues them",
+        ),
         ("--reclean", run.reclean, "apply changed cleaning rules to what is stored"),
         (
             "--to-submodules",

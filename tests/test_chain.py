@@ -215,7 +215,12 @@ def restore_a_damaged_ledger(run: Run, upstream: Upstream, ledger: Path, copy: P
         ]
         assert refused.returncode == 65, command
         assert len(told) == 1, command
-        for help_ in (f"{ledger}: the ledger is damaged", str(copy.parent), "--rebuild-ledger"):
+        for help_ in (
+            f"{ledger}: the ledger is damaged",
+            str(copy.parent),
+            "--rebuild-ledger",
+            "--adopt",
+        ):
             assert help_ in told[0], command
         assert ledger.read_bytes() == damaged
     for suffix in ("", "-wal", "-shm"):
@@ -241,6 +246,7 @@ def test_a_lost_ledger_is_not_replaced_in_silence(
         refused = run("seed_queue.py", **upstream.settings)
         assert refused.returncode == 78
         assert "--rebuild-ledger" in refused.stderr
+        assert "requests every record once more" in refused.stderr
         succeed(run("maintain_store.py", **upstream.settings))
         assert copy.read_bytes() == kept, "an empty ledger takes no good copy's place"
         assert run("export_changes.py", "--list", **upstream.settings).returncode == 0

@@ -206,7 +206,7 @@ def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
     crawler.environment["STORE_REMOTE"] = f"file://{bare}"
     crawler.export()
     other = {"STORE": str(tmp_path / "store of another machine"), "DATABASE": str(tmp_path / "no")}
-    crawler.refused("worker.py", says="set both alike in .env, then run seed_queue.py", **other)
+    crawler.refused("worker.py", says="use the same on both, then run seed_queue.py", **other)
     crawler.run("seed_queue.py")
     crawler.crawl(**other)
     said = crawler.run("maintain_store.py", "--to-submodules")

@@ -295,7 +295,7 @@ def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
         except ValueError as error:
             raise ConfigurationError(f"ENV_FILE is {named[:80]!r}: {error}") from None
         if not path.exists():
-            raise ConfigurationError(f"{path}: there is no such file of settings")
+            raise ConfigurationError(f"{path}: this settings file does not exist")
         return path
     config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     candidates = [config / "crawler_for_discogs" / ".env"]

@@ -18,6 +18,12 @@ _CIRCUMSTANCES = {
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
 }
 
+# Part of every message that names `--rebuild-ledger`: 226 days of requests must not be a surprise.
+REBUILD_COST = (
+    "this requests every record once more; with --adopt only what is not stored, and changes in "
+    "the last dump that no worker has fetched are missed until the record changes again"
+)
+
 
 def use_wal(connection: sqlite3.Connection, busy_s: float) -> None:
     """Let readers and one writer work at once; wait up to `busy_s` for others who open the file.
@@ -43,7 +49,7 @@ def meaning(error: BaseException, ledger: Path) -> CrawlerError | None:
         return BadData(
             f"{ledger}: the ledger is damaged ({error}): move it away, and {ledger.name}-wal and "
             f"{ledger.name}-shm if they are there; then restore its last copy from {copies}, "
-            "or run seed_queue.py --rebuild-ledger"
+            f"or run seed_queue.py --rebuild-ledger: {REBUILD_COST}"
         )
     if _code(error) in _CIRCUMSTANCES:
         return Unavailable(f"{ledger}: the ledger cannot be used now: {error}")

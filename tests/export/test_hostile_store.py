@@ -416,7 +416,7 @@ def test_trees_that_repeat_in_place_are_refused(tmp_path: Path, run: Run, hostil
         done = run(SCRIPT, *flags)
         assert done.returncode == 65
         assert re.fullmatch(
-            r"export_changes.py: .*: no record, like 10,000 others.*\n", done.stderr
+            r"export_changes.py: .*: not a record, and neither are 10,000 others.*\n", done.stderr
         )
 
 

@@ -81,7 +81,10 @@ def test_a_name_that_could_be_something_else_is_refused(name: str) -> None:
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
-    for name, way_out in (("crawler.db", "seed_queue.py --rebuild"), ("c.consumers.db", "anew")):
+    for name, way_out in (
+        ("crawler.db", "seed_queue.py --rebuild"),
+        ("c.consumers.db", "start over"),
+    ):
         (tmp_path / name).write_bytes(b"not a database, but long enough" * 100)
         with pytest.raises(BadData, match=rf"{name}: .*file is not a database.*{way_out}"):
             with consumers.opened(tmp_path / name):

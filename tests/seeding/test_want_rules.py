@@ -126,7 +126,7 @@ def test_every_cell_of_the_table_of_older_wants(wanted: str, asked: str) -> None
         pytest.param(
             Row(7, hash=OLD, dump=2, reason="backfill", due=1, since=1),
             Row(7, hash=NEW, dump=3, reason="backfill", due=1, since=30_001),
-            id="a change in the midst of the first import is not urgent",
+            id="a change in the midst of the first crawl is not urgent",
         ),
         pytest.param(known(), known(hash=NEW, dump=3, **CHANGED), id="another hash"),
         pytest.param(known(hash=NEW), known(hash=NEW), id="the same hash in both dumps"),

@@ -557,7 +557,7 @@ def test_a_branch_that_is_put_back_under_a_writer_is_told(plain: Settings, where
     put(opened, [4])
     move = ["update-ref", "refs/heads/main", f"{tip}~1"] if where != "nowhere" else []
     opened.repository.run(*(move or ["update-ref", "-d", "refs/heads/main"]))
-    with pytest.raises(ConfigurationError, match=r"was put back behind commit .* --refetch"):
+    with pytest.raises(ConfigurationError, match=r"was reset to before commit .* --refetch"):
         put(opened, [5])
     assert 5 not in opened.ids("releases")
 

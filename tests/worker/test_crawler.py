@@ -226,7 +226,7 @@ def test_an_api_that_has_lost_everything_removes_nothing_and_is_asked_again_late
     queue.push("confirm", ids)
     settings = dataclasses.replace(settings, rate_window_s=0.5)
     worker = work_in_thread(settings, UNTIL_EMPTY)
-    until(lambda: caplog.text.count("the API has lost what it had") >= 2)
+    until(lambda: caplog.text.count("the API answers 404 for records that exist") >= 2)
     assert outcomes(queue)["gone"] <= 25, "what came before we could know"
     api.faults.set_everywhere("")
     worker.join()

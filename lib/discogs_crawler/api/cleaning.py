@@ -66,7 +66,7 @@ def rules_for(settings: Settings, kind: str) -> Rules:
     remove, keep = settings.remove_fields, settings.keep_fields
     rules = _rules(kind, settings.clean_preset, remove, keep)
     if () in _step(rules.remove, "id") and () not in _step(rules.keep, "id"):
-        raise ConfigurationError("REMOVE_FIELDS must leave the id: a record cannot do without")
+        raise ConfigurationError("REMOVE_FIELDS must leave the id: every record needs it")
     _refuse_contradictions(remove, keep)
     return rules
 

@@ -162,13 +162,13 @@ def agree_on_store(settings: Settings, queue: Queue) -> None:
         queue.set_store(ours)
     elif (theirs := queue.store()) not in ("", ours):
         raise ConfigurationError(
-            f"the machine with the ledger has {theirs}, this one {ours}: set both alike in .env, "
+            f"the machine with the ledger has {theirs}, this one {ours}: use the same on both, "
             "then run seed_queue.py there"
         )
     elif theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(
-            f"{settings.database}: the ledger of this queue is not there: if it is on another "
-            "machine, that would not see what is stored here: set STORE_REMOTE on both"
+            f"{settings.database}: this machine has no ledger; one on another machine cannot "
+            "see records stored here: set STORE_REMOTE on both"
         )
 
 

@@ -418,7 +418,7 @@ function commands.forget(of_generation, up_to)
     return #read
 end
 
--- GENERATION CURSOR: begin anew if these keys are an older copy, the generation that begins or '':
+-- GENERATION CURSOR: start over if these keys are an older copy, the generation that begins or '':
 -- CURSOR is the last result that the ledger has, and here it is neither waiting nor dropped; or
 -- these are of another generation than it, and began before it came. So ids that the ledger has
 -- done wait here once more. Results that it may not have are kept.

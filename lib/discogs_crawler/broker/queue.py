@@ -150,7 +150,7 @@ class Queue:
     def results(self, after: str, count: int) -> tuple[str, list[tuple[str, Result]]]:
         """The generation, and up to `count` unread results after stream id `after` ("0": all).
 
-        Another generation than last time means that Redis has begun anew, and that `after` must
+        Another generation than last time means that Redis has started over, and that `after` must
         be "0": stream ids of one generation say nothing about another.
         """
         generation, entries = self._call("results", after, count)
@@ -169,7 +169,7 @@ class Queue:
         return forgotten
 
     def rewind(self, generation: str, stream_id: str) -> str:
-        """Begin anew if Redis was restored from a copy that is older than this result.
+        """Start over if Redis was restored from a copy that is older than this result.
 
         The generation that begins, "" if it is no older copy.
 

@@ -54,7 +54,7 @@ def _ping(url: str) -> None:
         answer = urllib3.request(
             "GET", url, timeout=TIMEOUT_S, retries=False, preload_content=False
         )
-        # What it says is never read, for it may not end.
+        # What it says is never read, because it may never end.
         answer.close()
     except (HTTPError, ValueError) as error:
         log.warning("HEALTHCHECK_URL could not be pinged: %s", type(error).__name__)

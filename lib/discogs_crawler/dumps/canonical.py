@@ -1,7 +1,7 @@
 """The content hash: the same content has the same hash, however a dump spells it.
 
 Discogs changed its serialisation in 2020-02, 2024-12 and again by 2026-04; a hash of the plain
-bytes then differs for every record, which would cost 220 days of needless requests. So a record is
+bytes then differs for every record, which would cost 226 days of needless requests. So a record is
 parsed, and what is hashed is a canonical form of everything that can matter to the store:
 
 - without `<videos>`, `<images>` and `<resource_url>`, and without the attributes of the record's

@@ -141,7 +141,7 @@ def _check_is_here(db: sqlite3.Connection, consumer: Consumer, target: Target) -
     if last and not target.state().exists() and not target.changes(last).exists():
         raise ConfigurationError(
             f"{target.folder}: the files of {target.name} are not here, the last is number {last}:"
-            " is the disk mounted? If they are lost, begin anew with"
+            " is the disk mounted? If they are lost, start over with"
             f" --consumer {target.name} --reset start"
         )
 

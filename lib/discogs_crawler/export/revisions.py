@@ -74,8 +74,8 @@ class LeftOut:
         self._met += 1
         if self._met > MOST_LEFT_OUT:
             raise BadData(
-                f"{path}: no record, like {MOST_LEFT_OUT:,} others that lie where records do: "
-                "this is no store"
+                f"{path}: not a record, and neither are {MOST_LEFT_OUT:,} others in places of "
+                "records: this is not a store"
             )
 
 

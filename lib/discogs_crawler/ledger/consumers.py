@@ -165,7 +165,7 @@ def _reported(path: Path) -> Iterator[None]:
 def _damaged(path: Path, error: sqlite3.Error) -> CrawlerError:
     if not path.name.endswith(BESIDE_A_CLONE):
         return sqlite_errors.meaning(error, path) or BadData(f"{path}: {error}")
-    return BadData(f"{path}: it is damaged ({error}): move it away and its consumers begin anew")
+    return BadData(f"{path}: it is damaged ({error}): move it away; its consumers start over")
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def move(
 
     TryLater if it has been moved by somebody else in the meantime.
     """
-    # Readers of the files see by the gap, a number without a file, that they have to begin anew.
+    # Readers of the files see by the gap, a number without a file, that they have to start over.
     gap = event == "reset" and consumer.sequence > 0
     moved = consumer._replace(
         revision=revision,
@@ -338,7 +338,7 @@ def forget(connection: sqlite3.Connection, consumer: Consumer) -> None:
 def move_all(connection: sqlite3.Connection, revisions: Mapping[str, str]) -> int:
     """Give every consumer at a key of `revisions` the revision there, with the same records in it.
 
-    For a store whose history was written anew. Returns the number of consumers moved.
+    For a store whose history was rewritten. Returns the number of consumers moved.
     """
     affected = [known for known in everyone(connection) if known.revision in revisions]
     for consumer in affected:

@@ -131,7 +131,7 @@ def record(
 
 
 def forget_churn(connection: sqlite3.Connection) -> None:
-    """Begin to count anew: other fields are stored from now on."""
+    """Start to count from 0 again: other fields are stored from now on."""
     connection.execute("DELETE FROM churn")
 
 

@@ -110,7 +110,7 @@ CREATE INDEX {kind}_not_in_dump ON {kind} (id) WHERE dump IS NULL;
 CREATE INDEX {kind}_missed ON {kind} (id) WHERE misses > 0;
 CREATE INDEX {kind}_failed ON {kind} (id) WHERE failure IS NOT NULL;
 CREATE TRIGGER {kind}_counted AFTER INSERT ON {kind}
-    -- The first import counts its millions of rows itself, a batch at a time.
+    -- The first crawl counts its millions of rows itself, a batch at a time.
     WHEN new.reason IS NOT 'backfill' BEGIN
     INSERT INTO counts VALUES ('{kind}', new.id / {segment}, new.dump IS NOT NULL, new.state,
         ifnull(new.reason, ''), 1) ON CONFLICT DO UPDATE SET records = records + 1;
@@ -157,9 +157,9 @@ CREATE VIEW freshness AS  -- How long ago did we last see what we have?
 """
 
 _OF_ALL_KINDS = {
-    # Everything wanted except the first import (its millions are in `waiting`).
+    # Everything wanted except the first crawl (its millions are in `waiting`).
     "wants": (
-        "What else is wanted than the first import, and when is it due?",
+        "What is wanted, except the first crawl, and when is it due?",
         "id, reason, due, since, crawled",
         "reason <> 'backfill'",
     ),

@@ -27,6 +27,7 @@ from discogs_crawler.maintenance import reclean as recleaning
 from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import exchange, on_demand
+from discogs_crawler.sqlite_errors import REBUILD_COST
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
@@ -42,7 +43,7 @@ class Upkeep(NamedTuple):
     tell: Callable[[str], None]
     """takes each line of the answer"""
     all_of_it: bool
-    """print every finding, not only the first of each sort"""
+    """print every finding, not only the first ten of each kind"""
 
 
 Job = Callable[[Upkeep, Ledger | None], int]
@@ -166,9 +167,8 @@ def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
     elif tip:
         log.warning(
             "%s: there is no ledger, so the store is not compared with it; if it was lost, restore "
-            "its copy from %s, or run seed_queue.py --rebuild-ledger -n HASHES",
-            settings.database,
-            settings.state_dir / "backups",
+            "its copy from %s, or run seed_queue.py --rebuild-ledger -n HASHES: %s",
+            *(settings.database, settings.state_dir / "backups", REBUILD_COST),
         )
     if tip and not damaged:
         store.repository.run("update-ref", housekeeping.CHECKED, tip)
@@ -194,20 +194,20 @@ def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
     if ledger.last_accepted(kind) is None:
         log.warning(
             "%s: the ledger knows no dump of %s: if it was lost, restore its copy from %s, or run "
-            "seed_queue.py --rebuild-ledger -n HASHES",
-            *(settings.database, kind, settings.state_dir / "backups"),
+            "seed_queue.py --rebuild-ledger -n HASHES: %s",
+            *(settings.database, kind, settings.state_dir / "backups", REBUILD_COST),
         )
     else:
         log.warning(
-            "%s: to make ledger and Git agree, run maintain_store.py --refetch, which wants again "
-            "what differs; if very much differs, move %s away and run seed_queue.py "
-            "--rebuild-ledger -n HASHES",
-            *(kind, settings.database),
+            "%s: to make ledger and Git agree, run maintain_store.py --refetch, which marks as "
+            "wanted what differs; if very much differs, move %s away and run seed_queue.py "
+            "--rebuild-ledger -n HASHES: %s",
+            *(kind, settings.database, REBUILD_COST),
         )
 
 
 def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Want again what Git lacks, has in an old version, or has although it was removed.
+    """Mark as wanted what Git lacks, has in an old version, or has although it was removed.
 
     What came from a dump is for the next import to put right.
     """
@@ -237,7 +237,7 @@ def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _report(findings: Iterable[Fault], upkeep: Upkeep) -> bool:
-    """Print the findings, or the first of each sort; True if there are any."""
+    """Print the findings, or the first ten of each kind; True if there are any."""
     found = False
     for line in map(str, findings) if upkeep.all_of_it else integrity.shortened(findings):
         upkeep.tell(line)

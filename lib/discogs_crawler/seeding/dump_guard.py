@@ -68,7 +68,7 @@ def refuse_unlikely(found: Comparison, last: DumpRow, dump: DumpRow, *, adopt: b
     """BadData if the dump can hardly be right; with `adopt` any number of hashes may differ."""
     is_older = dump.not_before < last.not_before and dump.result_sha256 != last.result_sha256
     is_rewritten = found.changed > CHANGED_SHARE * found.common
-    way_out = "--force accepts it all the same"
+    way_out = "--force accepts it anyway"
     if is_older:
         problem = "it is older"
     elif found.after < FEWEST_SHARE * found.before:

@@ -126,11 +126,11 @@ def import_first(ledger: Ledger, new: HashFile, dump: DumpRow, *, adopt: bool) -
         f"INSERT INTO {dump.kind} (id, hash, dump, due, reason, since) "
         f"VALUES (?, ?, {dump.id}, {wanted})"
     )
-    with progress.bar("first import", new.records, "records/s") as advance:
+    with progress.bar("first dump", new.records, "records/s") as advance:
         for block in hashfile.blocks(new):
             fresh = dict(block.pairs())
             with ledger.transaction() as connection:
-                # Wanted before the first dump, or there since an import that was interrupted.
+                # Wanted before the first dump, or there since a run that was interrupted.
                 rows = ledger.select(dump.kind, "id BETWEEN ? AND ?", block.ids[0], block.ids[-1])
                 known = [(row, fresh.pop(row.id)) for row in rows if row.id in fresh]
                 connection.executemany(insert, fresh.items())

@@ -42,7 +42,7 @@ def rebuild(
     """Fill the ledger with the dump and the ids of what is stored; return the numbers of both.
 
     `stored` says of each id whether a dump brought the record. Such records, and those that are not
-    stored, are wanted as in a first import, and the next import compares them with its dump. What
+    stored, are wanted as `backfill`, and the next import compares them with its dump. What
     is stored from the API is wanted as `refresh`. With `adopt` nothing that is stored is wanted.
     """
     if ledger.last_accepted(dump.kind) is not None:

@@ -18,6 +18,7 @@ from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
+from discogs_crawler.sqlite_errors import REBUILD_COST
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +91,14 @@ def run(
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
-    """Refuse to begin anew, with everything wanted, beside a store that is 226 days of work."""
+    """Refuse to start over, with everything wanted, beside a store that is 226 days of work."""
     may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
     if may_have_records and tip_of_store() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
             f"{settings.store}: restore its copy from {settings.state_dir / 'backups'}, "
             "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
-            f"as {settings.database.name}.KIND.*.hashes are gone)"
+            f"as {settings.database.name}.KIND.*.hashes are gone): {REBUILD_COST}"
         )
 
 

@@ -53,7 +53,7 @@ _RANK = {reason: rank for rank, reason in enumerate(CLASSES)}
 def want(row: Row, reason: str, due: int, since: int) -> Row:
     """The row, wanted for `reason` too: the higher class, the earlier due and the later since.
 
-    A record of the first import that was never fetched stays in its class: 226 days of work, in
+    A record of the first crawl that was never fetched stays in its class: 226 days of work, in
     the midst of which its changes are not urgent.
     """
     if row.reason is None or row.due is None or row.since is None:

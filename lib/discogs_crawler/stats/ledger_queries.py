@@ -98,7 +98,7 @@ def wanted(connection: sqlite3.Connection, kind: str) -> dict[str, int]:
 def later(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, int]:
     """The numbers of wanted ids that are not due yet, by reason.
 
-    Of the first import only dead letters wait, because it is due from its first day on.
+    Of the first crawl only dead letters wait, because it is due from its first day on.
     """
     rows = connection.execute(
         f"SELECT reason, count(*) FROM {kind} WHERE reason <> 'backfill' AND due > :now "
@@ -163,7 +163,7 @@ def rate(connection: sqlite3.Connection, kind: str, now: float, unread: int) -> 
 def arriving(connection: sqlite3.Connection, kind: str, now: float) -> dict[str, float]:
     """The numbers of ids that join each class in a day, by the dumps and a month of answers.
 
-    The first dump is no measure: all that it brings is the first import.
+    The first dump is no measure: all that it brings is the first crawl.
     """
     dumps = connection.execute(
         "SELECT not_after, added, changed, retired FROM dumps "

@@ -112,7 +112,7 @@ def refuse_to_begin_anew(settings: Settings, records: int) -> None:
     if records and not settings.store_remote and not repository_path(settings).exists():
         raise ConfigurationError(
             f"{settings.store}: there is no store, but the ledger says that {records:,} records "
-            "are in it: mount its disk, set STORE, or restore a backup; to start anew, move "
+            "are in it: mount its disk, set STORE, or restore a backup; to start over, move "
             f"{settings.database} away, too"
         )
 

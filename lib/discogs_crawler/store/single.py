@@ -275,8 +275,8 @@ class SingleStore:
         last = self._published
         if last and not self._has_commit(last):
             raise ConfigurationError(
-                f"{self.repository.path}: {self._branch} was put back behind commit {last[:12]} "
-                "of this run: put it forward again, or go on from here with "
+                f"{self.repository.path}: {self._branch} was reset to before commit "
+                f"{last[:12]}, which this run made: move it forward again, or go on from here with "
                 "maintain_store.py --refetch, which fetches again what it lacks"
             )
         made = self._publish(base, entries, message, parents)

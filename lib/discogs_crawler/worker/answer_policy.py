@@ -108,7 +108,11 @@ class Settler:
         elif action is Action.POSTPONE:
             self._postpone(lease)
         elif action is Action.TRIP:
-            reason = "the API has lost what it had: " if self._witnesses.all_missing else ""
+            reason = (
+                "the API answers 404 for records that exist: "
+                if self._witnesses.all_missing
+                else ""
+            )
             self._trip(answer.retry_after_s, reason + answer.reason)
             self._postpone(lease)
         elif action is Action.SETTLE:

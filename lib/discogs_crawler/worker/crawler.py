@@ -269,7 +269,10 @@ class _Crawler:
         try:
             self._commit()
         except CrawlerError:
-            log.warning("%d fetched ids are not stored and go back", len(self._parts.batch))
+            log.warning(
+                "%d fetched ids could not be stored and go back into the queue",
+                len(self._parts.batch),
+            )
             raise
 
     def _give_back(self) -> None:

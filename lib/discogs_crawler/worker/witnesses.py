@@ -28,7 +28,7 @@ class Witnesses:
         self._missing_in_a_row = 0
         self._trusted_since = 0.0
         self.all_missing = False
-        """the API has lost what it had"""
+        """the API answers 404 for records that exist"""
 
     def saw_record(self, record_id: int) -> None:
         """A record has arrived: the API has its records."""
