@@ -22,7 +22,7 @@ def test_a_git_that_complains_at_each_blob_is_no_hang(tmp_path: Path, settings: 
         os.truncate(index, 0)
     rules = cleaning.rules_for(settings, "labels")
     records = [
-        Record(number, 0, b"<label><id>%d</id><name>x</name></label>" % number)
+        Record(number, 0, b"<label><id>%d</id><name>%b</name></label>" % (number, b"x" * 2_000))
         for number in range(1, 3_001)
     ]
     answers = []
