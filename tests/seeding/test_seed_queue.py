@@ -139,6 +139,18 @@ def test_a_stored_record_is_removed_only_when_it_is_missing_twice_a_day_apart(
     assert world.wanted() == {}
 
 
+def test_asking_by_hand_tries_a_dead_letter_again_at_once(world: World) -> None:
+    world.seed(ids=[7])
+    [lease] = world.claim(1)
+    now = int(clock.now())
+    dead = Result(7, lease.reason, "dead", 500, now, failure="HTTP 500")
+    queue_of(world.client).complete([(lease, dead)])
+    world.seed()
+    assert world.crawl_all() == []
+    world.seed(ids=[7])
+    assert world.crawl_all() == [(7, "manual")]
+
+
 def test_asking_by_hand_in_between_does_not_spare_a_missing_record(world: World) -> None:
     del world.upstream[9]
     for _ in range(2):

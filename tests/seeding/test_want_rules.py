@@ -279,6 +279,8 @@ def test_a_dead_letter_keeps_its_want_for_another_month() -> None:
     wanted = known(reason="manual", due=1, since=4_000)
     dead = answer(wanted, "dead", "manual", status=502, failure="HTTP 502")
     assert dead == wanted._replace(status=502, failure="HTTP 502", due=9_000 + 30 * DAY_S)
+    newer = wanted._replace(due=9_500, since=9_500)
+    assert answer(newer, "dead", "manual").due == 9_500, "wanted while it was asked for"
     unasked = answer(known(), "dead", "refresh", status=0)
     assert (unasked.failure, unasked.reason, unasked.since) == ("unknown", "refresh", 9_000)
 

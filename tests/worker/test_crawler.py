@@ -396,6 +396,23 @@ def test_the_ledger_hears_of_each_commit_if_it_is_here(
     assert {row.status for row in rows} == {200}
 
 
+def test_a_damaged_ledger_costs_no_answer(
+    settings: Settings, queue: Queue, ids: list[int], work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.open(settings.database) as opened:
+        on_demand.want_ids(opened, "releases", ids[:10])
+        asked = "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size"
+        page, size = opened.db.execute(f"{asked} WHERE name = 'releases'").fetchone()
+        opened.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with settings.database.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    queue.push("manual", ids[:10])
+    work()
+    assert queue.unread() == 10
+    assert "results stay in Redis until the next commit: " in caplog.text
+
+
 def test_a_worker_that_goes_on_reports_to_the_ledger_that_was_rebuilt_meanwhile(
     settings: Settings, queue: Queue, ids: list[int], tmp_path: Path
 ) -> None:

@@ -27,7 +27,8 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manua
     now = int(clock.now())
 
     def want_first(row: Row) -> Row:
-        return row if row.reason == reason else want(row, reason, now, now)
+        is_next = row.reason == reason and row.due is not None and row.due <= now
+        return row if is_next else want(row, reason, now, now)
 
     number = 0
     for batch in batches(ids):

@@ -159,11 +159,12 @@ def after_result(row: Row, result: Result, now: int, *, import_failed: bool = Fa
     """
     fetched = result.fetched or now
     if result.outcome == "dead":
+        is_wanted_since = row.since is not None and row.since > fetched
         return row._replace(
             status=result.status,
             failure=result.failure or "unknown",
             reason=row.reason or result.reason,
-            due=fetched + DEAD_AGAIN_S,
+            due=row.due if is_wanted_since else fetched + DEAD_AGAIN_S,
             since=row.since or fetched,
         )
     if row.crawled is not None and row.crawled > fetched:

@@ -84,7 +84,7 @@ class Committer:
                 if ledger is not None:
                     exchange.drain(ledger, self._queue)
             self._unread = False
-        except (CrawlerError, sqlite3.OperationalError) as error:
+        except (CrawlerError, sqlite3.DatabaseError) as error:
             level = logging.INFO if self._unread else logging.WARNING
             log.log(level, "results stay in Redis until the next commit: %s", error)
             self._unread = True
@@ -94,6 +94,6 @@ class Committer:
         try:
             with local_ledger.opened(self._database) as ledger:
                 dump = ledger.last_accepted(self._kind) if ledger is not None else None
-        except (CrawlerError, sqlite3.OperationalError):
+        except (CrawlerError, sqlite3.DatabaseError):
             return ""
         return dump.file if dump else ""

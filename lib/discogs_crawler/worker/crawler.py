@@ -92,7 +92,7 @@ def crawl(settings: Settings, task: CrawlTask, stop: Stop) -> CrawlOutcome:
     crawler = _Crawler(settings, task, stop, parts)
     try:
         empty = crawler.run()
-    except CrawlerError:
+    except Exception:
         with contextlib.suppress(CrawlerError):
             crawler.wind_down()
         raise
