@@ -673,9 +673,10 @@ def test_a_conversion_keeps_every_consumers_place(
     run: Run, settings: Settings, environment: dict[str, str]
 ) -> None:
     main = opened(settings)
-    put(main, [1, 2, 1_000_001])
+    put(main, [1, 2, 1_000_001, 3_000_001])
     know(settings, [1, 2, 1_000_001])
-    assert len(exported(run, "single", "early")) == 3
+    assert len(exported(run, "single", "early")) == 4
+    main.commit("releases", [Edit(3_000_001, None)], lambda: {3_000_001}, {})
     put(main, [2, 3], "x")
     assert len(exported(run, "single", "late")) == 4
     put(main, [1_000_001, 2_000_001], "y")
@@ -689,7 +690,7 @@ def test_a_conversion_keeps_every_consumers_place(
     )
     assert run("maintain_store.py").returncode == 78, "the setting is the old one"
     assert exported(run, "submodules", "early") == [
-        record_path("releases", i) for i in (2, 3, 1_000_001, 2_000_001)
+        record_path("releases", i) for i in (2, 3, 1_000_001, 2_000_001, 3_000_001)
     ]
     assert exported(run, "submodules", "late") == [
         record_path("releases", i) for i in (1_000_001, 2_000_001)

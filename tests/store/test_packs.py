@@ -13,7 +13,7 @@ import pytest
 from discogs_crawler import config, files
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData
-from discogs_crawler.store import git, git_process, layouts, packs
+from discogs_crawler.store import git, git_process, layouts, objects, packs
 from discogs_crawler.store.git import Repository
 from tests.bench import memory
 from tests.conftest import ROOT
@@ -186,7 +186,11 @@ def test_an_index_whose_pack_is_still_to_come_stays(plain: Settings) -> None:  #
     fsck(store)
 
 
-def test_what_a_remote_has_sent_stays_apart(tmp_path: Path, bare: Path) -> None:  # noqa: F811
+def test_what_a_remote_has_sent_stays_apart(
+    tmp_path: Path,
+    bare: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In a clone without records: what it lacks is named by what the remote has sent."""
     url = f"file://{bare}"
     whole = opened(machine(tmp_path, "a", url, ledger=True))
@@ -198,7 +202,20 @@ def test_what_a_remote_has_sent_stays_apart(tmp_path: Path, bare: Path) -> None:
     folder = worker.repository.path / "objects" / "pack"
     assert len(list(folder.glob("*.promisor"))) > 2
     before = all_objects(worker.repository)
-    packs.join(worker.repository)
+    compared: list[str] = []
+    introduced = objects.introduced
+
+    def watched(folder: Path, commits: list[str]) -> object:
+        compared.extend(commits)
+        return introduced(folder, commits)
+
+    with monkeypatch.context() as watching:
+        watching.setattr(objects, "introduced", watched)
+        packs.join(worker.repository)
+    shallow = set((worker.repository.path / "shallow").read_text().split())
+    assert shallow, "a commit without parents here seems to have brought the whole store"
+    assert compared
+    assert not shallow & set(compared)
     assert all_objects(worker.repository) == before
     [sent] = folder.glob("*.promisor")
     assert sent.with_suffix(".idx").exists()

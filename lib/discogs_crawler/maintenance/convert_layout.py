@@ -123,10 +123,14 @@ def _build(
     superproject = git.create(building / "discogs.git", settings.store_branch, "submodules")
     store = SubmoduleStore(superproject, settings.store_branch, settings.store_branch, author)
     tip = main.tip()
+    empty = source.run("mktree").decode().strip()
     moved: dict[str, str] = {}
+    trees: dict[str, str] = {}
     for revision in _in_order(source, [*places, *([tip] if tip else [])]):
         tips = {}
-        for path, tree in objects.segments(source.path, revision, FOLDER).items():
+        # A segment that is empty by now stays, so that consumers hear of what it had.
+        trees = dict.fromkeys(trees, empty) | objects.segments(source.path, revision, FOLDER)
+        for path, tree in trees.items():
             snapshot = _snapshot(source, path, tree, author)
             part = git.create(building / f"{path}.git", settings.store_branch, "segment")
             branch = f"refs/heads/{settings.store_branch}"

@@ -191,7 +191,10 @@ def _paths(repository: Repository, names: Sequence[str]) -> dict[str, str]:
     command = ("cat-file", "--batch-check=%(objecttype) %(objectname)")
     types = repository.run(*command, stdin="".join(f"{name}\n" for name in names).encode())
     kinds = (line.split(" ") for line in types.decode().splitlines())
-    commits = [name for kind, name in kinds if kind == "commit"]
+    # A commit whose parents a shallow clone lacks seems to have brought the whole store.
+    shallow = repository.path / "shallow"
+    cut = set(shallow.read_text().split()) if shallow.exists() else set()
+    commits = [name for kind, name in kinds if kind == "commit" and name not in cut]
     wanted = set(names)
     found = objects.introduced(repository.path, commits)
     return {name: path for name, path in found if name in wanted}
