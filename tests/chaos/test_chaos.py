@@ -14,7 +14,7 @@ WRONG += ("bugs", "fsck errors", "pins differ", "did not stop")
     ("seed", "remote", "submodules"),
     [
         (1, False, False),
-        (2, True, False),
+        pytest.param(2, True, False, marks=pytest.mark.long),
         pytest.param(3, False, True, marks=pytest.mark.long),
         (4, True, True),
     ],
