@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import redis
 from discogs_crawler import clock
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker.connect import connect
+from discogs_crawler.broker.connect import connect, limiter_of
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.broker.queue import Queue
@@ -310,11 +311,54 @@ def test_ten_failures_in_a_row_speak_against_the_service(
     pauses, asked = caplog.text.count("no requests for"), len(api.journal.asked())
     # A busy machine may send a few more before it has read ten answers.
     assert asked <= 10 + pauses + 10, "after each pause one request tells whether to go on"
-    assert "10 ids in a row, the last: HTTP 500" in caplog.text
+    assert re.search(r"1\d ids in a row, then another: HTTP 500", caplog.text)
     api.faults.set_everywhere("")
     worker.join()
     assert "the API answers again" in caplog.text
     assert outcomes(queue) == {"stored": len(ids)}, "no attempt was counted"
+
+
+@pytest.mark.parametrize("is_any_stored", [True, False])
+def test_bad_ids_that_come_first_do_not_stop_the_others(
+    api: Api, queue: Queue, ids: list[int], work: Work, is_any_stored: bool
+) -> None:
+    if is_any_stored:
+        queue.push("new", ids[40:])
+        work()
+    bad, good = ids[:25], ids[25:40]
+    for record_id in bad:
+        api.faults.plan("releases", record_id, *["500"] * 1_000)
+    queue.push("changed", bad)
+    queue.push("backfill", good)
+    api.journal.clear()
+    assert work(retry_delays=(0, 0)).empty
+    asked = Counter(api.journal.asked())
+    assert {asked[record_id] for record_id in bad} == {3}
+    assert set(good) <= set(asked)
+    assert asked.total() <= 3 * 25 + 15 + 8, "one request for ten failures tells who is at fault"
+
+
+def test_bad_ids_are_not_asked_without_end_while_others_show_that_the_service_works(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of another kind may be the first to hear that an outage is over."""
+    settings = dataclasses.replace(settings, retry_delays=(0, 0), rate_window_s=0.5)
+    bad = ids[:12]
+    api.faults.set_everywhere("500")
+    queue.push("changed", bad)
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    until(lambda: "no requests for" in caplog.text)
+    for record_id in bad:
+        api.faults.plan("releases", record_id, *["500"] * 1_000)
+    limiter = limiter_of(connect(settings), settings)
+    permit = limiter.lend(20)
+    assert permit is not None
+    api.faults.set_everywhere("")
+    limiter.answered(permit, 50_000, 49_000, "good")
+    api.journal.clear()
+    worker.join()
+    assert outcomes(queue) == {"dead": 12}
+    assert max(Counter(api.journal.asked()).values()) == 3
 
 
 def test_an_outage_of_twelve_hours_makes_no_dead_letters(
