@@ -536,6 +536,20 @@ def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: W
     assert sum(queue.depths().values()) == len(ids) - 7
 
 
+@pytest.mark.parametrize("fault", ["503-html", "429", "403-html"])
+def test_what_goes_back_does_not_use_up_a_limit(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+) -> None:
+    api.faults.set_everywhere(fault)
+    queue.push("new", ids)
+    end = threading.Timer(2, api.faults.set_everywhere)
+    end.start()
+    work(CrawlTask("releases", limit=15), rate_window_s=0.5)
+    assert not end.is_alive(), "it ended before the outage"
+    assert outcomes(queue) == {"stored": 15}
+    assert queue.leased() == []
+
+
 def test_an_empty_queue_means_that_nothing_is_delayed_either(
     api: Api, queue: Queue, ids: list[int], work: Work
 ) -> None:
