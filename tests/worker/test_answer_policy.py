@@ -19,6 +19,7 @@ TABLE = {
     "merged": (Action.SETTLE, Action.SETTLE),
     "gone": (Action.SETTLE, Action.SETTLE),
     "transient": (Action.HOLD, Action.POSTPONE),
+    "forbidden": (Action.SUSPECT, Action.POSTPONE),
     "blocked": (Action.TRIP, Action.TRIP),
     "too fast": (Action.GIVE_BACK, Action.GIVE_BACK),
     "refused": (Action.REFUSE, Action.REFUSE),

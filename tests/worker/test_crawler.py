@@ -271,11 +271,10 @@ def test_a_merger_is_recorded_with_the_successor(
     assert stored(settings) == {ids[0]}, "as with a 404, only the second time removes"
 
 
-@pytest.mark.parametrize("fault", ["401", pytest.param("403-json", marks=pytest.mark.long)])
 def test_a_refused_token_stops_the_worker_at_once_and_loses_nothing(
-    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
 ) -> None:
-    api.faults.plan("releases", ids[20], fault)
+    api.faults.plan("releases", ids[20], "401")
     queue.push("new", ids)
     began = time.monotonic()
     with pytest.raises(ConfigurationError, match=r"the API refuses us, check DISCOGS_TOKEN"):
@@ -285,6 +284,34 @@ def test_a_refused_token_stops_the_worker_at_once_and_loses_nothing(
     assert len(stored(settings)) >= 18, "what was fetched is committed"
     assert queue.leased() == []
     assert len(results(queue)) + sum(queue.depths().values()) == len(ids)
+
+
+@pytest.mark.parametrize("is_any_stored", [True, False])
+def test_a_403_for_all_ends_the_worker(
+    api: Api, queue: Queue, ids: list[int], work: Work, is_any_stored: bool
+) -> None:
+    if is_any_stored:
+        queue.push("new", ids[20:])
+        work()
+    api.faults.set_everywhere("403-json")
+    queue.push("new", ids[:20])
+    api.journal.clear()
+    with pytest.raises(ConfigurationError, match=r"the API refuses us.*HTTP 403: You don't have"):
+        work(retry_delays=())
+    assert len(api.journal.asked()) <= 10
+    assert queue.depths()["new"] + len(queue.delayed()) == 20
+    assert "dead" not in outcomes(queue)
+
+
+def test_a_403_for_one_id_is_a_failure_of_that_id(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    api.faults.plan("releases", ids[0], *["403-json"] * 9)
+    queue.push("new", ids)
+    assert work(retry_delays=(0, 0)).empty
+    assert outcomes(queue) == {"stored": len(ids) - 1, "dead": 1}
+    assert api.journal.asked().count(ids[0]) == 3
+    assert len(api.journal.asked()) <= len(ids) - 1 + 3 + 3, "one witness for each"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class Action(enum.Enum):
 
     SETTLE = "it has its answer, which goes into the batch"
     HOLD = "count an attempt, if the service turns out to work"
+    SUSPECT = "hold it, and find out at once whether the service works"
     POSTPONE = "ask again later, without counting an attempt"
     GIVE_BACK = "ask again as soon as the quota allows"
     TRIP = "postpone everything: the service is at fault"
@@ -47,6 +48,7 @@ def decide(fetched: Fetched, breaker: CircuitBreaker, witnesses: Witnesses) -> A
     | gone, asked too early   | POSTPONE                   | POSTPONE  |
     | gone, like all witnesses| TRIP                       | TRIP      |
     | transient               | HOLD                       | POSTPONE  |
+    | forbidden               | SUSPECT                    | POSTPONE  |
     | blocked                 | TRIP                       | TRIP      |
     | too fast                | GIVE_BACK                  | GIVE_BACK |
     | refused                 | REFUSE                     | REFUSE    |
@@ -60,6 +62,8 @@ def decide(fetched: Fetched, breaker: CircuitBreaker, witnesses: Witnesses) -> A
             return Action.TRIP if witnesses.all_missing else Action.POSTPONE
         case "transient":
             return Action.POSTPONE if breaker.pause_left_s() else Action.HOLD
+        case "forbidden":
+            return Action.POSTPONE if breaker.pause_left_s() else Action.SUSPECT
         case "blocked":
             return Action.TRIP
         case "too fast":
@@ -95,7 +99,7 @@ class Settler:
         self.counts["fetched"] += 1
         fetched, data = self._cleaned(fetched)
         lease, answer = fetched.lease, fetched.answer
-        if answer.outcome == "transient":
+        if answer.outcome in ("transient", "forbidden"):
             self.counts["failed"] += 1
             log.info("%s %d: %s", self._kind, lease.id, answer.reason)
         action = decide(fetched, self._breaker, self._witnesses)
@@ -113,6 +117,8 @@ class Settler:
             self._add(fetched, data)
         else:
             self._breaker.hold(fetched)
+            if action is Action.SUSPECT:
+                self._breaker.suspect()
 
     def ask_a_witness(self) -> None:
         """Let a witness tell who is at fault, the service or the ids; nothing without a permit."""
@@ -124,7 +130,7 @@ class Settler:
                 self._works()
             case "too fast":
                 self._pause("quota", answer.retry_after_s, answer.reason)
-            case "refused":
+            case "refused" | "forbidden":
                 raise _refusal(answer)
             case _:
                 self._trip(answer)

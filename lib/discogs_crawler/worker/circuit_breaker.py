@@ -1,6 +1,6 @@
 """Is the id or the service failing?
 
-    closed      --FAILURES ids in a row without a sensible answer-->    suspicious
+    closed      --FAILURES ids in a row without an answer, or a 403-->  suspicious
     any state   --`trip`-->                                             paused
     paused      --the pause is over-->                                  suspicious
     suspicious  --a witness is asked, and fails as well-->              paused, for longer
@@ -31,7 +31,11 @@ class CircuitBreaker:
         """Keep a failure until it is known who is at fault; many of them are suspicious."""
         self._held[fetched.lease.id] = fetched
         if len(self._held) >= FAILURES:
-            self.is_open = True
+            self.suspect()
+
+    def suspect(self) -> None:
+        """A witness is to be asked before anything else."""
+        self.is_open = True
 
     def trip(self, pause_s: float) -> None:
         """The service is down: nothing is requested for `pause_s` seconds."""

@@ -25,6 +25,7 @@ SENSE: dict[str, Sense] = {
     "gone": "good",
     "merged": "good",
     "transient": "poor",
+    "forbidden": "poor",
     "too fast": "bad",
     "blocked": "bad",
     "refused": "bad",
