@@ -15,7 +15,7 @@ import time
 
 from discogs_crawler.worker.fetchers import Fetched
 
-# Different ids in a row without a sensible answer: the service is down.
+# Different ids in a row without a sensible answer: perhaps the service is down.
 FAILURES = 10
 
 
