@@ -88,7 +88,8 @@ def assert_sound(answer: Answer) -> None:
         "merged": (301, 302, 303, 307, 308),
         "too fast": (429,),
         "blocked": (403,),
-        "refused": (401, 403),
+        "refused": (401,),
+        "forbidden": (403,),
     }
     assert answer.status in statuses.get(answer.outcome, (answer.status,))
     assert TOKEN not in answer.reason

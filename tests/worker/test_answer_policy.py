@@ -1,6 +1,7 @@
 """What is done with an id, for every answer in every state of the circuit breaker."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -11,53 +12,55 @@ from discogs_crawler.worker.circuit_breaker import FAILURES, CircuitBreaker
 from discogs_crawler.worker.fetchers import Fetched
 from discogs_crawler.worker.witnesses import MISSING, WITNESSES, Witnesses
 
-STATES = ("closed", "open", "half-open")
+STATES = ("closed", "suspicious", "paused", "closed again")
 
 TABLE = {
-    "record": (Action.SETTLE, Action.SETTLE, Action.SETTLE),
-    "merged": (Action.SETTLE, Action.SETTLE, Action.SETTLE),
-    "gone": (Action.SETTLE, Action.SETTLE, Action.SETTLE),
-    "transient": (Action.HOLD, Action.POSTPONE, Action.TRIP),
-    "blocked": (Action.TRIP, Action.TRIP, Action.TRIP),
-    "too fast": (Action.GIVE_BACK, Action.GIVE_BACK, Action.GIVE_BACK),
-    "refused": (Action.REFUSE, Action.REFUSE, Action.REFUSE),
+    "record": (Action.SETTLE, Action.SETTLE),
+    "merged": (Action.SETTLE, Action.SETTLE),
+    "gone": (Action.SETTLE, Action.SETTLE),
+    "transient": (Action.HOLD, Action.POSTPONE),
+    "forbidden": (Action.SUSPECT, Action.POSTPONE),
+    "blocked": (Action.TRIP, Action.TRIP),
+    "too fast": (Action.GIVE_BACK, Action.GIVE_BACK),
+    "refused": (Action.REFUSE, Action.REFUSE),
 }
 
 
-def fetched(outcome: str, record_id: int = 1, probe: str = "", asked: float = 1.0) -> Fetched:
+def fetched(outcome: str, record_id: int = 1, asked: float = 1.0) -> Fetched:
     lease = Lease(record_id, "new", 0, "token")
-    return Fetched(lease, Answer(outcome), sent=1, asked=asked, probe=probe)  # type: ignore[arg-type]
+    return Fetched(lease, Answer(outcome), sent=1, asked=asked)  # type: ignore[arg-type]
 
 
-def nobody(_: int) -> Answer | None:
+def nobody(_: object) -> Answer | None:
     raise AssertionError("no witness is asked here")
 
 
 @pytest.mark.parametrize(("outcome", "state"), list(itertools.product(TABLE, STATES)))
 def test_every_answer_in_every_state(outcome: str, state: str) -> None:
     breaker = CircuitBreaker()
-    if state != "closed":
+    if state == "suspicious":
+        breaker.trip(0)
+    elif state != "closed":
         breaker.trip(60)
-    answer = fetched(outcome, probe="outage" if state == "half-open" else "")
-    assert decide(answer, breaker, Witnesses(nobody, list)) is TABLE[outcome][STATES.index(state)]
-
-
-def test_the_probe_of_a_quota_is_no_probe_of_the_service() -> None:
-    breaker = CircuitBreaker()
-    breaker.trip(60)
-    answer = fetched("transient", probe="quota")
-    assert decide(answer, breaker, Witnesses(nobody, list)) is Action.POSTPONE
+    if state == "closed again":
+        breaker.close()
+    action = TABLE[outcome][state == "paused"]
+    assert decide(fetched(outcome), breaker, Witnesses(nobody, nobody, list)) is action
 
 
 def test_the_breaker_counts_different_ids_only() -> None:
     breaker = CircuitBreaker()
     for _ in range(3 * FAILURES):
-        assert not breaker.hold(fetched("transient", 1))
-    speaks_for_an_outage = [breaker.hold(fetched("transient", 1 + n)) for n in range(FAILURES)]
-    assert speaks_for_an_outage == [False] * (FAILURES - 1) + [True]
+        breaker.hold(fetched("transient", 1))
+    for number in range(2, FAILURES + 1):
+        assert not breaker.is_open
+        breaker.hold(fetched("transient", number))
+    assert breaker.is_open
     assert len(breaker.held()) == FAILURES
     breaker.release()
-    assert not breaker.hold(fetched("transient", 99))
+    assert not breaker.close(), "nothing was paused"
+    breaker.hold(fetched("transient", 99))
+    assert not breaker.is_open
 
 
 def test_404s_are_trusted_until_the_witnesses_are_missing_too() -> None:
@@ -67,7 +70,7 @@ def test_404s_are_trusted_until_the_witnesses_are_missing_too() -> None:
         asked.append(record_id)
         return Answer("gone")
 
-    breaker, witnesses = CircuitBreaker(), Witnesses(ask, lambda: [7, 8, 9, 10])
+    breaker, witnesses = CircuitBreaker(), Witnesses(ask, nobody, lambda: [7, 8, 9, 10])
     witnesses.saw_record(5)
     for _ in range(MISSING):
         assert decide(fetched("gone"), breaker, witnesses) is Action.SETTLE
@@ -90,6 +93,25 @@ def test_a_witness_that_is_there_or_cannot_be_asked_accuses_nobody(
         outcome = next(says)
         return None if outcome is None else Answer(outcome)  # type: ignore[arg-type]
 
-    witnesses = Witnesses(ask, lambda: range(len(testimony)))
+    witnesses = Witnesses(ask, nobody, lambda: range(len(testimony)))
     for _ in range(MISSING + 1):
         assert decide(fetched("gone"), CircuitBreaker(), witnesses) is Action.SETTLE
+
+
+def test_somebody_can_always_testify_and_not_always_the_same() -> None:
+    asked: set[int] = set()
+
+    def ask(choose: Callable[[], int]) -> Answer:
+        asked.add(choose())
+        return Answer("transient")
+
+    stored: list[int] = []
+    witnesses = Witnesses(nobody, ask, lambda: stored)
+    for _ in range(5):
+        witnesses.testify()
+    assert len(asked) > 1, "nothing is known to exist"
+    witnesses.saw_record(-5)
+    stored = [-7, -8]
+    for _ in range(200):
+        witnesses.testify()
+    assert {-5, -7, -8} < asked

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import redis
 from discogs_crawler import clock
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker.connect import connect
+from discogs_crawler.broker.connect import connect, limiter_of
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.broker.queue import Queue
@@ -270,11 +271,10 @@ def test_a_merger_is_recorded_with_the_successor(
     assert stored(settings) == {ids[0]}, "as with a 404, only the second time removes"
 
 
-@pytest.mark.parametrize("fault", ["401", pytest.param("403-json", marks=pytest.mark.long)])
 def test_a_refused_token_stops_the_worker_at_once_and_loses_nothing(
-    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work
 ) -> None:
-    api.faults.plan("releases", ids[20], fault)
+    api.faults.plan("releases", ids[20], "401")
     queue.push("new", ids)
     began = time.monotonic()
     with pytest.raises(ConfigurationError, match=r"the API refuses us, check DISCOGS_TOKEN"):
@@ -284,6 +284,34 @@ def test_a_refused_token_stops_the_worker_at_once_and_loses_nothing(
     assert len(stored(settings)) >= 18, "what was fetched is committed"
     assert queue.leased() == []
     assert len(results(queue)) + sum(queue.depths().values()) == len(ids)
+
+
+@pytest.mark.parametrize("is_any_stored", [True, False])
+def test_a_403_for_all_ends_the_worker(
+    api: Api, queue: Queue, ids: list[int], work: Work, is_any_stored: bool
+) -> None:
+    if is_any_stored:
+        queue.push("new", ids[20:])
+        work()
+    api.faults.set_everywhere("403-json")
+    queue.push("new", ids[:20])
+    api.journal.clear()
+    with pytest.raises(ConfigurationError, match=r"the API refuses us.*HTTP 403: You don't have"):
+        work(retry_delays=())
+    assert len(api.journal.asked()) <= 10
+    assert queue.depths()["new"] + len(queue.delayed()) == 20
+    assert "dead" not in outcomes(queue)
+
+
+def test_a_403_for_one_id_is_a_failure_of_that_id(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    api.faults.plan("releases", ids[0], *["403-json"] * 9)
+    queue.push("new", ids)
+    assert work(retry_delays=(0, 0)).empty
+    assert outcomes(queue) == {"stored": len(ids) - 1, "dead": 1}
+    assert api.journal.asked().count(ids[0]) == 3
+    assert len(api.journal.asked()) <= len(ids) - 1 + 3 + 3, "one witness for each"
 
 
 @pytest.mark.parametrize(
@@ -310,11 +338,54 @@ def test_ten_failures_in_a_row_speak_against_the_service(
     pauses, asked = caplog.text.count("no requests for"), len(api.journal.asked())
     # A busy machine may send a few more before it has read ten answers.
     assert asked <= 10 + pauses + 10, "after each pause one request tells whether to go on"
-    assert "10 ids in a row, the last: HTTP 500" in caplog.text
+    assert re.search(r"1\d ids in a row, then another: HTTP 500", caplog.text)
     api.faults.set_everywhere("")
     worker.join()
     assert "the API answers again" in caplog.text
     assert outcomes(queue) == {"stored": len(ids)}, "no attempt was counted"
+
+
+@pytest.mark.parametrize("is_any_stored", [True, False])
+def test_bad_ids_that_come_first_do_not_stop_the_others(
+    api: Api, queue: Queue, ids: list[int], work: Work, is_any_stored: bool
+) -> None:
+    if is_any_stored:
+        queue.push("new", ids[40:])
+        work()
+    bad, good = ids[:25], ids[25:40]
+    for record_id in bad:
+        api.faults.plan("releases", record_id, *["500"] * 1_000)
+    queue.push("changed", bad)
+    queue.push("backfill", good)
+    api.journal.clear()
+    assert work(retry_delays=(0, 0)).empty
+    asked = Counter(api.journal.asked())
+    assert {asked[record_id] for record_id in bad} == {3}
+    assert set(good) <= set(asked)
+    assert asked.total() <= 3 * 25 + 15 + 8, "one request for ten failures tells who is at fault"
+
+
+def test_bad_ids_are_not_asked_without_end_while_others_show_that_the_service_works(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of another kind may be the first to hear that an outage is over."""
+    settings = dataclasses.replace(settings, retry_delays=(0, 0), rate_window_s=0.5)
+    bad = ids[:12]
+    api.faults.set_everywhere("500")
+    queue.push("changed", bad)
+    worker = work_in_thread(settings, UNTIL_EMPTY)
+    until(lambda: "no requests for" in caplog.text)
+    for record_id in bad:
+        api.faults.plan("releases", record_id, *["500"] * 1_000)
+    limiter = limiter_of(connect(settings), settings)
+    permit = limiter.lend(20)
+    assert permit is not None
+    api.faults.set_everywhere("")
+    limiter.answered(permit, 50_000, 49_000, "good")
+    api.journal.clear()
+    worker.join()
+    assert outcomes(queue) == {"dead": 12}
+    assert max(Counter(api.journal.asked()).values()) == 3
 
 
 def test_an_outage_of_twelve_hours_makes_no_dead_letters(
@@ -507,6 +578,20 @@ def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: W
     assert outcomes(queue) == {"stored": 7}
     assert queue.leased() == []
     assert sum(queue.depths().values()) == len(ids) - 7
+
+
+@pytest.mark.parametrize("fault", ["503-html", "429", "403-html"])
+def test_what_goes_back_does_not_use_up_a_limit(
+    settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
+) -> None:
+    api.faults.set_everywhere(fault)
+    queue.push("new", ids)
+    end = threading.Timer(2, api.faults.set_everywhere)
+    end.start()
+    work(CrawlTask("releases", limit=15), rate_window_s=0.5)
+    assert not end.is_alive(), "it ended before the outage"
+    assert outcomes(queue) == {"stored": 15}
+    assert queue.leased() == []
 
 
 def test_an_empty_queue_means_that_nothing_is_delayed_either(

@@ -50,7 +50,9 @@ ACCEPT = "application/vnd.discogs.v2.discogs+json"
 # What every record of a kind has had since there are captures of them.
 _REQUIRED = {"releases": "title", "artists": "name", "labels": "name", "masters": "title"}
 
-AnswerOutcome = Literal["record", "gone", "merged", "transient", "too fast", "blocked", "refused"]
+AnswerOutcome = Literal[
+    "record", "gone", "merged", "transient", "too fast", "blocked", "forbidden", "refused"
+]
 
 
 class Answer(NamedTuple):
@@ -58,7 +60,8 @@ class Answer(NamedTuple):
 
     `record`: here it is. `gone`: no such record (404). `merged`: it is `successor` now.
     `transient`: no meaningful answer, ask again later. `too fast`, `blocked`: 429, or 403
-    from a firewall. `refused`: the token is not accepted, and asking again will not help.
+    from a firewall. `forbidden`: 403 from the API, for this record or for all. `refused`: the
+    token is not accepted, and asking again will not help.
     """
 
     outcome: AnswerOutcome
@@ -257,8 +260,10 @@ def _read_failure(status: int, headers: Mapping[str, str], body: bytes) -> Answe
         return Answer("too fast", status, reason, retry_after_s=_retry_after(headers))
     if status == 404 and document is not None:
         return Answer("gone", status, reason)
-    if status == 401 or (status == 403 and document is not None):
+    if status == 401:
         return Answer("refused", status, reason)
+    if status == 403 and document is not None:
+        return Answer("forbidden", status, reason)
     if status == 403:
         return Answer("blocked", status, reason, retry_after_s=_retry_after(headers))
     return Answer("transient", status, reason)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.cleaning import Rules
+from discogs_crawler.api.client import Answer
 from discogs_crawler.broker.limiter import Limiter, Reason
 from discogs_crawler.broker.messages import Lease, Result
 from discogs_crawler.errors import BadData, ConfigurationError
@@ -30,6 +31,7 @@ class Action(enum.Enum):
 
     SETTLE = "it has its answer, which goes into the batch"
     HOLD = "count an attempt, if the service turns out to work"
+    SUSPECT = "hold it, and find out at once whether the service works"
     POSTPONE = "ask again later, without counting an attempt"
     GIVE_BACK = "ask again as soon as the quota allows"
     TRIP = "postpone everything: the service is at fault"
@@ -39,16 +41,17 @@ class Action(enum.Enum):
 def decide(fetched: Fetched, breaker: CircuitBreaker, witnesses: Witnesses) -> Action:
     """Return what is to be done with the id that was asked about.
 
-    | outcome                 | breaker closed | open     | half-open |
-    |-------------------------|----------------|----------|-----------|
-    | record, merged          | SETTLE         | SETTLE   | SETTLE    |
-    | gone, confirmed         | SETTLE         | SETTLE   | SETTLE    |
-    | gone, asked too early   | POSTPONE       | POSTPONE | POSTPONE  |
-    | gone, like all witnesses| TRIP           | TRIP     | TRIP      |
-    | transient               | HOLD           | POSTPONE | TRIP      |
-    | blocked                 | TRIP           | TRIP     | TRIP      |
-    | too fast                | GIVE_BACK      | GIVE_BACK| GIVE_BACK |
-    | refused                 | REFUSE         | REFUSE   | REFUSE    |
+    | outcome                 | breaker closed, suspicious | paused    |
+    |-------------------------|----------------------------|-----------|
+    | record, merged          | SETTLE                     | SETTLE    |
+    | gone, confirmed         | SETTLE                     | SETTLE    |
+    | gone, asked too early   | POSTPONE                   | POSTPONE  |
+    | gone, like all witnesses| TRIP                       | TRIP      |
+    | transient               | HOLD                       | POSTPONE  |
+    | forbidden               | SUSPECT                    | POSTPONE  |
+    | blocked                 | TRIP                       | TRIP      |
+    | too fast                | GIVE_BACK                  | GIVE_BACK |
+    | refused                 | REFUSE                     | REFUSE    |
     """
     match fetched.answer.outcome:
         case "record" | "merged":
@@ -58,9 +61,9 @@ def decide(fetched: Fetched, breaker: CircuitBreaker, witnesses: Witnesses) -> A
                 return Action.SETTLE
             return Action.TRIP if witnesses.all_missing else Action.POSTPONE
         case "transient":
-            if breaker.is_half_open(fetched):
-                return Action.TRIP
-            return Action.POSTPONE if breaker.is_open else Action.HOLD
+            return Action.POSTPONE if breaker.pause_left_s() else Action.HOLD
+        case "forbidden":
+            return Action.POSTPONE if breaker.pause_left_s() else Action.SUSPECT
         case "blocked":
             return Action.TRIP
         case "too fast":
@@ -96,29 +99,41 @@ class Settler:
         self.counts["fetched"] += 1
         fetched, data = self._cleaned(fetched)
         lease, answer = fetched.lease, fetched.answer
-        if answer.outcome == "transient":
+        if answer.outcome in ("transient", "forbidden"):
             self.counts["failed"] += 1
             log.info("%s %d: %s", self._kind, lease.id, answer.reason)
         action = decide(fetched, self._breaker, self._witnesses)
         if action is Action.REFUSE:
-            raise ConfigurationError(f"the API refuses us, check DISCOGS_TOKEN: {answer.reason}")
+            raise _refusal(answer)
         if action is Action.GIVE_BACK:
             self._pause("quota", answer.retry_after_s, answer.reason)
             self._leases.give_back([lease])
         elif action is Action.POSTPONE:
             self._postpone(lease)
         elif action is Action.TRIP:
-            reason = (
-                "the API answers 404 for records that exist: "
-                if self._witnesses.all_missing
-                else ""
-            )
-            self._trip(answer.retry_after_s, reason + answer.reason)
+            self._trip(answer)
             self._postpone(lease)
         elif action is Action.SETTLE:
             self._add(fetched, data)
-        elif self._breaker.hold(fetched):
-            self._trip(None, f"{FAILURES} ids in a row, the last: {answer.reason}")
+        else:
+            self._breaker.hold(fetched)
+            if action is Action.SUSPECT:
+                self._breaker.suspect()
+
+    def ask_a_witness(self) -> None:
+        """Let a witness tell who is at fault, the service or the ids; nothing without a permit."""
+        answer = self._witnesses.testify()
+        if answer is None:
+            return
+        match answer.outcome:
+            case "record" | "gone" | "merged" if not self._witnesses.all_missing:
+                self._works()
+            case "too fast":
+                self._pause("quota", answer.retry_after_s, answer.reason)
+            case "refused" | "forbidden":
+                raise _refusal(answer)
+            case _:
+                self._trip(answer)
 
     def blame_the_ids(self) -> None:
         """Count an attempt for each failure that is held: the service has proved to be up."""
@@ -150,8 +165,6 @@ class Settler:
     def _add(self, fetched: Fetched, data: bytes | None) -> None:
         """Add a sensible answer to the batch; it also shows that the service works."""
         lease, answer = fetched.lease, fetched.answer
-        if self._breaker.close():
-            log.warning("the API answers again")
         change = None
         # Only a 404 that was asked for to confirm an earlier one removes what is stored.
         if data is not None or lease.reason == "confirm":
@@ -159,10 +172,21 @@ class Settler:
         outcome = answer.outcome if data is None else "stored"
         result = self._result(fetched, outcome)._replace(successor=answer.successor)
         self._batch.add(Item(lease, result, change))
+        self._works()
+
+    def _works(self) -> None:
+        """The service has shown that it works."""
+        if self._breaker.close():
+            log.warning("the API answers again")
         self.blame_the_ids()
 
-    def _trip(self, least_s: float | None, reason: str) -> None:
-        self._breaker.trip(self._pause("outage", least_s, reason))
+    def _trip(self, answer: Answer) -> None:
+        failed, reason = len(self._breaker.held()), answer.reason
+        if failed >= FAILURES:
+            reason = f"{failed} ids in a row, then another: {reason}"
+        if self._witnesses.all_missing:
+            reason = f"the API answers 404 for records that exist: {reason}"
+        self._breaker.trip(self._pause("outage", answer.retry_after_s, reason))
         self.excuse_the_ids()
 
     def _pause(self, why: Reason, least_s: float | None, reason: str) -> float:
@@ -189,3 +213,7 @@ class Settler:
         self.counts[outcome] += 1
         lease = fetched.lease
         return Result(lease.id, lease.reason, outcome, fetched.answer.status, fetched.sent)
+
+
+def _refusal(answer: Answer) -> ConfigurationError:
+    return ConfigurationError(f"the API refuses us, check DISCOGS_TOKEN: {answer.reason}")

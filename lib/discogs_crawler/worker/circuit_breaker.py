@@ -1,38 +1,41 @@
 """Is the id or the service failing?
 
-    closed     --FAILURES ids in a row without a sensible answer, or `trip`-->    open
-    open       --the limiter's pause is over, and lends one permit alone-->       half-open
-    half-open  --that request fails as well-->                                    open, for longer
-    any state  --a sensible answer-->                                             closed
+    closed      --FAILURES ids in a row without an answer, or a 403-->  suspicious
+    any state   --`trip`-->                                             paused
+    paused      --the pause is over-->                                  suspicious
+    suspicious  --a witness is asked, and fails as well-->              paused, for longer
+    any state   --a sensible answer, also that of a witness-->          closed
 
-While it is closed a failure is held until a sensible answer shows that the service works, and so
-that the id is at fault. While it is open a failure says nothing about the id.
+While it is not closed no id is asked for: a dozen bad ones that come first would all speak against
+the service, for ever. A failure is held until a sensible answer shows that the service works, and
+so that the id is at fault. During a pause a failure says nothing about the id.
 """
 
 import time
 
 from discogs_crawler.worker.fetchers import Fetched
 
-# Different ids in a row without a sensible answer: the service is down.
+# Different ids in a row without a sensible answer: perhaps the service is down.
 FAILURES = 10
 
 
 class CircuitBreaker:
-    """Open while the service is down; holds the failures of which it is not yet known."""
+    """Open while the service may be down; holds the failures of which it is not yet known."""
 
     def __init__(self) -> None:
         self.is_open = False
         self._held: dict[int, Fetched] = {}
         self._paused_until = 0.0
 
-    def is_half_open(self, fetched: Fetched) -> bool:
-        """Whether this is the answer to the one request that was sent to try the service."""
-        return self.is_open and fetched.probe == "outage"
-
-    def hold(self, fetched: Fetched) -> bool:
-        """Keep a failure until it is known who is at fault; True if they amount to an outage."""
+    def hold(self, fetched: Fetched) -> None:
+        """Keep a failure until it is known who is at fault; many of them are suspicious."""
         self._held[fetched.lease.id] = fetched
-        return len(self._held) >= FAILURES
+        if len(self._held) >= FAILURES:
+            self.suspect()
+
+    def suspect(self) -> None:
+        """A witness is to be asked before anything else."""
+        self.is_open = True
 
     def trip(self, pause_s: float) -> None:
         """The service is down: nothing is requested for `pause_s` seconds."""
@@ -40,9 +43,9 @@ class CircuitBreaker:
         self._paused_until = time.monotonic() + pause_s
 
     def close(self) -> bool:
-        """The service works; True if it did not before."""
-        was_open, self.is_open = self.is_open, False
-        return was_open
+        """The service works; True if we took it that it did not."""
+        was_tripped, self.is_open, self._paused_until = self._paused_until > 0, False, 0.0
+        return was_tripped
 
     def held(self) -> list[Fetched]:
         """Return the failures of which it is not yet known who is at fault."""

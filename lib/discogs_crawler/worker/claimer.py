@@ -28,12 +28,12 @@ class Claimer:
     ) -> None:
         """`limit`: as many ids at most; None: no limit."""
         self._leases, self._fetchers, self._rate = leases, fetchers, rate
-        self._threads, self._left = threads, limit
+        self._threads, self._limit = threads, limit
         self._idle_s, self._again_at = 0.0, 0.0
 
     def is_exhausted(self) -> bool:
-        """Whether as many ids have been claimed as there were to be."""
-        return self._left == 0
+        """Whether as many ids are claimed or settled as there were to be."""
+        return self._limit is not None and self._leases.used >= self._limit
 
     def found_none(self) -> bool:
         """Whether the queue had nothing for us when it was last asked."""
@@ -47,8 +47,6 @@ class Claimer:
         if not room or time.monotonic() < self._again_at:
             return
         found = self._leases.claim(room)
-        if self._left is not None:
-            self._left -= len(found)
         self._fetchers.ask(found)
         self._idle_s = 0 if found else min(LONGEST_IDLE_S, 2 * self._idle_s or FIRST_IDLE_S)
         self._again_at = time.monotonic() + self._idle_s
@@ -58,6 +56,6 @@ class Claimer:
         ahead = round(self._rate.per_minute() / 60 * AHEAD_S)
         target = max(2 * self._threads, ahead)
         missing = target - len(self._fetchers)
-        if self._left is not None:
-            return max(0, min(missing, self._left))
+        if self._limit is not None:
+            return max(0, min(missing, self._limit - self._leases.used))
         return missing if missing >= target / 2 else 0

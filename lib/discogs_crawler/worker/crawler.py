@@ -138,7 +138,7 @@ def _assemble(settings: Settings, task: CrawlTask, stop: Stop) -> _Parts:
         random.shuffle(found)
         return found
 
-    witnesses = Witnesses(fetchers.ask_now, some_stored)
+    witnesses = Witnesses(fetchers.ask_now, fetchers.ask_if_permitted, some_stored)
     delays = settings.retry_delays
     return _Parts(
         store,
@@ -240,9 +240,11 @@ class _Crawler:
 
     def _claim(self) -> None:
         parts = self._parts
-        if parts.breaker.pause_left_s():
+        if parts.breaker.is_open:
             unsent = parts.fetchers.take_back()
             retry(lambda: parts.leases.give_back(unsent), self._stop)
+            if not parts.breaker.pause_left_s():
+                retry(parts.settler.ask_a_witness, self._stop)
             return
         retry(parts.claimer.claim, self._stop)
         if not parts.fetchers.under_way:

@@ -4,7 +4,7 @@ import collections
 import logging
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from discogs_crawler.api.client import Answer, Client
@@ -25,6 +25,7 @@ SENSE: dict[str, Sense] = {
     "gone": "good",
     "merged": "good",
     "transient": "poor",
+    "forbidden": "poor",
     "too fast": "bad",
     "blocked": "bad",
     "refused": "bad",
@@ -40,8 +41,6 @@ class Fetched(NamedTuple):
     """epoch seconds by Redis's clock"""
     asked: float
     """the same by `time.monotonic()`"""
-    probe: str
-    """why the request was sent alone (see limiter.Permit), else empty"""
 
 
 class Fetchers:
@@ -110,6 +109,11 @@ class Fetchers:
         permit = self._limiter.lend(self._patience_s)
         return None if permit is None else self._request(permit, record_id)
 
+    def ask_if_permitted(self, choose: Callable[[], int]) -> Answer | None:
+        """Ask for the id that `choose` returns, if there is a permit now; else None."""
+        permit = self._limiter.lend(LOOK_S)
+        return None if permit is None else self._request(permit, choose())
+
     def _run(self) -> None:
         while not self._ending.is_set():
             if not self._work.acquire(timeout=LOOK_S):
@@ -142,7 +146,7 @@ class Fetchers:
             return
         answer = self._request(permit, lease.id)
         sent = int(permit.lent_at)
-        self._answers.put(Fetched(lease, answer, sent, permit.asked, permit.probe))
+        self._answers.put(Fetched(lease, answer, sent, permit.asked))
 
     def _request(self, permit: Permit, record_id: int) -> Answer:
         answer = self._client.fetch(self._kind, record_id)

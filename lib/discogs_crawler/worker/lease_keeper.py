@@ -27,6 +27,8 @@ class Leases:
     ) -> None:
         self._queue, self._owner = queue, owner
         self._segments, self._branch = segments, branch
+        self.used = 0
+        """ids claimed, without those that went back or lapsed before they had an answer"""
         self._held: dict[int, Lease] = {}
         self._lapsed = 0
         self._lock = threading.Lock()
@@ -43,6 +45,7 @@ class Leases:
         found = self._queue.claim(self._owner, count, self._segments, self._branch)
         with self._lock:
             self._held.update({lease.id: lease for lease in found})
+            self.used += len(found)
         return found
 
     def renew(self, leases: Iterable[Lease]) -> set[int]:
@@ -57,12 +60,12 @@ class Leases:
 
     def delay(self, lease: Lease, seconds: float, *, count_attempt: bool) -> None:
         self._queue.delay(lease, seconds, count_attempt=count_attempt)
-        self.forget([lease])
+        self.forget([lease], used=count_attempt)
 
     def give_back(self, leases: Iterable[Lease]) -> None:
         given = list(leases)
         self._queue.give_back(given)
-        self.forget(given)
+        self.forget(given, used=False)
 
     def give_back_all(self) -> int:
         """End the renewals, make all that we still hold pending again, and return its number."""
@@ -82,12 +85,13 @@ class Leases:
         """Those which, as far as we know, have not lapsed."""
         return [lease for lease in leases if self._has(lease)]
 
-    def forget(self, leases: Iterable[Lease]) -> None:
+    def forget(self, leases: Iterable[Lease], *, used: bool = True) -> None:
         """Renew them no more; a newer lease of the same id is another one."""
         with self._lock:
             for lease in leases:
                 if self._has(lease):
                     del self._held[lease.id]
+                    self.used -= not used
 
     def _keep(self) -> None:
         while not self._ended.wait(self._period_s):
@@ -102,7 +106,7 @@ class Leases:
             lapsed = [lease for lease in held if lease.id in lost and self._has(lease)]
             if lapsed:
                 log.info("%d leases have lapsed; other workers fetch these ids", len(lapsed))
-                self.forget(lapsed)
+                self.forget(lapsed, used=False)
                 with self._lock:
                     self._lapsed += len(lapsed)
 

@@ -143,7 +143,7 @@ def _api(settings: Settings, kind: str) -> str:
         raise Unavailable(f"{settings.discogs_api}: {answer.reason}")
     good = answer.outcome == "record"
     limiter.answered(permit, answer.limit, answer.remaining, "good" if good else "poor")
-    if answer.outcome == "refused":
+    if answer.outcome in ("refused", "forbidden"):
         raise ConfigurationError(f"{settings.discogs_api} refuses us: {answer.reason}")
     if not good:
         raise Unavailable(f"{settings.discogs_api}: {answer.reason}")

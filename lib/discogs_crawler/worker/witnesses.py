@@ -1,15 +1,20 @@
-"""Can a 404 be trusted? A service that has lost its database answers 404 for every id.
+"""Records that should have an answer tell what the answers for other ids are worth.
 
-After MISSING 404s in a row we request records that are known to exist. If they are missing too, no
-404 is trusted until a record arrives again, nor one to a request sent before that.
+Is the service down, or are the ids bad that get no answer? One witness is asked (`testify`).
+
+Can a 404 be trusted? A service that has lost its database answers 404 for every id. After MISSING
+404s in a row we request records that are known to exist. If they are missing too, no 404 is trusted
+until a record arrives again, nor one to a request sent before that.
 """
 
 import collections
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterable
 
 from discogs_crawler.api.client import Answer
+from discogs_crawler.records import SEGMENT_SIZE
 
 # Costs one request in 25 where all the 404s are true.
 MISSING = 25
@@ -20,10 +25,16 @@ class Witnesses:
     """Records that exist: the last ones that arrived, then some of those that are stored."""
 
     def __init__(
-        self, ask: Callable[[int], Answer | None], stored: Callable[[], Iterable[int]]
+        self,
+        ask: Callable[[int], Answer | None],
+        ask_one: Callable[[Callable[[], int]], Answer | None],
+        stored: Callable[[], Iterable[int]],
     ) -> None:
-        """`ask` returns None if there is no permit; `stored` returns ids that the store has."""
-        self._ask, self._stored = ask, stored
+        """`ask` waits for a permit, `ask_one` does not; they return None if there is none.
+
+        `stored` returns ids that the store has.
+        """
+        self._ask, self._ask_one, self._stored = ask, ask_one, stored
         self._alive: collections.deque[int] = collections.deque(maxlen=WITNESSES)
         self._missing_in_a_row = 0
         self._trusted_since = 0.0
@@ -44,6 +55,18 @@ class Witnesses:
             else:
                 self._trust()
         return not self.all_missing and asked >= self._trusted_since
+
+    def testify(self) -> Answer | None:
+        """The answer for an id that has nothing to do with those that fail; None: no permit."""
+        answer = self._ask_one(self._anyone)
+        if answer and answer.outcome == "record":
+            self._trust()
+        return answer
+
+    def _anyone(self) -> int:
+        # What is known to exist may be bad too, or gone, or nothing may be known. A number at
+        # random has an answer as well, if only a 404.
+        return random.choice([*self._alive, *self._stored(), random.randrange(1, SEGMENT_SIZE)])
 
     def _are_missing(self) -> bool:
         candidates = itertools.chain(list(self._alive), self._stored())
