@@ -247,9 +247,9 @@ class _Crawler:
                 retry(parts.settler.ask_a_witness, self._stop)
             return
         retry(parts.claimer.claim, self._stop)
-        if not parts.fetchers.under_way:
+        if parts.breaker.held() and not parts.fetchers.under_way:
             # No request is left whose answer could show that the service works.
-            retry(parts.settler.blame_the_ids, self._stop)
+            parts.breaker.suspect()
 
     def _is_commit_due(self) -> bool:
         batch, settings = self._parts.batch, self._settings
