@@ -257,7 +257,9 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
     store = open_store(settings)
     assert store.layout == "single"
     assert store.top.refresh() == main.decode()
-    assert merge_branches.merge([store], []) == (1, [])
+    conflicts: list[tuple[str, int]] = []
+    assert merge_branches.merge([store], [], conflicts.extend) == 1
+    assert conflicts == []
     assert "branch a: files not merged because they are no records: 4;" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
     store.commit("releases", [Edit(4, record(4))], lambda: [4], {})

@@ -24,6 +24,7 @@ from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
+from discogs_crawler.maintenance import run as maintenance
 from discogs_crawler.records import KINDS, record_path
 from discogs_crawler.store import layouts, objects, packs, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
@@ -139,6 +140,39 @@ def test_a_conflict_takes_one_side_and_wants_the_id_again(
     assert other.tip() == main.tip()
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_conflict_is_wanted_again_though_the_merge_ends_early(
+    settings: Settings,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    committed: bool,
+) -> None:
+    """Right after a commit, or at another branch: no later run would find the conflict."""
+    main = opened(settings)
+    put(main, [1, 2])
+    know(settings, [1, 2])
+    for number, name in ((1, "one"), (2, "two")):
+        put(opened(settings, name), [number], name)
+    put(main, [1], "newer")
+    publish = SingleStore.publish
+
+    def end(self: SingleStore, *args: object, **more: object) -> str | Pushed:
+        if committed or "merge branch two\n" in args:
+            if committed:
+                publish(self, *args, **more)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SingleStore, "publish", end)
+    with database.open(settings.database) as ledger:
+        upkeep = maintenance.Upkeep(settings, print, all_of_it=False)
+        with pytest.raises(KeyboardInterrupt):
+            maintenance.merge(upkeep, ledger)
+        assert [row.id for row in ledger.select("releases", "due IS NOT NULL")] == [1]
+    monkeypatch.undo()
+    assert main.read("releases", [1]) == {1: record(1, "newer")}
+
+
 def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Settings) -> None:
     main = opened(settings)
     text = "a long text that both have " * 50
@@ -146,8 +180,9 @@ def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Se
     other = opened(settings, "one")
     other.commit("releases", [Edit(1, record(1, text + "!"))], everything, {})
     main.commit("releases", [Edit(1, None), Edit(2, record(2, text))], everything, {})
-    merged = merge_branches.merge(main.parts(), [])
-    assert merged.conflicts == [("releases", 1)]
+    conflicts: list[tuple[str, int]] = []
+    merge_branches.merge(main.parts(), [], conflicts.extend)
+    assert conflicts == [("releases", 1)]
     assert main.read("releases", [1, 2]) == {2: record(2, text)}
 
 
@@ -173,9 +208,9 @@ def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
         return publish(self, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SingleStore, "publish", meanwhile)
-    merge_branches.merge(main.parts(), [])
+    merge_branches.merge(main.parts(), [], list)
     monkeypatch.undo()
-    merge_branches.merge(main.parts(), [])
+    merge_branches.merge(main.parts(), [], list)
     assert {1, 4} <= set(main.ids("releases"))
     assert "gone" not in main.branches()
     fsck(main)

@@ -124,12 +124,15 @@ def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
     store.refresh()
     parts = store.parts()
     queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
-    merged = merge_branches.merge(parts, queues)
-    log.info("branches merged: %d", merged.branches)
-    if ledger is not None:
-        for kind in KINDS:
-            again = [number for where, number in merged.conflicts if where == kind]
-            on_demand.want_ids(ledger, kind, again)
+
+    def want_again(places: Sequence[tuple[str, int]]) -> None:
+        if ledger is not None:
+            for kind in KINDS:
+                again = [number for where, number in places if where == kind]
+                on_demand.want_ids(ledger, kind, again)
+
+    merged = merge_branches.merge(parts, queues, want_again)
+    log.info("branches merged: %d", merged)
     store.settle()
 
 
