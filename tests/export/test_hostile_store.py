@@ -19,7 +19,9 @@ from discogs_crawler.export import mirror
 from discogs_crawler.export import run as export_run
 from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form
+from discogs_crawler.ledger import database
 from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import integrity, merge_branches, reclean
 from discogs_crawler.records import KINDS
 from discogs_crawler.store.layouts import Edit, open_store
@@ -254,6 +256,8 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
         path.write_bytes(main if name == b"main" else crawl)
     environment["STORE_REMOTE"] = f"file://{hostile.folder}"
     settings = config.load(environ=environment)
+    with database.open(settings.database) as ledger, ledger.transaction():
+        ledger.save("releases", [Row(1)])
     store = open_store(settings)
     assert store.layout == "single"
     assert store.top.refresh() == main.decode()

@@ -1,5 +1,6 @@
 """`maintain_store.py`: merging, upkeep, checks, changed rules, the other layout, the README."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -184,6 +185,31 @@ def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Se
     merge_branches.merge(main.parts(), [], conflicts.extend)
     assert conflicts == [("releases", 1)]
     assert main.read("releases", [1, 2]) == {2: record(2, text)}
+
+
+def test_nothing_is_merged_where_the_history_is_not(
+    run: Run,
+    settings: Settings,
+    tmp_path: Path,
+    bare: Path,  # noqa: F811
+) -> None:
+    """A machine of workers would take all that a branch has for newer: old and removed records."""
+    url = f"file://{bare}"
+    first = opened(machine(tmp_path, "first", url, ledger=True))
+    put(first, [1, 2, 3])
+    put(opened(machine(tmp_path, "second", url), "b"), [1], "newer")
+    put(first, [2], "newer")
+    newest = first.commit("releases", [Edit(3, None)], everything, {}).revision
+    workers = opened(dataclasses.replace(settings, store_remote=config.Secret(url)))
+    workers.refresh()
+    done = run("maintain_store.py", "--merge", STORE_REMOTE=url)
+    assert done.returncode == 78
+    assert re.fullmatch(r"maintain_store.py: .* on the machine with the ledger\n", done.stderr)
+    with pytest.raises(ConfigurationError, match="branch b cannot be merged without its history"):
+        merge_branches.merge(workers.parts(), [], list)
+    assert first.refresh() == newest
+    merge_branches.merge(first.parts(), [], list)
+    assert first.read("releases", [1, 2, 3]) == {1: record(1, "newer"), 2: record(2, "newer")}
 
 
 def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(

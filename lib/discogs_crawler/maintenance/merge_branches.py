@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from discogs_crawler.broker.queue import Queue
+from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.records import parse_record_path
 from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed
@@ -88,6 +89,12 @@ def _merge_commit(
     """
     repository = part.repository
     found = repository.call("merge-base", base, tip).stdout.decode().split()
+    if not found and (repository.path / "shallow").exists():
+        # Compared with nothing, everything that the branch has would count as its change.
+        raise ConfigurationError(
+            f"{repository.path}: branch {name} cannot be merged without its history: run "
+            "maintain_store.py --merge on the machine with the ledger"
+        )
     old = found[0] if found else EMPTY_TREE
     differing = list(objects.differences(repository.path, old, tip))
     changed = [

@@ -13,7 +13,14 @@ from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import disk_space, progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet, UsageError
+from discogs_crawler.errors import (
+    EXIT_BAD_DATA,
+    EXIT_DONE,
+    ConfigurationError,
+    CrawlerError,
+    NothingYet,
+    UsageError,
+)
 from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.maintenance import (
@@ -107,8 +114,18 @@ def _tidy(repositories: Sequence[Repository]) -> None:
 
 
 def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Merge the branches, and free the segments of those that are gone."""
-    _merge(_open_newest(upkeep.settings, ledger), ledger, upkeep.settings)
+    """Merge the branches, and free the segments of those that are gone.
+
+    ConfigurationError on a machine that has workers only: it lacks the history that tells who has
+    changed what.
+    """
+    store = _open_newest(upkeep.settings, ledger)
+    if ledger is None and any(map(is_partial, store.repositories())):
+        raise ConfigurationError(
+            f"{upkeep.settings.store}: a worker's partial copy of its remote: run "
+            "maintain_store.py --merge on the machine with the ledger"
+        )
+    _merge(store, ledger, upkeep.settings)
     return EXIT_DONE
 
 
