@@ -30,7 +30,7 @@ from discogs_crawler.records import KINDS, record_path
 from discogs_crawler.store import layouts, objects, packs, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, SingleStore
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, make_ledger
 from tests.machines import Cable, processes_in, served, wait_until
 from tests.store.test_store import everything, fsck, put, record
 from tests.store.test_store_remote import bare, machine  # noqa: F401
@@ -594,7 +594,7 @@ def test_changed_rules_are_applied_in_technical_commits(
     if remote:
         (tmp_path / "there").mkdir()
         environment["STORE_REMOTE"] = str(tmp_path / "there")
-        database.open(config.load(environ=environment).database).close()
+        make_ledger(config.load(environ=environment).database)
     both = layouts.open_store(config.load(environ=environment))
     ids = [*range(1, 1_500), 2_000_001]
     both.commit("releases", [Edit(i, with_notes(i)) for i in ids], everything, {})
@@ -816,7 +816,7 @@ def test_a_conversion_waits_for_a_commit_that_is_on_its_way_to_the_remote(
 ) -> None:
     subprocess.run(["git", "init", "-qb", "main", "--bare", tmp_path / "remote.git"], check=True)
     remote = {"STORE_REMOTE": str(tmp_path / "remote.git")}
-    database.open(settings.database).close()
+    make_ledger(settings.database)
     main = opened(config.load(environ=environment | remote))
     put(main, [1])
     pending = f"{single.PENDING}{int(time.time())}-0"

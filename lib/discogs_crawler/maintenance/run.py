@@ -23,6 +23,7 @@ from discogs_crawler.errors import (
 )
 from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.maintenance import (
     convert_layout,
     housekeeping,
@@ -88,7 +89,7 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     for shortage in disk_space.shortages(disk_space.disks(settings)):
         log.warning("%s", shortage)  # one mail a day
     store = _open_newest(settings, ledger)
-    if ledger is None and any(map(is_partial, store.repositories())):
+    if _has_workers_only(store, settings):
         _tidy(store.repositories())
         return EXIT_DONE
     _merge(store, ledger, settings)
@@ -103,6 +104,11 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     if tip and not damaged:
         store.repository.run("update-ref", housekeeping.CHECKED, tip)
     return EXIT_BAD_DATA if damaged else EXIT_DONE
+
+
+def _has_workers_only(store: Store, settings: Settings) -> bool:
+    partial = any(map(is_partial, store.repositories()))
+    return partial and not ledger_is_here(settings.database)
 
 
 def _tidy(repositories: Sequence[Repository]) -> None:
@@ -120,7 +126,7 @@ def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
     changed what.
     """
     store = _open_newest(upkeep.settings, ledger)
-    if ledger is None and any(map(is_partial, store.repositories())):
+    if _has_workers_only(store, upkeep.settings):
         raise ConfigurationError(
             f"{upkeep.settings.store}: a worker's partial copy of its remote: run "
             "maintain_store.py --merge on the machine with the ledger"
