@@ -103,12 +103,20 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             print(line)
         return EXIT_DONE
 
-    def store() -> Store:
-        return layouts.open_store(settings, create=settings.store_remote is not None)
+    def store(*, whole: bool) -> Store:
+        create = settings.store_remote is not None
+        return layouts.open_store(settings, create=create, whole=whole)
+
+    def tip_of_store() -> str | None:
+        tip = store(whole=False).settle()
+        if tip is None and settings.store_remote:
+            # From now on the ledger is here, and with it all that will be stored.
+            store(whole=True).settle()
+        return tip
 
     stored = None
     if flags.rebuild_ledger:
-        opened = store()
+        opened = store(whole=True)  # its history tells who has stored what
         opened.settle()
         stored = functools.partial(layouts.origins, opened)
     request = Request(
@@ -128,7 +136,7 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
     seeded = seed_run.run(
         settings,
         request,
-        lambda: store().settle(),
+        tip_of_store,
         functools.partial(_refuse_older_copy, settings),
     )
     if flags.rebuild_ledger and not flags.dry_run:

@@ -16,6 +16,8 @@ import redis
 from discogs_crawler import config
 from discogs_crawler.broker import private_server
 from discogs_crawler.config import Settings
+from discogs_crawler.ledger import database
+from discogs_crawler.ledger.rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "discogs" / "samples"
@@ -143,3 +145,10 @@ def run(environment: dict[str, str], redis_client: redis.Redis) -> Run:
         )
 
     return call
+
+
+def make_ledger(path: Path) -> None:
+    """A ledger in which something was once, unless there is one."""
+    if not path.exists():
+        with database.open(path) as ledger, ledger.transaction():
+            ledger.save("releases", [Row(1)])

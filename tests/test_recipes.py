@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from discogs_crawler import config
+from discogs_crawler.broker import connect
 from discogs_crawler.errors import EXIT_CONFIGURATION
 from discogs_crawler.store import layouts
 from discogs_crawler.store.remote import is_partial
@@ -108,11 +109,50 @@ def test_the_first_machine_is_made_again_without_a_backup(
     dump.write(path, first.api.world, "releases")
     first.run("discogs_xml_split.py", "-d", path, "-r", tmp_path / "hashes")
     first.run("seed_queue.py", "--rebuild-ledger", "--adopt", "-n", tmp_path / "hashes")
+    held = layouts.open_store(config.load(environ=first.environment))
+    assert not any(is_partial(part.repository) for part in held.parts()), "who stored it is lost"
     first.crawl()
     assert first.asked() == []
     first.known.clear()
     first.assert_whole()
     assert first.run("maintain_store.py") == ""
+
+
+def test_a_machine_of_workers_remains_one_although_it_has_an_empty_ledger(
+    first: Installation, tmp_path: Path
+) -> None:
+    first.run("seed_queue.py", "--ids", *first.ids)
+    first.run("worker.py", "--limit", 2)
+    second = another(first, "second")
+    ledger = Path(second["STATE_DIR"], "crawler.db")
+    settings = config.load(environ=first.environment | second)
+    queue = connect.queue_of(first.client, settings, "releases")
+    announced = queue.store()
+    first.run("worker.py", "--limit", 2, **second)
+    said = first.run("seed_queue.py", "--ids", "5", code=EXIT_CONFIGURATION, **second)
+    assert "the ledger knows nothing, but there are records" in said
+    assert not ledger.exists()
+    path = tmp_path / "discogs_20200101_releases.xml.gz"
+    dump.write(path, first.api.world, "releases")
+    first.run("discogs_xml_split.py", "-d", path, "-r", tmp_path / "hashes", **second)
+    assert ledger.exists()
+    first.run("worker.py", "--branch", "b", "--limit", 2, **second)
+    before = layouts.open_store(settings).settle()
+    first.run("maintain_store.py", **second)
+    first.run("maintain_store.py", "--merge", code=EXIT_CONFIGURATION, **second)
+    for arguments in (["--until-empty"], ["--check"]):
+        first.run("worker.py", *arguments, code=EXIT_CONFIGURATION, **second | {"STORE_REMOTE": ""})
+    held = layouts.open_store(settings)
+    assert held.settle() == before, "it has merged"
+    assert all(is_partial(part.repository) for part in held.parts())
+    assert queue.store() == announced
+    first.run("worker.py", "--check", **second)
+    first.run("maintain_store.py")
+    first.run("worker.py", "--until-empty", **second)
+    exported = first.run("export_changes.py", "--consumer", "y", "--format", "status", **second)
+    assert len(exported.splitlines()) == len(first.ids), "an export needs everything"
+    first.run("seed_queue.py")
+    first.assert_whole()
 
 
 def test_a_machine_whose_store_is_not_that_of_the_ledger_fetches_nothing(

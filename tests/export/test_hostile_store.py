@@ -19,7 +19,9 @@ from discogs_crawler.export import mirror
 from discogs_crawler.export import run as export_run
 from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form
+from discogs_crawler.ledger import database
 from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import integrity, merge_branches, reclean
 from discogs_crawler.records import KINDS
 from discogs_crawler.store.layouts import Edit, open_store
@@ -254,10 +256,14 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
         path.write_bytes(main if name == b"main" else crawl)
     environment["STORE_REMOTE"] = f"file://{hostile.folder}"
     settings = config.load(environ=environment)
+    with database.open(settings.database) as ledger, ledger.transaction():
+        ledger.save("releases", [Row(1)])
     store = open_store(settings)
     assert store.layout == "single"
     assert store.top.refresh() == main.decode()
-    assert merge_branches.merge([store], []) == (1, [])
+    conflicts: list[tuple[str, int]] = []
+    assert merge_branches.merge([store], [], conflicts.extend) == 1
+    assert conflicts == []
     assert "branch a: files not merged because they are no records: 4;" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
     store.commit("releases", [Edit(4, record(4))], lambda: [4], {})

@@ -19,7 +19,9 @@ from discogs_crawler.errors import BadData, ConfigurationError, Unavailable
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import DumpRow, Row
 from discogs_crawler.ledger.schema import MIGRATIONS
+from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.records import KINDS
+from discogs_crawler.seeding import on_demand
 from tests.seeding_world import ROOT, World, queue_of, record_dump, some_contents, write_hashes
 
 
@@ -127,6 +129,23 @@ def test_a_dump_is_found_by_its_bytes_its_hashes_and_its_book(tmp_path: Path) ->
         assert ledger.hash_cache_of("releases", 1) == b"B" * 32
         assert ledger.hash_cache_of("releases", 2) is None
         assert ledger.hash_cache_of("labels", 1) is None
+
+
+def test_a_ledger_is_here_if_any_id_was_ever_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "crawler.db"
+    assert not ledger_is_here(path)
+    assert not path.exists()
+    path.touch()
+    assert not ledger_is_here(path)
+    with database.open(path) as ledger:
+        assert not ledger_is_here(path)
+        on_demand.want_ids(ledger, "labels", [5])
+        assert ledger_is_here(path)
+    assert ledger_is_here(path)
+    for damaged in (tmp_path, tmp_path / "garbage"):
+        if not damaged.exists():
+            damaged.write_bytes(b"x" * 5_000)
+        assert ledger_is_here(damaged), "whoever opens it must hear of it"
 
 
 def test_a_part_of_a_transaction_that_fails_undoes_that_part_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`maintain_store.py`: merging, upkeep, checks, changed rules, the other layout, the README."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -24,11 +25,12 @@ from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
+from discogs_crawler.maintenance import run as maintenance
 from discogs_crawler.records import KINDS, record_path
 from discogs_crawler.store import layouts, objects, packs, single
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, SingleStore
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, make_ledger
 from tests.machines import Cable, processes_in, served, wait_until
 from tests.store.test_store import everything, fsck, put, record
 from tests.store.test_store_remote import bare, machine  # noqa: F401
@@ -139,6 +141,39 @@ def test_a_conflict_takes_one_side_and_wants_the_id_again(
     assert other.tip() == main.tip()
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_conflict_is_wanted_again_though_the_merge_ends_early(
+    settings: Settings,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    committed: bool,
+) -> None:
+    """Right after a commit, or at another branch: no later run would find the conflict."""
+    main = opened(settings)
+    put(main, [1, 2])
+    know(settings, [1, 2])
+    for number, name in ((1, "one"), (2, "two")):
+        put(opened(settings, name), [number], name)
+    put(main, [1], "newer")
+    publish = SingleStore.publish
+
+    def end(self: SingleStore, *args: object, **more: object) -> str | Pushed:
+        if committed or "merge branch two\n" in args:
+            if committed:
+                publish(self, *args, **more)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+        return publish(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SingleStore, "publish", end)
+    with database.open(settings.database) as ledger:
+        upkeep = maintenance.Upkeep(settings, print, all_of_it=False)
+        with pytest.raises(KeyboardInterrupt):
+            maintenance.merge(upkeep, ledger)
+        assert [row.id for row in ledger.select("releases", "due IS NOT NULL")] == [1]
+    monkeypatch.undo()
+    assert main.read("releases", [1]) == {1: record(1, "newer")}
+
+
 def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Settings) -> None:
     main = opened(settings)
     text = "a long text that both have " * 50
@@ -146,9 +181,35 @@ def test_records_that_resemble_each_other_are_not_taken_for_renamed(settings: Se
     other = opened(settings, "one")
     other.commit("releases", [Edit(1, record(1, text + "!"))], everything, {})
     main.commit("releases", [Edit(1, None), Edit(2, record(2, text))], everything, {})
-    merged = merge_branches.merge(main.parts(), [])
-    assert merged.conflicts == [("releases", 1)]
+    conflicts: list[tuple[str, int]] = []
+    merge_branches.merge(main.parts(), [], conflicts.extend)
+    assert conflicts == [("releases", 1)]
     assert main.read("releases", [1, 2]) == {2: record(2, text)}
+
+
+def test_nothing_is_merged_where_the_history_is_not(
+    run: Run,
+    settings: Settings,
+    tmp_path: Path,
+    bare: Path,  # noqa: F811
+) -> None:
+    """A machine of workers would take all that a branch has for newer: old and removed records."""
+    url = f"file://{bare}"
+    first = opened(machine(tmp_path, "first", url, ledger=True))
+    put(first, [1, 2, 3])
+    put(opened(machine(tmp_path, "second", url), "b"), [1], "newer")
+    put(first, [2], "newer")
+    newest = first.commit("releases", [Edit(3, None)], everything, {}).revision
+    workers = opened(dataclasses.replace(settings, store_remote=config.Secret(url)))
+    workers.refresh()
+    done = run("maintain_store.py", "--merge", STORE_REMOTE=url)
+    assert done.returncode == 78
+    assert re.fullmatch(r"maintain_store.py: .* on the machine with the ledger\n", done.stderr)
+    with pytest.raises(ConfigurationError, match="branch b cannot be merged without its history"):
+        merge_branches.merge(workers.parts(), [], list)
+    assert first.refresh() == newest
+    merge_branches.merge(first.parts(), [], list)
+    assert first.read("releases", [1, 2, 3]) == {1: record(1, "newer"), 2: record(2, "newer")}
 
 
 def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
@@ -173,9 +234,9 @@ def test_a_branch_that_is_deleted_or_rewound_meanwhile_harms_nobody(
         return publish(self, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SingleStore, "publish", meanwhile)
-    merge_branches.merge(main.parts(), [])
+    merge_branches.merge(main.parts(), [], list)
     monkeypatch.undo()
-    merge_branches.merge(main.parts(), [])
+    merge_branches.merge(main.parts(), [], list)
     assert {1, 4} <= set(main.ids("releases"))
     assert "gone" not in main.branches()
     fsck(main)
@@ -533,7 +594,7 @@ def test_changed_rules_are_applied_in_technical_commits(
     if remote:
         (tmp_path / "there").mkdir()
         environment["STORE_REMOTE"] = str(tmp_path / "there")
-        database.open(config.load(environ=environment).database).close()
+        make_ledger(config.load(environ=environment).database)
     both = layouts.open_store(config.load(environ=environment))
     ids = [*range(1, 1_500), 2_000_001]
     both.commit("releases", [Edit(i, with_notes(i)) for i in ids], everything, {})
@@ -756,7 +817,7 @@ def test_a_conversion_waits_for_a_commit_that_is_on_its_way_to_the_remote(
 ) -> None:
     subprocess.run(["git", "init", "-qb", "main", "--bare", tmp_path / "remote.git"], check=True)
     remote = {"STORE_REMOTE": str(tmp_path / "remote.git")}
-    database.open(settings.database).close()
+    make_ledger(settings.database)
     main = opened(config.load(environ=environment | remote))
     put(main, [1])
     pending = f"{single.PENDING}{int(time.time())}-0"

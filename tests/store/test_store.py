@@ -20,7 +20,7 @@ from discogs_crawler.records import parse_record_path, record_path
 from discogs_crawler.store import git, git_process, layouts, objects, stale_locks
 from discogs_crawler.store.fast_import import Entry, Pushed, Reply
 from discogs_crawler.store.layouts import Edit, Store
-from tests.conftest import ROOT, program
+from tests.conftest import ROOT, make_ledger, program
 
 EVERYTHING = range(1, 10**9)
 
@@ -77,7 +77,7 @@ class TestBothLayouts:
         layout, remote = request.param
         (tmp_path / "state").mkdir()
         if remote:
-            (tmp_path / "state" / "crawler.db").touch()
+            make_ledger(tmp_path / "state" / "crawler.db")
             (tmp_path / "remote").mkdir()
             subprocess.run(
                 ["git", "init", "-qb", "main", "--bare", tmp_path / "remote.git"], check=True

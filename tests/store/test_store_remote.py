@@ -22,7 +22,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import git_process, layouts, remote, single, stale_locks
 from discogs_crawler.store.fast_import import Pushed, Reply
 from discogs_crawler.store.layouts import SingleStore
-from tests.conftest import ROOT, program
+from tests.conftest import ROOT, make_ledger, program
 from tests.store.test_store import changes, everything, put, record
 
 
@@ -31,7 +31,7 @@ def machine(tmp_path: Path, name: str, url: str, *, ledger: bool = False) -> Set
     state = tmp_path / name
     state.mkdir(exist_ok=True)
     if ledger:
-        (state / "crawler.db").touch()
+        make_ledger(state / "crawler.db")
     return config.load(
         environ={"STATE_DIR": str(state), "ENV_FILE": os.devnull, "STORE_REMOTE": url}
     )

@@ -17,6 +17,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.broker.redis_errors import Patience, explained, where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
+from discogs_crawler.ledger_here import ledger_is_here
 
 log = logging.getLogger(__name__)
 
@@ -151,25 +152,35 @@ def queue_of(client: redis.Redis, settings: Settings, kind: str) -> Queue:
     return Queue(client, kind, prefix=settings.redis_prefix, lease_s=settings.lease_s)
 
 
-def agree_on_store(settings: Settings, queue: Queue) -> None:
-    """Say where records are committed if the ledger is here; else see that it is the same here.
+def announce_store(settings: Settings, queue: Queue) -> None:
+    """Tell the workers of all machines where records are committed, if the ledger is here."""
+    if ledger_is_here(settings.database):
+        queue.set_store(_store_of(settings))
 
-    ConfigurationError if it is not: the ledger would take for stored what its store never gets.
+
+def refuse_other_store(settings: Settings, queue: Queue) -> None:
+    """ConfigurationError if records are committed elsewhere than the ledger's machine announced.
+
+    The ledger would take for stored what its store never gets.
     """
-    remote = "with" if settings.store_remote else "without"
-    ours = f"STORE_LAYOUT={settings.store_layout} {remote} STORE_REMOTE"
-    if settings.database.exists():
-        queue.set_store(ours)
-    elif (theirs := queue.store()) not in ("", ours):
+    if ledger_is_here(settings.database):
+        return
+    theirs, ours = queue.store(), _store_of(settings)
+    if theirs not in ("", ours):
         raise ConfigurationError(
             f"the machine with the ledger has {theirs}, this one {ours}: use the same on both, "
             "then run seed_queue.py there"
         )
-    elif theirs and not settings.store_remote and settings.redis_url:
+    if theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(
             f"{settings.database}: this machine has no ledger; one on another machine cannot "
             "see records stored here: set STORE_REMOTE on both"
         )
+
+
+def _store_of(settings: Settings) -> str:
+    remote = "with" if settings.store_remote else "without"
+    return f"STORE_LAYOUT={settings.store_layout} {remote} STORE_REMOTE"
 
 
 def limiter_of(client: redis.Redis, settings: Settings) -> Limiter:

@@ -102,7 +102,7 @@ def _own_store(settings: Settings) -> StoreSource:
     # longer to load than most exports to run.
     from discogs_crawler.store.layouts import open_store
 
-    store = open_store(settings, create=False)
+    store = open_store(settings, create=False, whole=True)
     return StoreSource(store.repository.path, store.settle() or "", str(store.repository.path))
 
 

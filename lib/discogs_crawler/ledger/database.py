@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 
-from discogs_crawler import clock, locks, sqlite_errors
+from discogs_crawler import clock, ledger_here, locks, sqlite_errors
 from discogs_crawler.errors import (
     EXIT_BUG,
     EXIT_PARTLY,
@@ -189,7 +189,7 @@ class Ledger:
 
     def knows_something(self) -> bool:
         """Whether any id was ever in it."""
-        return self.db.execute("SELECT 1 FROM counts LIMIT 1").fetchone() is not None
+        return ledger_here.knows_something(self.db.conn)
 
     def has_results(self) -> bool:
         """Whether any worker has reported."""

@@ -6,10 +6,10 @@ and the record is wanted again. Only a version from a dump is replaced by the ot
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from discogs_crawler.broker.queue import Queue
+from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.records import parse_record_path
 from discogs_crawler.store import fast_import, objects
 from discogs_crawler.store.fast_import import ACCEPTED, Entry, Pushed
@@ -23,50 +23,48 @@ log = logging.getLogger(__name__)
 _NOTHING = "0" * 40
 
 
-class Merged(NamedTuple):
-    """What a merge did."""
-
-    branches: int
-    """those that had something new"""
-    conflicts: list[tuple[str, int]]
-    """kind and id of the records that both sides had changed"""
+# Takes kind and id of the records that both sides have changed, before the merge is committed:
+# afterwards no run would find them again.
+WantAgain = Callable[[Sequence[tuple[str, int]]], object]
 
 
-def merge(parts: Iterable[SingleStore], queues: Sequence[Queue]) -> Merged:
-    """Merge all branches of all repositories, and free their segments for all workers."""
+def merge(parts: Iterable[SingleStore], queues: Sequence[Queue], want_again: WantAgain) -> int:
+    """Merge all branches of all repositories, and free their segments for all workers.
+
+    Return the number of branches that had something new.
+    """
     repositories = list(parts)
     names = {name for part in repositories for name in part.branches()}
     for queue in queues:
         names |= set(queue.branches().values())
-    merged, conflicts = 0, []
+    merged = 0
     for name in sorted(names):
         for queue in queues:
             queue.freeze_segments(name)
         done = False
         try:
-            news = [_merge_one(part, name) for part in repositories]
+            news = [_merge_one(part, name, want_again) for part in repositories]
             done = True
         finally:
             for queue in queues:
                 queue.release_segments(name, merged=done)
-        merged += any(found is not None for found in news)
-        conflicts += [place for found in news for place in found or []]
-    return Merged(merged, conflicts)
+        merged += any(news)
+    return merged
 
 
-def _merge_one(part: SingleStore, name: str) -> list[tuple[str, int]] | None:
-    """Merge a branch of one repository; its conflicts, or None if it had nothing new."""
+def _merge_one(part: SingleStore, name: str, want_again: WantAgain) -> bool:
+    """Merge a branch of one repository; False if it had nothing new."""
 
-    def attempt() -> list[tuple[str, int]] | Pushed | None:
+    def attempt() -> bool | Pushed:
         base = part.refresh()
         tip = part.branches().get(name)
         if tip is None or objects.contains(part.repository.path, base, tip):
             _catch_up(part, name, base)
-            return None
+            return False
         if base is None or objects.contains(part.repository.path, tip, base):
             moved = part.advance(tip)
-            return [] if moved == ACCEPTED else moved
-        return _merge_commit(part, name, base, tip)
+            return moved == ACCEPTED or moved
+        return _merge_commit(part, name, base, tip, want_again)
 
     return part.retried(attempt)
 
@@ -82,8 +80,8 @@ def _catch_up(part: SingleStore, name: str, main: str | None) -> None:
 
 
 def _merge_commit(
-    part: SingleStore, name: str, base: str, tip: str
-) -> list[tuple[str, int]] | Pushed:
+    part: SingleStore, name: str, base: str, tip: str, want_again: WantAgain
+) -> bool | Pushed:
     """Commit the merge of `tip` on `base`; where both have changed a file, `base` wins.
 
     File by file, because `git merge-tree` takes two similar records for one that was renamed, and
@@ -91,6 +89,12 @@ def _merge_commit(
     """
     repository = part.repository
     found = repository.call("merge-base", base, tip).stdout.decode().split()
+    if not found and (repository.path / "shallow").exists():
+        # Compared with nothing, everything that the branch has would count as its change.
+        raise ConfigurationError(
+            f"{repository.path}: branch {name} cannot be merged without its history: run "
+            "maintain_store.py --merge on the machine with the ledger"
+        )
     old = found[0] if found else EMPTY_TREE
     differing = list(objects.differences(repository.path, old, tip))
     changed = [
@@ -115,15 +119,16 @@ def _merge_commit(
             entries.append(Entry(change.path, None, after))
         elif mine != change.new:
             lost.append(change.path)
+    places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
+    want_again(places)
     message = fast_import.describe(f"merge branch {name}", {"Conflicts": str(len(lost) or "")})
     made = part.publish(base, entries, message, parents=[tip])
     if isinstance(made, Pushed):
         return made
-    places = [place for path in lost if (place := parse_record_path(part.prefix + path))]
     for kind, record_id in places:
         log.warning("%s %d: changed on two branches; it will be fetched again", kind, record_id)
     _catch_up(part, name, made)
-    return places
+    return True
 
 
 def _imported(

@@ -13,9 +13,17 @@ from discogs_crawler.broker.connect import connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli import disk_space, progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_DONE, CrawlerError, NothingYet, UsageError
+from discogs_crawler.errors import (
+    EXIT_BAD_DATA,
+    EXIT_DONE,
+    ConfigurationError,
+    CrawlerError,
+    NothingYet,
+    UsageError,
+)
 from discogs_crawler.ledger import database, drift
 from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.maintenance import (
     convert_layout,
     housekeeping,
@@ -82,7 +90,7 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     for shortage in disk_space.shortages(disk_space.disks(settings)):
         log.warning("%s", shortage)  # one mail a day
     store = _open_newest(settings, ledger)
-    if ledger is None and any(map(is_partial, store.repositories())):
+    if _has_workers_only(store, settings):
         _tidy(store.repositories())
         return EXIT_DONE
     _merge(store, ledger, settings)
@@ -99,6 +107,11 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
     return EXIT_BAD_DATA if damaged else EXIT_DONE
 
 
+def _has_workers_only(store: Store, settings: Settings) -> bool:
+    partial = any(map(is_partial, store.repositories()))
+    return partial and not ledger_is_here(settings.database)
+
+
 def _tidy(repositories: Sequence[Repository]) -> None:
     with progress.bar("pack", len(repositories), "repositories/s") as advance:
         for repository in repositories:
@@ -108,8 +121,18 @@ def _tidy(repositories: Sequence[Repository]) -> None:
 
 
 def merge(upkeep: Upkeep, ledger: Ledger | None) -> int:
-    """Merge the branches, and free the segments of those that are gone."""
-    _merge(_open_newest(upkeep.settings, ledger), ledger, upkeep.settings)
+    """Merge the branches, and free the segments of those that are gone.
+
+    ConfigurationError on a machine that has workers only: it lacks the history that tells who has
+    changed what.
+    """
+    store = _open_newest(upkeep.settings, ledger)
+    if _has_workers_only(store, upkeep.settings):
+        raise ConfigurationError(
+            f"{upkeep.settings.store}: a worker's partial copy of its remote: run "
+            "maintain_store.py --merge on the machine with the ledger"
+        )
+    _merge(store, ledger, upkeep.settings)
     return EXIT_DONE
 
 
@@ -125,12 +148,15 @@ def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
     store.refresh()
     parts = store.parts()
     queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
-    merged = merge_branches.merge(parts, queues)
-    log.info("branches merged: %d", merged.branches)
-    if ledger is not None:
-        for kind in KINDS:
-            again = [number for where, number in merged.conflicts if where == kind]
-            on_demand.want_ids(ledger, kind, again)
+
+    def want_again(places: Sequence[tuple[str, int]]) -> None:
+        if ledger is not None:
+            for kind in KINDS:
+                again = [number for where, number in places if where == kind]
+                on_demand.want_ids(ledger, kind, again)
+
+    merged = merge_branches.merge(parts, queues, want_again)
+    log.info("branches merged: %d", merged)
     store.settle()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discogs_crawler import clock, config, locks
-from discogs_crawler.broker.connect import agree_on_store, connect, queue_of
+from discogs_crawler.broker.connect import announce_store, connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
@@ -17,6 +17,7 @@ from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
+from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
 from discogs_crawler.sqlite_errors import REBUILD_COST
 
@@ -74,20 +75,18 @@ def run(
     """
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
-    with (
-        locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S),
-        database.open(settings.database) as ledger,
-    ):
-        if request.stored is None:
-            if not ledger.knows_something():
-                _refuse_to_forget(settings, tip_of_store)
-            refuse_older_copy(ledger.revisions())
-        queues = functools.partial(queue_of, connect(settings), settings)
-        seeded = seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
-        if not request.dry_run:
-            # Last: an older copy of Redis has been emptied by now.
-            agree_on_store(settings, queues(seeded.kind))
-        return seeded
+    with locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S):
+        if request.stored is None and not ledger_is_here(settings.database):
+            _refuse_to_forget(settings, tip_of_store)
+        with database.open(settings.database) as ledger:
+            if request.stored is None:
+                refuse_older_copy(ledger.revisions())
+            queues = functools.partial(queue_of, connect(settings), settings)
+            seeded = seed(ledger, queues, request, settings.cooldown_days * clock.DAY_S)
+            if not request.dry_run:
+                # Last: an older copy of Redis has been emptied by now.
+                announce_store(settings, queues(seeded.kind))
+            return seeded
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
+from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
@@ -38,18 +39,20 @@ def open_store(
     create: bool = True,
     branch: str | None = None,
     stop: Stop | None = None,
+    whole: bool = False,
 ) -> Store:
     """Open the store of these settings; with `branch` commits go to `crawl/BRANCH`.
 
-    A remote that does not answer is given up a little after `stop`. ConfigurationError if the store
-    has the other layout or another branch, or if it does not exist and `create` is False.
+    On the machine with the ledger, or with `whole`, it gets all records and all history of its
+    remote, which exports and checks need; elsewhere only what commits need. A remote that does not
+    answer is given up a little after `stop`. ConfigurationError if the store has the other layout
+    or another branch, or if it does not exist and `create` is False.
     """
     repository = _open_repository(settings, create=create)
     author = Author(settings.git_author_name, settings.git_author_email)
     main, stop = settings.store_branch, Stop() if stop is None else stop
     name = CRAWL + branch if branch else main
-    # On the machine with the ledger, exports and checks need all history; others only commit.
-    whole = settings.database.exists()
+    whole = whole or ledger_is_here(settings.database)
     address = settings.store_remote.reveal() if settings.store_remote else ""
     if settings.store_layout == "submodules":
         remotes = RemoteFolder(_folder_address(address), whole, stop) if address else None

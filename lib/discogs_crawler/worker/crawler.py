@@ -17,7 +17,13 @@ from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker.connect import agree_on_store, connect, limiter_of, queue_of
+from discogs_crawler.broker.connect import (
+    announce_store,
+    connect,
+    limiter_of,
+    queue_of,
+    refuse_other_store,
+)
 from discogs_crawler.broker.limiter import Limiter
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.shutdown import Stop
@@ -180,7 +186,8 @@ class _Crawler:
     def _check_store(self) -> None:
         """ConfigurationError, before anything is fetched, if it cannot be the ledger's store."""
         store, database = self._parts.store, self._settings.database
-        agree_on_store(self._settings, self._parts.queue)
+        announce_store(self._settings, self._parts.queue)
+        refuse_other_store(self._settings, self._parts.queue)
         store.top.refresh()
         refuse_empty(store, local_ledger.stored(database), database)
         local_ledger.refuse_older_copy(database, store)

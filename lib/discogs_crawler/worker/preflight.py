@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from discogs_crawler.api import cleaning
 from discogs_crawler.api.client import Client
-from discogs_crawler.broker.connect import about, agree_on_store, connect, limiter_of, queue_of
+from discogs_crawler.broker.connect import about, connect, limiter_of, queue_of, refuse_other_store
 from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Unavailable
@@ -120,8 +120,7 @@ def _remote(settings: Settings, kind: str) -> str:
 def _redis(settings: Settings, kind: str) -> str:
     client = connect(settings, wait=settings.redis_url is None)
     queue = queue_of(client, settings, kind)
-    if not settings.database.exists():
-        agree_on_store(settings, queue)
+    refuse_other_store(settings, queue)
     pending = sum(queue.depths().values())
     return (
         f"{where(client)}, {pending:,} {kind} pending, {len(queue.leased()):,} leased, "
