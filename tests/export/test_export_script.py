@@ -344,12 +344,50 @@ def test_another_kind_for_a_known_consumer_is_refused(store: SingleStore, export
     assert "consumer test gets releases, and would miss changes" in refused.stderr
 
 
-def test_before_the_first_record_there_is_nothing(environment: dict[str, str], export: Run) -> None:
+def test_before_the_first_record_there_is_nothing(
+    environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
     early = export("-v")
     assert early.returncode == 75
     assert "nothing is stored there yet" in early.stderr
-    SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
-    assert (export().returncode, export("--from", "now").returncode) == (0, 0)
+    store = SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    store.commit({("releases", 1): record(1)}, branch="crawl/a")  # not merged yet
+    for flags in ([], ["--from", "now"], ["--into", tmp_path / "files"]):
+        done = export(*flags)
+        assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
+
+
+def test_without_a_tip_a_consumer_that_has_a_place_is_told(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    assert export().returncode == 0
+    git(store.folder, "update-ref", "-d", "refs/heads/main")
+    for flags in ([], ["--dry-run"], ["--into", tmp_path / "files"]):
+        done = export(*flags)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (65, "", 1)
+        assert first in done.stderr
+        assert "--consumer test --reset start" in done.stderr
+    assert place(environment) == first
+
+
+def test_a_head_that_names_no_branch_is_told_with_the_branches_there_are(
+    export: Run, tmp_path: Path
+) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    git(upstream.folder, "symbolic-ref", "HEAD", "refs/heads/master")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(upstream.folder), str(clone))
+    new, other = ("--from", "now"), ("--consumer", "other")
+    for folder, branch in ((upstream.folder, "main"), (clone, "origin/main")):
+        for flags in (new, other, ("--consumer", "files", "--into", tmp_path / "files")):
+            done = export("--repository", folder, *flags)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
+            assert f"there are {branch};" in done.stderr
+    git(upstream.folder, "symbolic-ref", "HEAD", "refs/heads/main")
+    assert export("--repository", upstream.folder, *new).stdout == ""
+    assert export("--repository", upstream.folder, *other).stdout == paths(1)
 
 
 def test_a_repository_of_the_format_of_git_3_is_refused(export: Run, tmp_path: Path) -> None:
