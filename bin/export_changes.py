@@ -52,8 +52,8 @@ Examples:
 Exit codes: 0 exported, or there was nothing new; 1 interrupted, or the reader went away or the
 command failed (nothing is lost, run it again); 64 usage; 65 the consumer's revision is not in the
 repository, or the repository is damaged; 69 the disk is full or a remote does not answer; 75
-another export to this consumer is running, the store is being converted, or nothing is stored yet;
-78 configuration.
+another export to this consumer is running, or one that fetches the same URL, the store is being
+converted, or nothing is stored yet; 78 configuration.
 """
 
 import signal

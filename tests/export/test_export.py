@@ -329,6 +329,38 @@ def test_a_rewritten_history_is_exported_as_what_differs(
     assert "history was rewritten" in caplog.text
 
 
+def test_what_a_rewritten_history_took_back_is_no_technical_change(tmp_path: Path) -> None:
+    store = SingleStore(tmp_path / "discogs.git")
+    first = store.commit({("releases", n): record(n) for n in (1, 2)})
+    old = store.commit({("releases", 2): None, ("releases", 3): record(3)})
+    records: dict[Record, object] = {}
+    apply(exported(store, Form("jsonl"))[0], records)
+    git(store.folder, "update-ref", "refs/heads/main", first)
+    form = Form("jsonl", skip_technical=True)
+    put_back = dict(records)
+    apply(exported(store, form, old)[0], put_back)
+    assert put_back == parsed(store.records())
+    store.commit({("releases", 1): record(1, "clean")}, technical=True)
+    store.commit({("releases", 4): record(4)})
+    apply(exported(store, form, old)[0], records)
+    assert records == parsed(store.records()) | {("releases", 1): json.loads(record(1))}
+
+
+def test_a_shallow_clone_that_begins_with_a_technical_commit_has_all_records(
+    tmp_path: Path,
+) -> None:
+    store = SingleStore(tmp_path / "upstream.git")
+    store.commit({("releases", n): record(n) for n in (1, 2)})
+    store.commit({("releases", 1): record(1, "clean")}, technical=True)
+    shallow = tmp_path / "shallow.git"
+    git(tmp_path, "clone", "-q", "--bare", "--depth=1", f"file://{store.folder}", str(shallow))
+    plan = export_run.plan(Consumer("x", "", "releases"), StoreSource(shallow, "HEAD", ""), None)
+    assert plan is not None
+    blocks: list[bytes] = []
+    export_run.write(plan, Form("ids", skip_technical=True), blocks.append)
+    assert b"".join(blocks) == b"1\n2\n"
+
+
 def test_a_revision_that_is_gone_says_how_to_begin_again(tmp_path: Path) -> None:
     store = SingleStore(tmp_path / "discogs.git")
     store.commit({("releases", 1): record(1)})

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from discogs_crawler import config
-from discogs_crawler.errors import Unavailable
+from discogs_crawler import config, locks
+from discogs_crawler.errors import TryLater, Unavailable
 from discogs_crawler.export import delivery, mirror
 from discogs_crawler.ledger import consumers
 from discogs_crawler.records import record_path
 from discogs_crawler.store import git_process, packs
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Edit, open_store
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, program
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
 
 SCRIPT = "export_changes.py"
@@ -344,12 +344,50 @@ def test_another_kind_for_a_known_consumer_is_refused(store: SingleStore, export
     assert "consumer test gets releases, and would miss changes" in refused.stderr
 
 
-def test_before_the_first_record_there_is_nothing(environment: dict[str, str], export: Run) -> None:
+def test_before_the_first_record_there_is_nothing(
+    environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
     early = export("-v")
     assert early.returncode == 75
     assert "nothing is stored there yet" in early.stderr
-    SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
-    assert (export().returncode, export("--from", "now").returncode) == (0, 0)
+    store = SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    store.commit({("releases", 1): record(1)}, branch="crawl/a")  # not merged yet
+    for flags in ([], ["--from", "now"], ["--into", tmp_path / "files"]):
+        done = export(*flags)
+        assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
+
+
+def test_without_a_tip_a_consumer_that_has_a_place_is_told(
+    store: SingleStore, environment: dict[str, str], export: Run, tmp_path: Path
+) -> None:
+    first = store.commit({("releases", 1): record(1)})
+    assert export().returncode == 0
+    git(store.folder, "update-ref", "-d", "refs/heads/main")
+    for flags in ([], ["--dry-run"], ["--into", tmp_path / "files"]):
+        done = export(*flags)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (65, "", 1)
+        assert first in done.stderr
+        assert "--consumer test --reset start" in done.stderr
+    assert place(environment) == first
+
+
+def test_a_head_that_names_no_branch_is_told_with_the_branches_there_are(
+    export: Run, tmp_path: Path
+) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    git(upstream.folder, "symbolic-ref", "HEAD", "refs/heads/master")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(upstream.folder), str(clone))
+    new, other = ("--from", "now"), ("--consumer", "other")
+    for folder, branch in ((upstream.folder, "main"), (clone, "origin/main")):
+        for flags in (new, other, ("--consumer", "files", "--into", tmp_path / "files")):
+            done = export("--repository", folder, *flags)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
+            assert f"there are {branch};" in done.stderr
+    git(upstream.folder, "symbolic-ref", "HEAD", "refs/heads/main")
+    assert export("--repository", upstream.folder, *new).stdout == ""
+    assert export("--repository", upstream.folder, *other).stdout == paths(1)
 
 
 def test_a_repository_of_the_format_of_git_3_is_refused(export: Run, tmp_path: Path) -> None:
@@ -623,6 +661,57 @@ def test_a_remote_that_falls_silent_is_not_waited_for_for_ever(
         with pytest.raises(Unavailable, match="too slow"):
             mirror.of_url(url, tmp_path)
         release.cancel()
+
+
+@pytest.mark.parametrize(("answers", "limit"), [(0, "ASK_S"), (1, "FETCH_S"), (2, "RECORDS_S")])
+def test_a_remote_that_stops_answering_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: int, limit: str
+) -> None:
+    upstream = SubmoduleStore(tmp_path / "upstream" / "discogs.git")
+    upstream.commit({("releases", 1): record(1)})
+    script = f"""
+case "$*" in *BatchMode=yes*) ;; *) exit 1;; esac
+echo >> {tmp_path}/log
+test $(wc -l < {tmp_path}/log) -gt {answers} && exec sleep 50
+for last; do :; done
+exec sh -c "$last"
+"""
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "ssh", script))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("GIT_SSH_COMMAND", "GIT_SSH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(mirror, limit, 0.3)
+    with pytest.raises(Unavailable, match=r"no answer in 0\.3 seconds"):
+        mirror.of_url(f"ssh://host{upstream.folder}", tmp_path / "mirrors")
+
+
+def test_a_slow_git_gets_all_of_a_long_request(tmp_path: Path) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    slow = f"alias.slow=!sleep {3 * git_process.LOOK_S}; wc -c"
+    deadline = time.monotonic() + 30
+    done = git_process.talk(
+        *(upstream.folder, "-c", slow, "slow"),
+        extra={},
+        is_given_up=lambda: time.monotonic() > deadline,
+        stdin=b"x" * 1_000_000,
+    )
+    assert done is not None
+    assert done.stdout.strip() == b"1000000"
+
+
+def test_nobody_queues_for_long_behind_the_fetch_of_another_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = SingleStore(tmp_path / "upstream.git")
+    upstream.commit({("releases", 1): record(1)})
+    where = f"file://{upstream.folder}", tmp_path / "mirrors"
+    mirror.of_url(*where)
+    monkeypatch.setattr(mirror, "PATIENCE_S", 0.1)
+    (lock,) = where[1].glob("*.lock")
+    told = r"an export that fetches file://.* is already running as process \d+"
+    with locks.exclusive(lock, "another"), pytest.raises(TryLater, match=told):
+        mirror.of_url(*where)
+    mirror.of_url(*where)
 
 
 def test_why_records_cannot_be_fetched_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from discogs_crawler.export.revisions import StoreSource, submodule_folder
 from discogs_crawler.records import KINDS, is_segment_name
 from discogs_crawler.store import git_process, objects, packs
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.git_process import gist, without_login
+from discogs_crawler.store.git_process import ASK_S, gist, without_login
 from discogs_crawler.store.objects import GITLINK
+from discogs_crawler.store.stale_locks import FETCH_S
 
 # Where the tip of the remote's default branch is kept.
 TIP = "refs/heads/main"
@@ -53,6 +55,12 @@ _PARENT = re.compile(r"(.+[^/:]/|[^/:]+:/?)[^/]+/*")
 
 # Each export leaves a pack or two; with thousands Git takes seconds to find anything.
 MOST_PACKS = 50
+
+# Seconds in which a remote has to send the records of one request, at most 25 MB.
+RECORDS_S = 3_600
+
+# Seconds that one export waits for another that brings the same copy up to date.
+PATIENCE_S = 60
 
 # A .gitmodules has 90 bytes for each of at most 4,000 segments.
 LARGEST_LIST_B = 1 << 20
@@ -159,11 +167,14 @@ def _head(folder: Path) -> bytes:
 def of_url(url: str, folder: Path) -> StoreSource:
     """The copy in `folder` of the store at `url`, made or brought up to date now.
 
-    Unavailable if the remote does not answer: the copy is then as it was before.
+    Unavailable if the remote does not answer: the copy is then as it was before. TryLater if
+    another export fetches it and needs more than PATIENCE_S.
     """
     name = without_login(url)
     target = _place(folder, name)
-    with locks.exclusive(target.with_suffix(".lock"), f"the copy of {name}", wait=True):
+    with locks.exclusive(
+        target.with_suffix(".lock"), f"an export that fetches {name}", patience_s=PATIENCE_S
+    ):
         _update(target, url)
         pins = objects.segments(target, TIP, GITLINK)
         urls = _submodule_urls(target, url) if pins else {}
@@ -182,24 +193,42 @@ def _update(target: Path, url: str) -> None:
         git_process.run(target, "init", "--quiet", "--bare", "--initial-branch=main")
         git_process.run(target, "config", "gc.auto", "0")
     git_process.run(target, "config", "remote.origin.url", url)
-    _fetch(target, "origin", f"+HEAD:{TIP}", name=without_login(url))
+    name = without_login(url)
+    # A silent server is found out by a question: a fetch may be silent for long.
+    _talk(target, "ls-remote", "origin", "HEAD", name=name, timeout_s=ASK_S)
+    _fetch(target, "origin", f"+HEAD:{TIP}", name=name, timeout_s=FETCH_S)
     repository = Repository(target)
     if len(packs.find(repository)) > MOST_PACKS:
         packs.join(repository, trusted=False)
 
 
-def _fetch(folder: Path, *arguments: str, name: str, names: bytes = b"") -> None:
+def _fetch(folder: Path, *arguments: str, name: str, timeout_s: float, names: bytes = b"") -> None:
     command = [*_NO_NEGOTIATION] * bool(names) + ["fetch", *_ONLY_OBJECTS, "--filter=blob:none"]
-    done = git_process.call(folder, *command, *arguments, stdin=names, network=True)
+    _talk(folder, *command, *arguments, name=name, timeout_s=timeout_s, stdin=names)
+
+
+def _talk(folder: Path, *command: str, name: str, timeout_s: float, stdin: bytes = b"") -> None:
+    """Run Git against the remote `name`; Unavailable if it fails or takes longer."""
+    deadline = time.monotonic() + timeout_s
+
+    def is_given_up() -> bool:
+        return time.monotonic() >= deadline
+
+    ssh = git_process.ssh(folder, is_given_up)
+    done = git_process.talk(folder, *command, extra=ssh, is_given_up=is_given_up, stdin=stdin)
+    if done is None:
+        raise Unavailable(f"{name}: no answer in {timeout_s:g} seconds")
     if done.returncode:
         raise Unavailable(f"{name}: {gist(done.stderr.decode(errors='replace'))}")
 
 
 def _submodule_urls(folder: Path, url: str) -> dict[str, str]:
     """Where the submodules are, by their paths in the superproject's .gitmodules."""
-    blob = objects.look_up(folder, [f"{TIP}:.gitmodules"], network=True)[0]
-    if blob is None:
+    listing = git_process.run(folder, "ls-tree", "--object-only", TIP, ".gitmodules")
+    blob = listing.decode().strip()
+    if not blob:
         return {}
+    fetch_objects(folder, "origin", listing)
     if int(git_process.run(folder, "cat-file", "-s", blob)) > LARGEST_LIST_B:
         raise BadData(f"{without_login(url)}: .gitmodules is too large for that of a store")
     command = ("config", "--no-includes", "--blob", blob, "-z", "--list")
@@ -232,4 +261,5 @@ def fetch_objects(folder: Path, remote: str, names: bytes) -> None:
     if not missing:
         return
     names = "".join(f"{name}\n" for name in sorted(missing)).encode()
-    _fetch(folder, "--stdin", remote, name=f"{folder}: its remote does not answer", names=names)
+    name = f"{folder}: its remote does not answer"
+    _fetch(folder, "--stdin", remote, name=name, timeout_s=RECORDS_S, names=names)

@@ -84,21 +84,33 @@ def tip_of(source: StoreSource) -> str | None:
     return objects.look_up(source.folder, [f"{source.tip}^{{commit}}"])[0]
 
 
-def commits(folder: Path, old: str, new: str) -> Iterator[tuple[str, bool]]:
-    """Each commit after `old` along first parents up to `new`, and whether it is technical."""
+class Commit(NamedTuple):
+    """A commit, its first parent ("" if it has none here), and whether it is technical."""
+
+    revision: str
+    parent: str
+    technical: bool
+
+
+def commits(folder: Path, old: str, new: str) -> Iterator[Commit]:
+    """Each commit after `old` along first parents up to `new`.
+
+    The first commit of a history or of a shallow clone is not technical: it has all records.
+    """
     selection = [new] if old == EMPTY_TREE else [new, f"^{old}"]
-    layout = f"--format=%H %(trailers:key={TECHNICAL},valueonly,unfold,separator=%x2C)"
+    layout = f"--format=%H,%P,%(trailers:key={TECHNICAL},valueonly,unfold,separator=%x2C)"
     command = ("rev-list", "--first-parent", "--reverse", "--no-commit-header", layout, *selection)
     for line in git_process.lines(folder, *command, end=b"\n"):
-        revision, _, technical = line.decode(errors="replace").partition(" ")
-        yield revision, bool(technical)
+        revision, parents, technical = line.decode(errors="replace").split(",", 2)
+        parent = parents.split(" ")[0]
+        yield Commit(revision, parent, bool(technical and parent))
 
 
 def nth_commit(folder: Path, old: str, new: str, count: int) -> str:
     """The commit `count` commits after `old` along first parents; `new` if there are fewer."""
-    for number, (revision, _) in enumerate(commits(folder, old, new), 1):
+    for number, commit in enumerate(commits(folder, old, new), 1):
         if number == count:
-            return revision
+            return commit.revision
     return new
 
 
@@ -107,13 +119,16 @@ def stretches(folder: Path, old: str, new: str, *, skip_technical: bool) -> Iter
     if not skip_technical:
         yield Stretch(old, new)
         return
-    begin = end = old
-    for revision, technical in commits(folder, old, new):
+    begin, end = old, ""
+    for revision, parent, technical in commits(folder, old, new):
+        # If history was rewritten, the first of them does not follow on `old`.
+        end = end or parent
         if technical and begin != end:
             yield Stretch(begin, end)
         end = revision
         if technical:
             begin = end
+    end = end or new
     if begin != end:
         yield Stretch(begin, end)
 

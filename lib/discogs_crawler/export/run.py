@@ -14,14 +14,14 @@ from typing import NamedTuple
 from discogs_crawler import locks
 from discogs_crawler.cli import progress
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import BadData, NothingYet, UsageError
+from discogs_crawler.errors import BadData, ConfigurationError, NothingYet, UsageError
 from discogs_crawler.export import formats, mirror, revisions
 from discogs_crawler.export.delivery import Write
 from discogs_crawler.export.revisions import LeftOut, StoreSource
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
 from discogs_crawler.records import KINDS
-from discogs_crawler.store import conversion, objects
+from discogs_crawler.store import conversion, git_process, objects
 from discogs_crawler.store.git_process import GitFailed
 from discogs_crawler.store.objects import EMPTY_TREE
 
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 ALL = "all"
 DEFAULT_KIND = "releases"
+
+# Branches that an error names.
+MOST_NAMED = 5
 
 
 class Form(NamedTuple):
@@ -195,22 +198,56 @@ def resolve(source: StoreSource, revision: str) -> str | None:
     found = objects.look_up(source.folder, [f"{name}^{{commit}}"])[0]
     if found is None and revision != "now":
         raise UsageError(f"{source.name}: there is no revision {revision[:80]!r}")
+    if found is None:
+        _refuse_wrong_branch(source)
     return found
 
 
 def plan(consumer: Consumer, source: StoreSource, limit: int | None) -> Plan | None:
     """What is to be exported now; None if the consumer has everything.
 
-    BadData if its revision is not in the repository (any more).
+    BadData if its revision is not in the repository (any more). Without a tip: NothingYet if there
+    never was one, else BadData or ConfigurationError.
     """
     begin = consumer.revision or EMPTY_TREE
     tip, known = objects.look_up(source.folder, [f"{source.tip}^{{commit}}", f"{begin}^{{tree}}"])
-    if tip is None or tip == begin:
+    if tip is None:
+        _refuse_lost_tip(consumer, source)
+        _refuse_wrong_branch(source)
+        raise NothingYet(f"{source.name}: nothing is stored there yet")
+    if tip == begin:
         return None
     if consumer.revision is not None:
         _check_revision(consumer.revision, consumer.name, source, tip, is_here=known is not None)
     new = revisions.nth_commit(source.folder, begin, tip, limit) if limit else tip
     return Plan(consumer, source, begin, new)
+
+
+def _refuse_lost_tip(consumer: Consumer, source: StoreSource) -> None:
+    """BadData if the consumer has been given something of a repository that has no tip."""
+    if consumer.revision is not None:
+        raise BadData(
+            f"{source.name}: its branch is gone, or it is another repository; consumer"
+            f" {consumer.name} is at {consumer.revision}. Bring the branch back, from a backup or"
+            " with what git fsck --lost-found names, or begin again with"
+            f" --consumer {consumer.name} --reset start"
+        )
+
+
+def _refuse_wrong_branch(source: StoreSource) -> None:
+    """ConfigurationError if a repository without a tip has other branches than those of workers."""
+    from discogs_crawler.store.remote import CRAWL  # takes long to load, see above
+
+    command = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads", "refs/remotes")
+    listing = git_process.run(source.folder, *command).decode(errors="replace")
+    found = [name for name in listing.splitlines() if CRAWL not in name]
+    if found:
+        what = "HEAD names" if source.foreign else "STORE_BRANCH names"
+        way = "git symbolic-ref HEAD refs/heads/NAME" if source.foreign else "STORE_BRANCH=NAME"
+        raise ConfigurationError(
+            f"{source.name}: {what} a branch that is not there; there are"
+            f" {', '.join(found[:MOST_NAMED])}; choose the one that has the records: {way}"
+        )
 
 
 def _check_revision(

@@ -34,6 +34,14 @@ FAST_IMPORT = ("fast-import", "--quiet", "--done", f"--depth={DELTA_DEPTH}")
 # The most that is read of the complaints of a Git.
 MOST_WORDS_B = 1 << 20
 
+# Seconds that a remote has for a question; _SSH gives up a machine that is not there in 20.
+ASK_S = 30
+
+# Without the last two options a dead connection is noticed only after hours.
+_SSH = (
+    "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4"
+)
+
 # Seconds between two checks whether to go on waiting for a remote.
 LOOK_S = 0.2
 
@@ -106,14 +114,14 @@ def environment(
     return SILENCE | kept | _FIXED | given | ({} if network else _ISOLATION)
 
 
-def call(folder: Path, *arguments: str, stdin: bytes = b"", network: bool = False) -> Finished:
+def call(folder: Path, *arguments: str, stdin: bytes = b"") -> Finished:
     """Run `git ARGUMENTS` in the repository `folder`; its exit status is left to the caller."""
     with _starting():
         return subprocess.run(
             _command(folder, arguments),
             input=stdin,
             capture_output=True,
-            env=environment(network=network),
+            env=environment(),
             check=False,
         )
 
@@ -145,10 +153,9 @@ def run(
     *arguments: str,
     stdin: bytes = b"",
     codes: Collection[int] = (0,),
-    network: bool = False,
 ) -> bytes:
     """Return what `git ARGUMENTS` prints; raise its `failure` if its status is not in `codes`."""
-    done = call(folder, *arguments, stdin=stdin, network=network)
+    done = call(folder, *arguments, stdin=stdin)
     if done.returncode not in codes:
         raise failure(folder, arguments, done.returncode, done.stderr)
     return done.stdout
@@ -160,6 +167,7 @@ def talk(
     extra: Mapping[str, str],
     is_given_up: Callable[[], bool],
     settings: Iterable[tuple[str, str]] = (),
+    stdin: bytes = b"",
 ) -> Finished | None:
     """Run a `git` that talks to a remote; end it and return None once `is_given_up()` is true.
 
@@ -171,9 +179,10 @@ def talk(
         return None
     with (
         _starting(),
+        _file_of(stdin) as given,
         subprocess.Popen(
             _command(folder, arguments),
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(network=True, settings=settings) | dict(extra),
@@ -190,6 +199,27 @@ def talk(
         finally:
             if running.poll() is None:
                 _end_session(running)
+
+
+@contextlib.contextmanager
+def _file_of(stdin: bytes) -> Iterator[IO[bytes] | int]:
+    """Give it as a file: `communicate` with a timeout forgets what it has not written yet."""
+    if not stdin:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(stdin)
+        file.seek(0)
+        yield file
+
+
+def ssh(folder: Path, is_given_up: Callable[[], bool]) -> dict[str, str]:
+    """Return how `talk` is to call ssh: as the user has configured it, otherwise with _SSH."""
+    if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
+        return {}
+    wish = ("config", "--get", "core.sshCommand")
+    found = talk(folder, *wish, extra={}, is_given_up=is_given_up)
+    return {} if found and found.stdout else {"GIT_SSH_COMMAND": _SSH}
 
 
 def _end_session(leader: "subprocess.Popen[bytes]") -> None:

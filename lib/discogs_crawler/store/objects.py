@@ -265,13 +265,13 @@ def _unless_ended(read: bytes) -> bytes:
     return read
 
 
-def look_up(folder: Path, names: Sequence[str], *, network: bool = False) -> list[str | None]:
+def look_up(folder: Path, names: Sequence[str]) -> list[str | None]:
     """Return the object that each name (`HEAD^{commit}`, `REVISION:releases`) means; None: none."""
     if any("\n" in name or "\0" in name for name in names):
         return [None] * len(names)
     given = "".join(f"{name}\n" for name in names).encode()
     command = ("cat-file", "--batch-check=%(objectname) found")
-    answers = git_process.run(folder, *command, stdin=given, network=network)
+    answers = git_process.run(folder, *command, stdin=given)
     lines = answers.decode(errors="replace").split("\n")[:-1]
     return [line.split()[0] if line.endswith(" found") else None for line in lines]
 

@@ -10,7 +10,6 @@ messages nor the repository's configuration shows them.
 
 import functools
 import logging
-import os
 import random
 import re
 import shlex
@@ -23,7 +22,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from discogs_crawler.store import fast_import, git_process, objects, stale_locks
 from discogs_crawler.store.fast_import import ACCEPTED, Pushed, Reply
 from discogs_crawler.store.git import Repository
-from discogs_crawler.store.git_process import gist
+from discogs_crawler.store.git_process import ASK_S, gist
 from discogs_crawler.store.objects import FOLDER
 from discogs_crawler.store.stale_locks import FETCH_S
 
@@ -31,9 +30,6 @@ log = logging.getLogger(__name__)
 
 # Seconds; a push of a batch takes one.
 PUSH_S = 300
-
-# Seconds; _SSH gives up a machine that is not there in 20.
-ASK_S = 30
 
 # Seconds in which a fetch is repeated because of other processes; it removes locks of dead ones.
 LOCKED_S = 60
@@ -48,11 +44,6 @@ CRAWL = "crawl/"
 # filter is for all records.
 _NO_RECORDS = "--filter=blob:none"
 _ALL_RECORDS = "blob:limit=1g"
-
-# Without the last two options a dead connection is noticed only after FETCH_S.
-_SSH = (
-    "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4"
-)
 
 _HELPER = (
     '!f() { test "$1" = get && '
@@ -368,10 +359,4 @@ class Remote:
 
     @functools.cached_property
     def _ssh(self) -> dict[str, str]:
-        """Return how to call ssh: as the user has configured it, otherwise with _SSH."""
-        if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
-            return {}
-        wish = ("config", "--get", "core.sshCommand")
-        folder, is_given_up = self._repository.path, self.stop.is_overdue
-        found = git_process.talk(folder, *wish, extra={}, is_given_up=is_given_up)
-        return {} if found and found.stdout else {"GIT_SSH_COMMAND": _SSH}
+        return git_process.ssh(self._repository.path, self.stop.is_overdue)
