@@ -343,7 +343,25 @@ def test_what_a_rewritten_history_took_back_is_no_technical_change(tmp_path: Pat
     store.commit({("releases", 1): record(1, "clean")}, technical=True)
     store.commit({("releases", 4): record(4)})
     apply(exported(store, form, old)[0], records)
-    assert records == parsed(store.records()) | {("releases", 1): json.loads(record(1))}
+    assert records == parsed(store.records()), "the difference as a whole"
+    rewritten = store.commit({("releases", 1): record(1, "again")}, technical=True)
+    assert exported(store, form, rewritten)[0] == b""
+    git(store.folder, "update-ref", "-d", "refs/heads/main")
+    for number in (1, 4):
+        store.commit({("releases", number): record(number)})
+    consumer = Consumer("x", "", "releases", rewritten)
+    plan = export_run.plan(consumer, source_of(store), 1)
+    assert plan is not None
+    assert plan.new == store.tip(), "--limit would take back what comes later"
+
+
+def test_the_first_export_has_all_records_as_they_are(tmp_path: Path) -> None:
+    store = SingleStore(tmp_path / "discogs.git")
+    store.commit({("releases", n): record(n) for n in (1, 2)})
+    store.commit({("releases", 1): record(1, "clean")}, technical=True)
+    records: dict[Record, object] = {}
+    apply(exported(store, Form("jsonl", skip_technical=True))[0], records)
+    assert records == parsed(store.records())
 
 
 def test_a_shallow_clone_that_begins_with_a_technical_commit_has_all_records(

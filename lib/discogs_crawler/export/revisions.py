@@ -84,51 +84,40 @@ def tip_of(source: StoreSource) -> str | None:
     return objects.look_up(source.folder, [f"{source.tip}^{{commit}}"])[0]
 
 
-class Commit(NamedTuple):
-    """A commit, its first parent ("" if it has none here), and whether it is technical."""
-
-    revision: str
-    parent: str
-    technical: bool
-
-
-def commits(folder: Path, old: str, new: str) -> Iterator[Commit]:
-    """Each commit after `old` along first parents up to `new`.
-
-    The first commit of a history or of a shallow clone is not technical: it has all records.
-    """
+def commits(folder: Path, old: str, new: str) -> Iterator[tuple[str, bool]]:
+    """Each commit after `old` along first parents up to `new`, and whether it is technical."""
     selection = [new] if old == EMPTY_TREE else [new, f"^{old}"]
-    layout = f"--format=%H,%P,%(trailers:key={TECHNICAL},valueonly,unfold,separator=%x2C)"
+    layout = f"--format=%H %(trailers:key={TECHNICAL},valueonly,unfold,separator=%x2C)"
     command = ("rev-list", "--first-parent", "--reverse", "--no-commit-header", layout, *selection)
     for line in git_process.lines(folder, *command, end=b"\n"):
-        revision, parents, technical = line.decode(errors="replace").split(",", 2)
-        parent = parents.split(" ")[0]
-        yield Commit(revision, parent, bool(technical and parent))
+        revision, _, technical = line.decode(errors="replace").partition(" ")
+        yield revision, bool(technical)
 
 
 def nth_commit(folder: Path, old: str, new: str, count: int) -> str:
     """The commit `count` commits after `old` along first parents; `new` if there are fewer."""
-    for number, commit in enumerate(commits(folder, old, new), 1):
+    for number, (revision, _) in enumerate(commits(folder, old, new), 1):
         if number == count:
-            return commit.revision
+            return revision
     return new
 
 
 def stretches(folder: Path, old: str, new: str, *, skip_technical: bool) -> Iterator[Stretch]:
-    """The stretch between two revisions, or the stretches between its technical commits."""
-    if not skip_technical:
+    """The stretch between two revisions, or the stretches between its technical commits.
+
+    From nothing, and where history was rewritten, those are not left out: the result would be a
+    state that no revision has.
+    """
+    if not skip_technical or old == EMPTY_TREE or not objects.contains(folder, new, old):
         yield Stretch(old, new)
         return
-    begin, end = old, ""
-    for revision, parent, technical in commits(folder, old, new):
-        # If history was rewritten, the first of them does not follow on `old`.
-        end = end or parent
+    begin = end = old
+    for revision, technical in commits(folder, old, new):
         if technical and begin != end:
             yield Stretch(begin, end)
         end = revision
         if technical:
             begin = end
-    end = end or new
     if begin != end:
         yield Stretch(begin, end)
 

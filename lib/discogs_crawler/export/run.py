@@ -217,8 +217,18 @@ def plan(consumer: Consumer, source: StoreSource, limit: int | None) -> Plan | N
         raise NothingYet(f"{source.name}: nothing is stored there yet")
     if tip == begin:
         return None
-    if consumer.revision is not None:
-        _check_revision(consumer.revision, consumer.name, source, tip, is_here=known is not None)
+    if consumer.revision is not None and known is None:
+        raise BadData(
+            f"{source.name}: there is no revision {begin}, where consumer {consumer.name} is;"
+            " it is an older copy, history was rewritten or pruned, or it is another repository."
+            " Restore the newer copy, or begin again with"
+            f" --consumer {consumer.name} --reset start (or now, or a revision)"
+        )
+    if consumer.revision is not None and not objects.contains(source.folder, tip, begin):
+        log.warning(
+            "history was rewritten: %s is not below the tip; exporting what differs", begin[:12]
+        )
+        limit = None  # commits from another beginning would take back what the consumer has
     new = revisions.nth_commit(source.folder, begin, tip, limit) if limit else tip
     return Plan(consumer, source, begin, new)
 
@@ -247,22 +257,6 @@ def _refuse_wrong_branch(source: StoreSource) -> None:
         raise ConfigurationError(
             f"{source.name}: {what} a branch that is not there; there are"
             f" {', '.join(found[:MOST_NAMED])}; choose the one that has the records: {way}"
-        )
-
-
-def _check_revision(
-    revision: str, name: str, source: StoreSource, tip: str, *, is_here: bool
-) -> None:
-    if not is_here:
-        raise BadData(
-            f"{source.name}: there is no revision {revision}, where consumer {name} is;"
-            " it is an older copy, history was rewritten or pruned, or it is another repository."
-            " Restore the newer copy, or begin again with"
-            f" --consumer {name} --reset start (or now, or a revision)"
-        )
-    if not objects.contains(source.folder, tip, revision):
-        log.warning(
-            "history was rewritten: %s is not below the tip; exporting what differs", revision[:12]
         )
 
 

@@ -27,6 +27,8 @@ changes = map(json.loads, sys.stdin)
 
 with db.atomic():
     while batch := list(itertools.islice(changes, 1000)):
+        # With --skip-technical an id may come twice: its last change counts.
+        batch = {change["id"]: change for change in batch}.values()
         stored = [row(change["data"]) for change in batch if change["data"]]
         deleted = [(change["id"],) for change in batch if not change["data"]]
         if stored:

@@ -23,7 +23,7 @@ for change in map(json.loads, sys.stdin):
     for label in release.get("labels", []):
         if label["id"] == label_id:
             lines.append(
-                f"{label['catno']}: {release.get('artists_sort')} - {release['title']}\n"
+                f"{label.get('catno')}: {release.get('artists_sort')} - {release.get('title')}\n"
                 f"    https://www.discogs.com/release/{release['id']}\n"
             )
 

@@ -13,7 +13,9 @@ import sys
 
 def tracks(release):
     names = ("position", "title", "duration")
-    return [" ".join(track.get(name) or "-" for name in names) for track in release["tracklist"]]
+    return [
+        " ".join(track.get(name) or "-" for name in names) for track in release.get("tracklist", [])
+    ]
 
 
 label_id, address = int(sys.argv[1]), sys.argv[2]
@@ -24,7 +26,7 @@ for change in map(json.loads, sys.stdin):
         continue
     differences = list(difflib.ndiff(tracks(old), tracks(new)))
     if any(line[0] in "+-" for line in differences):
-        lines += [f"{new['title']}: https://www.discogs.com/release/{new['id']}"]
+        lines += [f"{new.get('title')}: https://www.discogs.com/release/{new['id']}"]
         lines += [f"  {line}" for line in differences if line[0] in "+-"]
 
 if lines:
