@@ -24,11 +24,14 @@ from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import canonical, dump_json
+from discogs_crawler.errors import TryLater
 from discogs_crawler.importing import commit as import_commit
 from discogs_crawler.importing import run as import_run
+from discogs_crawler.importing import selection as import_selection
 from discogs_crawler.importing.lanes import ENTRY
 from discogs_crawler.ledger import database
 from discogs_crawler.records import record_path, segment_of
+from discogs_crawler.seeding import dump_lookup, ingest
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.single import Committed, Edit
@@ -56,21 +59,32 @@ class Copy:
         assert done.returncode == code, done.stderr + done.stdout
         return done.stdout + done.stderr
 
-    def accept(
-        self,
-        *more: str,
-        kind: str = "releases",
-        written: Callable[[bytes], bytes] = lambda text: text,
-    ) -> Path:
+    def accept(self, *more: str, **rest: Any) -> Path:
         """Write a dump of the world as it is, split it, and seed with it."""
+        path = self.split(**rest)
+        self.call("seed_queue.py", "-n", f"{path}.hashes", *more)
+        return path
+
+    def split(
+        self, kind: str = "releases", written: Callable[[bytes], bytes] = lambda text: text
+    ) -> Path:
+        """Write a dump of the world as it is, and split it."""
         now = time.time() + self.day * DAY_S
         path = self.folder / time.strftime(f"discogs_%Y%m%d_{kind}.xml.gz", time.gmtime(now))
         path.write_bytes(gzip.compress(written(b"".join(dumps.blocks(self.world, kind))), 1))
         os.utime(path, (now, now))
-        hashes = f"{path}.hashes"
-        self.call("discogs_xml_split.py", "-d", path, "-r", hashes)
-        self.call("seed_queue.py", "-n", hashes, *more)
+        self.call("discogs_xml_split.py", "-d", path, "-r", f"{path}.hashes")
         return path
+
+    def begin_to_seed(self, path: Path, *, force: bool = False) -> None:
+        """Seed with a dump until just before it is accepted."""
+        hashes = Path(f"{path}.hashes")
+        with database.open(Path(self.environment["STATE_DIR"]) / "crawler.db") as ledger:
+            file = dump_lookup.checked(hashes, ledger.path.parent)
+            dump = dump_lookup.dump_of(ledger, file, hashes, None, None)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(ingest, "accept", interrupted)
+                ingest.take_in(ledger, file, dump, 0, adopt=True, force=force)
 
     def day_name(self) -> str:
         return time.strftime("%Y%m%d", time.gmtime(time.time() + self.day * DAY_S))
@@ -113,6 +127,10 @@ class Copy:
         """What a worker does whose results nobody has read."""
         changes = [Edit(i, exact_json.dumps({"id": i, "title": "of the API"})) for i in ids]
         return self.store.commit("releases", changes, lambda: ids, {"Source": "api"})
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -325,6 +343,110 @@ def test_only_the_dump_that_the_ledger_accepted_is_imported(copy: Copy) -> None:
     for stream in (copy.folder, "-"):
         assert "a regular file" in copy.call("import_dump.py", "-d", stream, code=64)
     assert not (copy.folder / "state" / "store" / "discogs.git").exists()
+
+
+def next_month(copy: Copy) -> Path:
+    """Split, a month later, a dump that has other, fewer and more records."""
+    copy.day += 31
+    ids = sorted(copy.world.alive["releases"])
+    copy.world.edit("releases", ids[:3])
+    copy.world.remove("releases", ids[5:6])
+    copy.world.add("releases", [ids[-1] + 1])
+    return copy.split()
+
+
+def assert_is_copied(copy: Copy, path: Path) -> None:
+    """That all of this dump is stored, and nothing else."""
+
+    def undated(records: dict[int, bytes]) -> dict[int, Any]:
+        return {i: json.loads(data) | {cleaning.DUMP: None} for i, data in records.items()}
+
+    assert undated(copy.records()) == undated(expected(path, "releases", "20260101"))
+    assert copy.call("maintain_store.py", "--check") == ""
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["imported before", "not imported"])
+def test_nothing_is_imported_while_another_dump_is_half_seeded(copy: Copy, before: bool) -> None:
+    """The ledger has hashes of the newer dump: the older one's content would be noted as theirs."""
+    first = copy.accept("--adopt")
+    if before:
+        copy.call("import_dump.py", "-d", first)
+    commits = copy.commits() if before else []
+    second = next_month(copy)
+    copy.begin_to_seed(second)
+    said = copy.call("import_dump.py", "-d", first, code=75)
+    assert "run seed_queue.py -n with the hashes of that dump again" in said
+    assert said.count("\n") == 1
+    assert before or not (copy.folder / "state" / "store" / "discogs.git").exists()
+    assert not before or copy.commits() == commits
+    assert not copy.ledger("SELECT 1 FROM runs WHERE script = 'import_dump' AND exit_code <> 0")
+    copy.call("seed_queue.py", "-n", f"{second}.hashes", "--adopt")
+    copy.call("import_dump.py", "-d", second)
+    assert_is_copied(copy, second)
+
+
+def test_what_a_seeding_that_never_ended_brought_is_imported_from_the_next_dump(copy: Copy) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    copy.begin_to_seed(next_month(copy))
+    copy.world.edit("releases", sorted(copy.world.alive["releases"])[7:8])
+    third = copy.month("--adopt")
+    copy.call("import_dump.py", "-d", third)
+    assert_is_copied(copy, third)
+
+
+def test_a_seeding_that_begins_during_an_import_does_not_mix_with_it(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy.call("import_dump.py", "-d", copy.accept("--adopt"))
+    ids = sorted(copy.records())
+    copy.world.edit("releases", ids[:2])
+    copy.world.remove("releases", ids[9:10])
+    first = copy.month("--adopt")
+    second = next_month(copy)
+    select = import_selection.select
+
+    def select_late(*arguments: Any) -> import_selection.Selection:
+        copy.begin_to_seed(second)
+        return select(*arguments)
+
+    monkeypatch.setattr(import_selection, "select", select_late)
+    report = import_run.run(first, config.load(environ=copy.environment), force=False)
+    assert report.counts == import_commit.ImportCounts(changed=2, removed=1)
+    assert_is_copied(copy, first)
+    copy.call("seed_queue.py", "-n", f"{second}.hashes", "--adopt")
+    copy.call("import_dump.py", "-d", second)
+    assert_is_copied(copy, second)
+
+
+def test_going_back_to_an_older_dump_is_seeded_and_imported_like_any_other(copy: Copy) -> None:
+    first = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", first)
+    second = next_month(copy)
+    copy.call("seed_queue.py", "-n", f"{second}.hashes", "--adopt")
+    copy.begin_to_seed(first, force=True)
+    assert "has begun" in copy.call("import_dump.py", "-d", second, code=75)
+    copy.call("seed_queue.py", "-n", f"{first}.hashes", "--adopt", "--force")
+    copy.call("import_dump.py", "-d", first)
+    assert_is_copied(copy, first)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_seeding_just_before_an_import_looks_into_the_ledger_stops_it(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    first = copy.accept("--adopt")
+    second = next_month(copy)
+
+    def seed(*_: object) -> None:
+        if ended:
+            copy.call("seed_queue.py", "-n", f"{second}.hashes", "--adopt")
+        else:
+            copy.begin_to_seed(second)
+
+    monkeypatch.setattr(import_run, "refuse_older_copy", seed)
+    with pytest.raises(TryLater, match="has begun"):
+        import_run.run(first, config.load(environ=copy.environment), force=False)
+    assert copy.states() == {"unfetched": RECORDS + 1}
 
 
 def test_very_much_is_not_removed_without_force(copy: Copy) -> None:

@@ -25,7 +25,7 @@ from discogs_crawler.dumps.canonical import CANONICAL_VERSION
 from discogs_crawler.dumps.hash_cache import open_hash_cache
 from discogs_crawler.dumps.known_elements import ElementWatch
 from discogs_crawler.dumps.prolog import read_prolog
-from discogs_crawler.errors import BadData, UsageError
+from discogs_crawler.errors import BadData, TryLater, UsageError
 from discogs_crawler.importing import commit
 from discogs_crawler.importing import selection as import_selection
 from discogs_crawler.importing.commit import ImportCounts
@@ -85,7 +85,10 @@ class ImportReport(NamedTuple):
 
 
 def find_dump(opened: Ledger, path: Path) -> DumpRow:
-    """Return the ledger's row of the dump; BadData unless it is the one that it accepted last."""
+    """Return the ledger's row of the dump; BadData unless it is the one that it accepted last.
+
+    TryLater if the ledger also has hashes of another one.
+    """
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").digest()
@@ -104,7 +107,22 @@ def find_dump(opened: Ledger, path: Path) -> DumpRow:
             f"{path}: the ledger has not accepted this dump of {dump.kind} ({what}): first "
             "seed_queue.py -n with its hashes; only the newest dump can be imported"
         )
+    _refuse_others(opened, accepted)
     return accepted
+
+
+def _refuse_others(opened: Ledger, dump: DumpRow) -> None:
+    """TryLater unless the hashes that the ledger has are those of this dump alone.
+
+    Of a seeding that has not ended it has some of the hashes, which are not this dump's content.
+    """
+    accepted = opened.last_accepted(dump.kind)
+    if opened.half_done(dump.kind) or accepted is None or accepted.id != dump.id:
+        raise TryLater(
+            f"{dump.file}: seeding with another dump of {dump.kind} has begun: when it does not "
+            "run any more, run seed_queue.py -n with the hashes of that dump again, then "
+            "import_dump.py -d with that dump"
+        )
 
 
 def _is_of(accepted: DumpRow, dump: DumpRow) -> bool:
@@ -118,8 +136,9 @@ def _is_of(accepted: DumpRow, dump: DumpRow) -> bool:
 def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
     """Import the dump at `path` into the store, and note the run in the ledger.
 
-    TryLater if another import is running; BadData, UsageError, ConfigurationError or Unavailable
-    if the dump, the store or the remote cannot be used. `force` skips the check of removals.
+    TryLater if another import is running, or a seeding has not ended; BadData, UsageError,
+    ConfigurationError or Unavailable if the dump, the store or the remote cannot be used. `force`
+    skips the check of removals.
     """
     lock = settings.state_dir / "import_dump.lock"
     with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
@@ -153,10 +172,14 @@ def import_dump(
         "Cleaner": cleaning.rules_for(settings, dump.kind).name,
     }
     counts, damaged = ImportCounts(), 0
-    if gone := import_selection.vanished(opened, dump, force=force):
+    # A seeding that begins later changes nothing: what is noted is of the dumps in `selection`.
+    with opened.snapshot():
+        _refuse_others(opened, dump)
+        gone = import_selection.vanished(opened, dump, force=force)
+        selection = import_selection.select(opened, dump.kind) if dump.imported is None else None
+    if gone:
         counts = _remove(store, opened, dump.kind, gone, trailers)
-    if dump.imported is None:
-        selection = import_selection.select(opened, dump.kind)
+    if selection is not None:
         if selection.records:
             cache = opened.hash_cache_of(dump.kind, CANONICAL_VERSION)
             run = _Run(path, dump.kind, store, selection, cache, trailers, settings)

@@ -90,6 +90,15 @@ class Ledger:
             raise
 
     @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read one state of the ledger during the block, whatever others write meanwhile."""
+        self.db.conn.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.conn.rollback()
+
+    @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Undo at the end of the block all that it wrote; until then `rehearsing` says so."""
         self.db.conn.execute("BEGIN IMMEDIATE")

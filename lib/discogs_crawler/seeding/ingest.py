@@ -202,10 +202,14 @@ def _look_again(ledger: Ledger, dump: DumpRow, cooldown_s: float) -> None:
 
 
 def mark_started(ledger: Ledger, dump: DumpRow) -> None:
-    """Remember that rows may have this dump's hashes, until it or another one is accepted."""
+    """Remember that rows may have this dump's hashes, until it or another one is accepted.
+
+    If it was accepted before another one was, it is to be accepted and imported once more.
+    """
     with ledger.transaction() as connection:
         connection.execute(
-            "UPDATE dumps SET started = ifnull(started, ?) WHERE id = ?",
+            "UPDATE dumps SET started = ifnull(started, ?), accepted = NULL, imported = NULL "
+            "WHERE id = ?",
             (int(clock.now()), dump.id),
         )
 
