@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -170,12 +171,14 @@ def _failure(folder: Path) -> Unavailable:
     """The error that says why the server that we started has ended, and what to do."""
     log_file = folder / "redis.log"
     try:
-        lines = log_file.read_text(errors="replace").splitlines()
+        text = log_file.read_text(errors="replace")
     except OSError:
-        lines = []
-    last = lines[-1].split(" # ", 1)[-1] if lines else "it said nothing"
+        text = ""
+    # A crash says why before its report, whose last lines are the same for all.
+    said = re.findall(r" # (.*\S)", text.partition("BUG REPORT START")[0])
+    last = said[-1] if said else "it said nothing"
     hint = ""
-    if "append only file" in last:
+    if re.search("append only file|AOF|RDB|manifest", last):
         hint = (
             f"; its data are damaged, or of a newer server than {find_server()}: move {folder} "
             "away and run seed_queue.py, which queues everything again"
