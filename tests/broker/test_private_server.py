@@ -131,6 +131,22 @@ def test_a_state_folder_with_a_long_name_works(tmp_path: Path) -> None:
         assert private_server.stop(settings)
 
 
+def test_a_state_folder_that_was_moved_gets_no_second_server(
+    private: Settings, tmp_path: Path
+) -> None:
+    """A worker that still runs would claim from its empty queue."""
+    client = connect(private)
+    new_place = tmp_path / "moved"
+    private.state_dir.rename(new_place)
+    try:
+        client.connection_pool.disconnect()
+        with pytest.raises(ConfigurationError, match=rf"{private.state_dir} is not there any more"):
+            client.ping()
+        assert not private.state_dir.exists()
+    finally:
+        assert private_server.stop(settings_of(new_place))
+
+
 def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: Settings) -> None:
     queue = queue_of(connect(private))
     queue.push("new", range(1, 20))

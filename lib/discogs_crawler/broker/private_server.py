@@ -21,7 +21,7 @@ from typing import Any
 
 import redis
 
-from discogs_crawler import locks
+from discogs_crawler import config, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, TryLater, Unavailable
 
@@ -51,6 +51,7 @@ def client(settings: Settings, options: Mapping[str, Any], *, start: bool) -> re
     folder = _folder(settings)
     if not start:
         return redis.Redis(unix_socket_path=_socket_path(folder), **options)
+    config.make_state_dir(settings)
     _make_private(folder)
     pool = redis.ConnectionPool(
         connection_class=_PrivateConnection,
@@ -83,9 +84,12 @@ def _folder(settings: Settings) -> Path:
 def _make_private(folder: Path) -> None:
     """Make the folder so that nobody else can reach the socket in it."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"STATE_DIR {folder.parent} is not there any more: was it moved while this ran?"
+        ) from error
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be made: {error.strerror}") from error
 
