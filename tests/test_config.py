@@ -99,6 +99,14 @@ def test_a_file_of_settings_that_cannot_be_read_is_one_line(
     assert str(caught.value) == f"{path}: it is not UTF-8"
 
 
+def test_a_folder_in_which_nothing_can_be_looked_up_holds_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a name that is too long: root may search every folder."""
+    monkeypatch.setattr(config, "CHECKOUT", tmp_path)
+    assert config.load(environ={"XDG_CONFIG_HOME": f"/{'n' * 300}"}).env_file is None
+
+
 def test_the_flag_in_the_sample_file_is_one_of_every_script() -> None:
     flags = re.findall(r"\(--([a-z-]+)\)", (ROOT / ".env.example").read_text())
     assert flags == ["state-dir"]

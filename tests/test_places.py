@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,13 +71,31 @@ def stop_redis(checkout: Path) -> None:
     private_server.stop(config.load(environ=environ))
 
 
+def copy_checkout(folder: Path) -> None:
+    for name in ("bin", "lib"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", folder)
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the suite runs in no environment")
+def test_a_package_that_python_has_for_another_program_is_no_obstacle(tmp_path: Path) -> None:
+    """Such as the `sqlite-utils` of a distribution, with which one looks at the ledger."""
+    copy_checkout(tmp_path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    theirs = sysconfig.get_path("purelib", "posix_user", {"userbase": str(tmp_path / "user")})
+    Path(theirs).mkdir(parents=True)
+    (Path(theirs) / "sqlite_utils.py").touch()
+    command = [Path(sys.base_prefix) / "bin" / "python3", tmp_path / "bin" / "stats.py", "--help"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONUSERBASE": str(tmp_path / "user")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_moved_checkout_goes_on_in_any_locale_and_with_any_names(
     tmp_path: Path, api: Api, type_in: Type
 ) -> None:
     first, second = tmp_path / FIRST, tmp_path / SECOND
-    for name in ("bin", "lib"):
-        shutil.copytree(ROOT / name, first / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.cfg", first)
+    copy_checkout(first)
     (first / ".env").write_text("GIT_AUTHOR_NAME=Jürgen Ünal\n", encoding="utf-8")
     (first / ".env").chmod(0o600)
     consumer = ("export_changes.py", "--consumer", "me", "--format", "ids")

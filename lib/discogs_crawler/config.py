@@ -301,7 +301,8 @@ def _env_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
     candidates = [config / "crawler_for_discogs" / ".env"]
     if (CHECKOUT / "setup.cfg").exists():
         candidates.insert(0, CHECKOUT / ".env")
-    return next((path for path in candidates if path.exists()), None)
+    # What lies in a folder that we may not search (systemd's ProtectHome) is not there for us.
+    return next((path for path in candidates if os.access(path, os.F_OK)), None)
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:

@@ -131,6 +131,22 @@ def test_a_state_folder_with_a_long_name_works(tmp_path: Path) -> None:
         assert private_server.stop(settings)
 
 
+def test_a_state_folder_that_was_moved_gets_no_second_server(
+    private: Settings, tmp_path: Path
+) -> None:
+    """A worker that still runs would claim from its empty queue."""
+    client = connect(private)
+    new_place = tmp_path / "moved"
+    private.state_dir.rename(new_place)
+    try:
+        client.connection_pool.disconnect()
+        with pytest.raises(ConfigurationError, match=rf"{private.state_dir} is not there any more"):
+            client.ping()
+        assert not private.state_dir.exists()
+    finally:
+        assert private_server.stop(settings_of(new_place))
+
+
 def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: Settings) -> None:
     queue = queue_of(connect(private))
     queue.push("new", range(1, 20))
@@ -147,15 +163,50 @@ def test_the_end_of_the_file_may_be_cut_anywhere_without_losing_an_id(private: S
         private_server.stop(private)
 
 
-def test_a_damaged_file_is_named(private: Settings) -> None:
-    queue = queue_of(connect(private))
-    queue.push("new", range(1, 2_000, 3))
+Damage = Callable[[Path], object]
+
+
+def zeros(first: int, last: int) -> Damage:
+    """Overwrite a part of a file."""
+
+    def damage(file: Path) -> None:
+        data = bytearray(file.read_bytes())
+        data[first:last] = bytes(last - first)
+        file.write_bytes(data)
+
+    return damage
+
+
+def cut_to(size: int) -> Damage:
+    return lambda file: os.truncate(file, size)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage", "reason"),
+    [
+        ("*.aof", zeros(0, 9), "Bad file format reading the append only file"),
+        ("*.manifest", cut_to(0), "Found an empty AOF manifest"),
+        ("*.base.rdb", Path.unlink, "Unable to obtain the AOF file .*No such file"),
+        ("*.base.rdb", cut_to(300), "Internal error in RDB"),
+        # It crashes, and has a long report of it.
+        ("*.base.rdb", zeros(50, 400), "RDB has duplicated key"),
+    ],
+)
+def test_damaged_data_are_named_and_how_to_do_without_them(
+    private: Settings, pattern: str, damage: Damage, reason: str
+) -> None:
+    client = connect(private)
+    for number in range(100):
+        client.rpush(f"list{number}", *range(20))
+    client.bgrewriteaof()
+    wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+    queue_of(client).push("new", range(1, 2_000, 3))
     private_server.stop(private)
-    file = append_only_file(private)
-    data = bytearray(file.read_bytes())
-    data[10:20] = b"\0" * 10
-    file.write_bytes(data)
-    with pytest.raises(Unavailable, match=r"did not start: .*redis\.log"):
+    files = sorted((private.state_dir / "redis").rglob(pattern))
+    if not files:
+        pytest.skip("this server has no such file")
+    damage(files[-1])
+    with pytest.raises(Unavailable, match=rf"did not start: {reason}.*redis\.log.* run seed_queue"):
         connect(private)
 
 

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 
 import redis
 
-from discogs_crawler import locks
+from discogs_crawler import config, locks
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, TryLater, Unavailable
 
@@ -50,6 +51,7 @@ def client(settings: Settings, options: Mapping[str, Any], *, start: bool) -> re
     folder = _folder(settings)
     if not start:
         return redis.Redis(unix_socket_path=_socket_path(folder), **options)
+    config.make_state_dir(settings)
     _make_private(folder)
     pool = redis.ConnectionPool(
         connection_class=_PrivateConnection,
@@ -82,9 +84,12 @@ def _folder(settings: Settings) -> Path:
 def _make_private(folder: Path) -> None:
     """Make the folder so that nobody else can reach the socket in it."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"STATE_DIR {folder.parent} is not there any more: was it moved while this ran?"
+        ) from error
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be made: {error.strerror}") from error
 
@@ -170,12 +175,14 @@ def _failure(folder: Path) -> Unavailable:
     """The error that says why the server that we started has ended, and what to do."""
     log_file = folder / "redis.log"
     try:
-        lines = log_file.read_text(errors="replace").splitlines()
+        text = log_file.read_text(errors="replace")
     except OSError:
-        lines = []
-    last = lines[-1].split(" # ", 1)[-1] if lines else "it said nothing"
+        text = ""
+    # A crash says why before its report, whose last lines are the same for all.
+    said = re.findall(r" # (.*\S)", text.partition("BUG REPORT START")[0])
+    last = said[-1] if said else "it said nothing"
     hint = ""
-    if "append only file" in last:
+    if re.search("append only file|AOF|RDB|manifest", last):
         hint = (
             f"; its data are damaged, or of a newer server than {find_server()}: move {folder} "
             "away and run seed_queue.py, which queues everything again"
