@@ -23,8 +23,9 @@ Examples:
 
 Exit codes: 0 stopped as asked, or all done; 1 something is left in spite of --until-empty, perhaps
 for a branch that has no worker, or a second signal ended it; 64 usage; 69 Redis, the disk or the
-remote was not available for an hour, or not when it was told to stop (what could not be stored went
-back into the queue); 78 configuration, e.g. the API does not accept the token.
+remote was not available, or the remote declined pushes, for an hour, or when it was told to stop
+(what could not be stored went back into the queue); 78 configuration, e.g. the API does not accept
+the token.
 """
 
 import signal

@@ -262,6 +262,12 @@ def test_the_systemd_samples_and_the_crontab_run_the_same_commands() -> None:
         assert (UNITS / f"discogs-{name}.timer").exists()
 
 
+def test_systemd_starts_a_worker_again_after_all_that_may_pass() -> None:
+    unit = (UNITS / "discogs-worker.service").read_text().splitlines()
+    assert "RestartPreventExitStatus=64" in unit
+    assert "RestartSec=10min" in unit  # a token that is refused is not used every minute
+
+
 class _Watcher(BaseHTTPRequestHandler):
     pings: list[str]
     status = 200
