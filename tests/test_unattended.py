@@ -26,7 +26,7 @@ from tests.discogs.world import invented
 UNITS = ROOT / "lib" / "discogs_crawler" / "data" / "systemd"
 
 # Every line that cron would run, by words that only it has: those of the worker, and the others.
-BOOT, REVIVE = "&& tmux new-session", "has-session"
+BOOT, REVIVE = "&& tmux -L discogs -f /dev/null new-session", "has-session"
 LINES = ("download", "--discover", "maintain_store.py$", "maintain_store.py --check")
 LINES += ("stats", "export")
 
@@ -127,10 +127,12 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
         assert outcome(cron(command_with(REVIVE))) == (0, "")
         deadline = time.monotonic() + 100
         while stored(checkout, imported=False) < 30:
-            assert time.monotonic() < deadline, cron("tmux capture-pane -p -t discogs").stdout
+            assert time.monotonic() < deadline, cron(
+                "tmux -L discogs capture-pane -p -t discogs"
+            ).stdout
             time.sleep(0.05)
     finally:
-        cron("tmux kill-server")
+        cron("tmux -L discogs kill-server")
     for word in LINES:
         assert outcome(cron(command_with(word))) == (0, ""), word
     assert len((checkout / "var" / "changes.tsv").read_text().splitlines()) == 30
@@ -139,7 +141,8 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
-def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron, api) -> None:
+def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron, tmp_path) -> None:
+    (tmp_path / ".tmux.conf").write_text("set -g remain-on-exit on\n")
     refused = checkout.parent / "refused"
     with (checkout / ".env").open("a") as file:
         file.write(f"STORE={refused}/store\n")
@@ -148,13 +151,13 @@ def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron,
         code, said = outcome(cron(command_with(REVIVE)))
         assert (code, f"STORE {refused}/store" in said) == (0, True), said
         deadline = time.monotonic() + 30
-        while cron("tmux has-session -t =discogs").returncode == 0:
+        while cron("tmux -L discogs has-session -t =discogs").returncode == 0:
             assert time.monotonic() < deadline
         refused.unlink()
         assert "ok   store" in cron(command_with(REVIVE)).stdout
         assert outcome(cron(command_with(REVIVE))) == (0, "")
     finally:
-        cron("tmux kill-server")
+        cron("tmux -L discogs kill-server")
 
 
 def say_nothing(cron, words: Iterable[str]) -> None:
