@@ -41,7 +41,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from discogs_crawler import config
-from discogs_crawler.cli import command
+from discogs_crawler.cli import command, healthcheck
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
@@ -128,5 +128,13 @@ def check(settings: Settings, kind: str) -> int:
     return code
 
 
+def pings(flags: argparse.Namespace) -> tuple[str, ...]:
+    """What HEALTHCHECK_URL is told."""
+    if flags.check:
+        return ()
+    ends = flags.until_empty or flags.limit or flags.max_seconds
+    return healthcheck.ALL if ends else (healthcheck.FAIL,)
+
+
 if __name__ == "__main__":
-    command.script(main, arguments())
+    command.script(main, arguments(), pings)

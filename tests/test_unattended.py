@@ -315,6 +315,21 @@ def test_a_dead_mans_switch_is_told_of_failure_but_not_of_try_later(
     assert watcher.pings.pop() == "/secret-key/start"
 
 
+def test_a_dead_mans_switch_is_told_of_a_worker_without_end_only_when_it_fails(
+    run: Run, api, redis_socket, redis_client, watcher, tmp_path
+) -> None:
+    """Its start would be waited for, and the check beside it is no sign of life."""
+    settings = {"DISCOGS_API": api.url, "REDIS_URL": f"unix://{redis_socket}"}
+    settings["HEALTHCHECK_URL"] = watcher.url
+    run("worker.py", "--check", **settings)
+    assert watcher.pings == []
+    assert run("worker.py", "--until-empty", **settings).returncode == 0
+    assert watcher.pings == ["/secret-key/start", "/secret-key"]
+    (tmp_path / "file").touch()
+    assert run("worker.py", STORE=tmp_path / "file" / "store", **settings).returncode == 78
+    assert watcher.pings[2:] == ["/secret-key/fail"]
+
+
 def test_a_dead_mans_switch_that_is_dead_itself_is_only_a_warning(run: Run, site, watcher) -> None:
     site.publish(20261001, {"releases": dump.compressed(invented(3), "releases")})
     arguments = ("download_dump.py", "--date", "20261001", "--dump-site", site.url)
