@@ -23,10 +23,6 @@ from discogs_crawler.sqlite_errors import REBUILD_COST
 
 log = logging.getLogger(__name__)
 
-# One run after the other: those of all four kinds may be started at the same minute, and the
-# longest takes 3 minutes on one core.
-PATIENCE_S = 1_800
-
 
 class Request(NamedTuple):
     """What the user asks for; see the options of the same names."""
@@ -75,7 +71,7 @@ def run(
     """
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
-    with locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S):
+    with locks.exclusive(lock, "seed_queue", patience_s=locks.PATIENCE_S):
         if request.stored is None and not ledger_is_here(settings.database):
             _refuse_to_forget(settings, tip_of_store)
         with database.open(settings.database) as ledger:
