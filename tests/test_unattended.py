@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -212,6 +213,24 @@ def test_a_fresh_installation_says_nothing_in_every_order(
                     keys[after] = {key: redis_client.dump(key) for key in redis_client.scan_iter()}
                     if var.exists():
                         shutil.copytree(var, folder(after))
+
+
+def test_a_dump_is_imported_although_confirmations_are_withheld(checkout, cron, site, api) -> None:
+    site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
+    assert outcome(cron(command_with("download"))) == (0, "")
+    missing = sorted(api.world.alive["releases"])[:12]
+    for number in missing:
+        api.faults.plan("releases", number, "404")
+    ids = " ".join(map(str, missing))
+    for command in (f"bin/seed_queue.py --ids {ids}", f"bin/worker.py --limit {len(missing)}"):
+        assert outcome(cron(f'cd "$CRAWLER" && {command}')) == (0, "")
+    code, said = outcome(cron(command_with("download")))
+    assert (code, said.count("\n"), "12 stored records answer 404" in said) == (0, 1, True)
+    with contextlib.closing(sqlite3.connect(checkout / "var" / "crawler.db")) as ledger:
+        runs = ledger.execute("SELECT script, exit_code FROM runs ORDER BY id DESC").fetchmany(2)
+    assert runs == [("import_dump", 0), ("seed_queue", 0)]
+    code, again = outcome(cron(command_with("--discover")))
+    assert (code, again) == (1, said)
 
 
 def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:

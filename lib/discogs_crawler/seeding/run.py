@@ -13,7 +13,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps.hashfile import HashFile
-from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, BadData, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
@@ -49,6 +49,7 @@ class Seeded(NamedTuple):
     counts: dict[str, int]
     """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`, and
     `withheld_confirm`: not queued because so many records are missing at once"""
+    exit_code: int
 
 
 class _Files(NamedTuple):
@@ -138,8 +139,9 @@ def seed(
         _note(counts, "queued", queued)
         if withheld:
             counts["withheld_confirm"] = withheld
-            run.exit_code = EXIT_PARTLY
-        return Seeded(kind, counts)
+            # A dump that was accepted is to be imported all the same.
+            run.exit_code = EXIT_DONE if files else EXIT_PARTLY
+        return Seeded(kind, counts, run.exit_code)
 
 
 def _read(ledger: Ledger, queue: Queue, request: Request) -> dict[str, int]:
