@@ -16,8 +16,9 @@ Examples:
         seed_queue.py -n "$dump.hashes"           the monthly job, which may run every day
 
 Exit codes: 0 done, or nothing new; 1 interrupted; 64 usage, or no dump has that date; 65 the file
-does not match its checksum; 69 the site does not answer or the disk is full; 75 already running,
-not published yet, or the site asked us to wait; 78 configuration.
+does not match its checksum; 69 the site does not answer or the disk is full; 75 another run
+has not ended within half an hour, not published yet, or the site asked us to wait; 78
+configuration.
 """
 
 import signal
@@ -88,7 +89,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             raise UsageError(f"not a kind: {kind!r}; there are {', '.join(KINDS)}")
     command.terminate_like_interrupt()
     config.make_state_dir(settings)
-    with locks.exclusive(settings.state_dir / "download_dump.lock", "download_dump"):
+    lock = settings.state_dir / "download_dump.lock"
+    with locks.exclusive(lock, "download_dump", patience_s=locks.PATIENCE_S):
         paths = download.fetch(settings, kinds, flags.date)
         for kind in kinds:
             for path in download.remove_old(settings.dump_dir, kind, flags.keep, paths):

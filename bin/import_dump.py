@@ -20,8 +20,8 @@ to the API's answers.
 
 Exit codes: 0 done, 1 interrupted (run it again), 64 usage, or the dump cannot be opened, 65 the
 ledger has not accepted the dump or the dump lacks too much of what was imported (nothing was
-changed), 69 the disk is full or the remote is down, 75 it is running already, or seed_queue.py has
-not ended with a newer dump, 78 a setting or a permission is wrong.
+changed), 69 the disk is full or the remote is down, 75 another run, or seed_queue.py with a newer
+dump, has not ended (within half an hour), 78 a setting or a permission is wrong.
 """
 
 import signal

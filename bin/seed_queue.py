@@ -14,9 +14,10 @@ If it is interrupted, run it again.
   seed_queue.py --rebuild-ledger           make a lost ledger again, and fetch everything again
                                            (with --adopt: only what is not stored)
 
-Exit codes: 0 done, 1 interrupted, or done except that confirmations were withheld, 64 usage, 65 the
-hashes are damaged or implausible (nothing was changed), 69 Redis is not available, 75 another run
-has not ended within half an hour, or the hash file was replaced during the run, 78 configuration.
+Exit codes: 0 done (with -n also if confirmations were withheld: the dump was accepted), 1
+interrupted, or done except that confirmations were withheld, 64 usage, 65 the hashes are damaged or
+implausible (nothing was changed), 69 Redis is not available, 75 another run has not ended within
+half an hour, or the hash file was replaced during the run, 78 configuration.
 """
 
 import signal
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from discogs_crawler.cli import command
 from discogs_crawler.config import Settings
-from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, UsageError
+from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import dump_lookup, on_demand
 from discogs_crawler.seeding import run as seed_run
@@ -144,7 +145,8 @@ def main(flags: argparse.Namespace, settings: Settings) -> int:
             "the places of consumers were in the lost ledger: export_changes.py gives them all "
             "again, or what came after REV with --from REV"
         )
-    return tell(seeded, flags.dry_run)
+    tell(seeded, flags.dry_run)
+    return seeded.exit_code
 
 
 def _refuse_older_copy(settings: Settings, revisions: Collection[str]) -> None:
@@ -159,23 +161,20 @@ def _check_usage(flags: argparse.Namespace) -> None:
         dump_lookup.parse_date(flags.dump_date)
 
 
-def tell(seeded: Seeded, dry_run: bool) -> int:
+def tell(seeded: Seeded, dry_run: bool) -> None:
     for name, number in seeded.counts.items():
         line = f"{seeded.kind}: {name.replace('_', ' ', 1)}: {number:,}"
         if dry_run or sys.stdout.isatty():
             print(line)
         else:
             log.info("%s", line)
-    withheld = seeded.counts.get("withheld_confirm")
-    if not withheld:
-        return EXIT_DONE
-    log.warning(
-        "%s: %d stored records answer 404 although the last dump has them: this looks like an "
-        "outage, so they are not confirmed and nothing is removed; --force confirms them",
-        seeded.kind,
-        withheld,
-    )
-    return EXIT_PARTLY
+    if withheld := seeded.counts.get("withheld_confirm"):
+        log.warning(
+            "%s: %d stored records answer 404 although the last dump has them: this looks like an "
+            "outage, so they are not confirmed and nothing is removed; --force confirms them",
+            seeded.kind,
+            withheld,
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ Examples:
 
 Exit codes: 0 stopped as asked, or all done; 1 something is left in spite of --until-empty, perhaps
 for a branch that has no worker, or a second signal ended it; 64 usage; 69 Redis, the disk or the
-remote was not available for an hour, or not when it was told to stop (what could not be stored went
-back into the queue); 78 configuration, e.g. the API does not accept the token.
+remote was not available, or the remote declined pushes, for an hour, or when it was told to stop
+(what could not be stored went back into the queue); 78 configuration, e.g. the API does not accept
+the token.
 """
 
 import signal
@@ -40,7 +41,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from discogs_crawler import config
-from discogs_crawler.cli import command
+from discogs_crawler.cli import command, healthcheck
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
@@ -127,5 +128,13 @@ def check(settings: Settings, kind: str) -> int:
     return code
 
 
+def pings(flags: argparse.Namespace) -> tuple[str, ...]:
+    """What HEALTHCHECK_URL is told."""
+    if flags.check:
+        return ()
+    ends = flags.until_empty or flags.limit or flags.max_seconds
+    return healthcheck.ALL if ends else (healthcheck.FAIL,)
+
+
 if __name__ == "__main__":
-    command.script(main, arguments())
+    command.script(main, arguments(), pings)

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from tests.discogs.world import invented
 UNITS = ROOT / "lib" / "discogs_crawler" / "data" / "systemd"
 
 # Every line that cron would run, by words that only it has: those of the worker, and the others.
-BOOT, REVIVE = "&& tmux new-session", "has-session"
+BOOT, REVIVE = "&& tmux -L discogs -f /dev/null new-session", "has-session"
 LINES = ("download", "--discover", "maintain_store.py$", "maintain_store.py --check")
 LINES += ("stats", "export")
 
@@ -127,10 +128,12 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
         assert outcome(cron(command_with(REVIVE))) == (0, "")
         deadline = time.monotonic() + 100
         while stored(checkout, imported=False) < 30:
-            assert time.monotonic() < deadline, cron("tmux capture-pane -p -t discogs").stdout
+            assert time.monotonic() < deadline, cron(
+                "tmux -L discogs capture-pane -p -t discogs"
+            ).stdout
             time.sleep(0.05)
     finally:
-        cron("tmux kill-server")
+        cron("tmux -L discogs kill-server")
     for word in LINES:
         assert outcome(cron(command_with(word))) == (0, ""), word
     assert len((checkout / "var" / "changes.tsv").read_text().splitlines()) == 30
@@ -139,7 +142,8 @@ def test_the_lines_of_the_crontab_keep_a_crawler_and_say_nothing(checkout, cron,
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
-def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron, api) -> None:
+def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron, tmp_path) -> None:
+    (tmp_path / ".tmux.conf").write_text("set -g remain-on-exit on\n")
     refused = checkout.parent / "refused"
     with (checkout / ".env").open("a") as file:
         file.write(f"STORE={refused}/store\n")
@@ -148,13 +152,13 @@ def test_a_worker_that_has_ended_is_started_again_and_mailed_why(checkout, cron,
         code, said = outcome(cron(command_with(REVIVE)))
         assert (code, f"STORE {refused}/store" in said) == (0, True), said
         deadline = time.monotonic() + 30
-        while cron("tmux has-session -t =discogs").returncode == 0:
+        while cron("tmux -L discogs has-session -t =discogs").returncode == 0:
             assert time.monotonic() < deadline
         refused.unlink()
         assert "ok   store" in cron(command_with(REVIVE)).stdout
         assert outcome(cron(command_with(REVIVE))) == (0, "")
     finally:
-        cron("tmux kill-server")
+        cron("tmux -L discogs kill-server")
 
 
 def say_nothing(cron, words: Iterable[str]) -> None:
@@ -211,6 +215,24 @@ def test_a_fresh_installation_says_nothing_in_every_order(
                         shutil.copytree(var, folder(after))
 
 
+def test_a_dump_is_imported_although_confirmations_are_withheld(checkout, cron, site, api) -> None:
+    site.publish(int(time.strftime("%Y%m01")), {"releases": dump.compressed(api.world, "releases")})
+    assert outcome(cron(command_with("download"))) == (0, "")
+    missing = sorted(api.world.alive["releases"])[:12]
+    for number in missing:
+        api.faults.plan("releases", number, "404")
+    ids = " ".join(map(str, missing))
+    for command in (f"bin/seed_queue.py --ids {ids}", f"bin/worker.py --limit {len(missing)}"):
+        assert outcome(cron(f'cd "$CRAWLER" && {command}')) == (0, "")
+    code, said = outcome(cron(command_with("download")))
+    assert (code, said.count("\n"), "12 stored records answer 404" in said) == (0, 1, True)
+    with contextlib.closing(sqlite3.connect(checkout / "var" / "crawler.db")) as ledger:
+        runs = ledger.execute("SELECT script, exit_code FROM runs ORDER BY id DESC").fetchmany(2)
+    assert runs == [("import_dump", 0), ("seed_queue", 0)]
+    code, again = outcome(cron(command_with("--discover")))
+    assert (code, again) == (1, said)
+
+
 def test_a_job_that_fails_says_why_in_one_line(checkout, cron, site) -> None:
     assert outcome(cron(command_with("download"))) == (
         75,
@@ -262,6 +284,12 @@ def test_the_systemd_samples_and_the_crontab_run_the_same_commands() -> None:
         assert (UNITS / f"discogs-{name}.timer").exists()
 
 
+def test_systemd_starts_a_worker_again_after_all_that_may_pass() -> None:
+    unit = (UNITS / "discogs-worker.service").read_text().splitlines()
+    assert "RestartPreventExitStatus=64" in unit
+    assert "RestartSec=10min" in unit  # a token that is refused is not used every minute
+
+
 class _Watcher(BaseHTTPRequestHandler):
     pings: list[str]
     status = 200
@@ -304,6 +332,21 @@ def test_a_dead_mans_switch_is_told_of_failure_but_not_of_try_later(
     done = run("download_dump.py", "--dump-site", site.url, HEALTHCHECK_URL=watcher.url)
     assert done.returncode == 75
     assert watcher.pings.pop() == "/secret-key/start"
+
+
+def test_a_dead_mans_switch_is_told_of_a_worker_without_end_only_when_it_fails(
+    run: Run, api, redis_socket, redis_client, watcher, tmp_path
+) -> None:
+    """Its start would be waited for, and the check beside it is no sign of life."""
+    settings = {"DISCOGS_API": api.url, "REDIS_URL": f"unix://{redis_socket}"}
+    settings["HEALTHCHECK_URL"] = watcher.url
+    run("worker.py", "--check", **settings)
+    assert watcher.pings == []
+    assert run("worker.py", "--until-empty", **settings).returncode == 0
+    assert watcher.pings == ["/secret-key/start", "/secret-key"]
+    (tmp_path / "file").touch()
+    assert run("worker.py", STORE=tmp_path / "file" / "store", **settings).returncode == 78
+    assert watcher.pings[2:] == ["/secret-key/fail"]
 
 
 def test_a_dead_mans_switch_that_is_dead_itself_is_only_a_warning(run: Run, site, watcher) -> None:

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 # How often to look whether a lock is free.
 POLL_S = 0.2
 
+# Seconds that scripts wait for each other whose lines for all four kinds may start at the same
+# minute. A seed takes up to 3 minutes; behind a whole dump somebody may still be sent away.
+PATIENCE_S = 1_800
+
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, *, wait: bool = False, patience_s: float = 0) -> Iterator[int]:

@@ -405,17 +405,22 @@ def test_bad_arguments_are_refused_in_one_line(run: Run) -> None:
         assert arguments[-1] in done.stderr
 
 
-def test_a_second_run_says_that_the_first_is_running(run: Run, environment, tmp_path) -> None:
+def test_a_second_run_waits_until_the_first_has_ended(environment) -> None:
     with Site() as site:
         site.publish(20261001, {"releases": CONTENT})
         site.plan(RELEASES, "hang")
         command = [sys.executable, str(ROOT / "bin" / "download_dump.py"), "--date", "20261001"]
-        with subprocess.Popen([*command, "--dump-site", site.url], env=environment) as first:
+        command += ["--dump-site", site.url]
+        with subprocess.Popen(command, env=environment) as first:
             deadline = time.monotonic() + 30
             while RELEASES not in asked(site):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            second = run("download_dump.py", "--dump-site", site.url)
-            first.kill()
-    assert second.returncode == 75
-    assert second.stderr.startswith("download_dump.py: download_dump is already running")
+            with subprocess.Popen(
+                [*command, "-v"], env=environment, stderr=subprocess.PIPE, text=True
+            ) as second:
+                assert second.stderr is not None
+                is_waiting = f"already running as process {first.pid}: waiting"
+                assert is_waiting in second.stderr.readline()
+                first.kill()
+                assert second.wait(60) == 0

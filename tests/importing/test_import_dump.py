@@ -617,12 +617,21 @@ def test_with_a_remote_it_counts_when_it_is_pushed(copy: Copy, tmp_path: Path) -
     assert len(Repository(remote).run("log", "--format=%s", "main").splitlines()) == 2
 
 
-def test_a_second_one_at_once_is_sent_away(copy: Copy) -> None:
+def test_a_second_one_at_once_waits(copy: Copy) -> None:
     path = copy.accept("--adopt")
     lock = Path(copy.environment["STATE_DIR"]) / "import_dump.lock"
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "already running" in copy.call("import_dump.py", "-d", path, code=75)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "bin/import_dump.py", "-v", "-d", path],
+            env=copy.environment | copy.settings,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr
+        assert "already running as process unknown: waiting" in process.stderr.readline()
+    assert process.wait(60) == 0
+    assert copy.records()
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(

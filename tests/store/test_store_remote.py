@@ -387,6 +387,20 @@ def test_a_remote_that_falls_silent_is_a_service_that_is_down(
         assert_down(tmp_path, url, "too slow")
 
 
+def test_a_push_that_a_hook_declines_may_pass_and_its_words_are_told(
+    tmp_path: Path, bare: Path
+) -> None:
+    store_a = opened(machine(tmp_path, "a", f"file://{bare}"))
+    store_a.patience_s = 0
+    words = "echo >&2; echo >&2 disk quota; echo >&2 exceeded; exit 1"
+    program(bare / "hooks", "pre-receive", words)
+    with pytest.raises(Unavailable, match=r"refuses this push: .*hook declined") as caught:
+        put(store_a, [1])
+    assert str(caught.value).endswith("declined); remote: disk quota; remote: exceeded")
+    (bare / "hooks" / "pre-receive").unlink()
+    assert put(store_a, [1]).added == 1
+
+
 def test_the_lock_of_a_fetch_that_was_killed_is_removed(
     tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -403,7 +403,7 @@ def test_the_superproject_follows_what_it_pins(tmp_path: Path, there: Path) -> N
     hook = there / "releases/01.git/hooks/pre-receive"
     hook.write_text("#!/bin/sh\nexit 1\n")
     hook.chmod(0o755)
-    with pytest.raises(ConfigurationError, match="hook declined"):
+    with pytest.raises(Unavailable, match="hook declined"):
         first(tmp_path, there).top.refresh()
     assert git(there / "discogs.git", "for-each-ref") == ""
     hook.unlink()

@@ -8,7 +8,7 @@ import re
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +29,7 @@ from discogs_crawler.errors import (
 log = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace, Settings], int]
+Pings = Callable[[argparse.Namespace], Collection[str]]
 
 _last_acts: list[Callable[[], NoReturn]] = []
 
@@ -73,12 +74,19 @@ def path(text: str) -> Path:
     return Path(filled(text))
 
 
-def script(command: Command, arguments: argparse.ArgumentParser) -> NoReturn:
+def all_pings(flags: argparse.Namespace) -> Collection[str]:
+    """What HEALTHCHECK_URL is told of most scripts, whatever their flags."""
+    return healthcheck.ALL
+
+
+def script(
+    command: Command, arguments: argparse.ArgumentParser, pings: Pings = all_pings
+) -> NoReturn:
     """Run the script and exit; whatever ends it, no process that it has started is left."""
     code = EXIT_PARTLY
     try:
         with contextlib.suppress(KeyboardInterrupt):  # a second one
-            code = run(command, arguments)
+            code = run(command, arguments, pings=pings)
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         descendants.end()
@@ -86,7 +94,10 @@ def script(command: Command, arguments: argparse.ArgumentParser) -> NoReturn:
 
 
 def run(
-    command: Command, arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    command: Command,
+    arguments: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    pings: Pings = all_pings,
 ) -> int:
     """Parse, load the settings, call `command`; what it raises becomes one line and a code."""
     _fill_closed_streams()
@@ -100,7 +111,7 @@ def run(
         logs.configure(script, verbosity, settings.log_format, settings.secrets())
         for warning in settings.warnings:
             log.warning("%s", warning)
-        code = healthcheck.watch(settings, script, lambda: command(flags, settings))
+        code = healthcheck.watch(settings, script, lambda: command(flags, settings), pings(flags))
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
         for act in _last_acts:

@@ -4,11 +4,14 @@ HEALTHCHECK_URL is pinged as healthchecks.io and similar services expect it: `UR
 `URL/fail`. `{script}` in it becomes the script's name (`seed-queue`), so that each has a check of
 its own. A ping that fails is a warning: the crawler does not depend on its monitoring. A script
 that is done while a disk is nearly full pings `URL/fail`, too, before anything fails.
+
+A worker without an end tells only that it has failed: whoever hears of its start waits for its end,
+which comes after months. Its --check is no run, and tells nothing.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from discogs_crawler.cli import disk_space
 from discogs_crawler.config import Settings
@@ -19,19 +22,29 @@ log = logging.getLogger(__name__)
 # A ping holds up the script it is about.
 TIMEOUT_S = 10
 
+START, DONE, FAIL = "/start", "", "/fail"
+ALL = (START, DONE, FAIL)
 
-def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
-    """Run `job`, reporting its start and its end; returns its exit code.
+
+def watch(
+    settings: Settings, script: str, job: Callable[[], int], pings: Collection[str] = ALL
+) -> int:
+    """Run `job`, reporting what `pings` has of its start and its end; returns its exit code.
 
     "Try later" is not reported as an end: the run that is under way reports its own, and if there
     is none, silence is right. On a terminal nothing is reported, because somebody is watching.
     """
     if settings.healthcheck_url is None or sys.stderr.isatty():
         return job()
+
+    def tell(ping: str) -> None:
+        if ping in pings:
+            _ping(url + ping)
+
     url = settings.healthcheck_url.reveal()
     url = url.replace("{script}", script.removesuffix(".py").replace("_", "-")).rstrip("/")
     code = EXIT_BUG
-    _ping(url + "/start")
+    tell(START)
     try:
         code = job()
         return code
@@ -41,7 +54,7 @@ def watch(settings: Settings, script: str, job: Callable[[], int]) -> int:
     finally:
         if code != EXIT_TRY_LATER:
             short = any(disk.nearly_full for disk in disk_space.disks(settings))
-            _ping(url if code == EXIT_DONE and not short else url + "/fail")
+            tell(DONE if code == EXIT_DONE and not short else FAIL)
 
 
 def _ping(url: str) -> None:

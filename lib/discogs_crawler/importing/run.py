@@ -136,12 +136,15 @@ def _is_of(accepted: DumpRow, dump: DumpRow) -> bool:
 def run(path: Path, settings: Settings, *, force: bool) -> ImportReport:
     """Import the dump at `path` into the store, and note the run in the ledger.
 
-    TryLater if another import is running, or a seeding has not ended; BadData, UsageError,
-    ConfigurationError or Unavailable if the dump, the store or the remote cannot be used. `force`
-    skips the check of removals.
+    TryLater if another import does not end in time, or a seeding has not ended; BadData,
+    UsageError, ConfigurationError or Unavailable if the dump, the store or the remote cannot be
+    used. `force` skips the check of removals.
     """
     lock = settings.state_dir / "import_dump.lock"
-    with locks.exclusive(lock, "import_dump"), database.open(settings.database) as ledger:
+    with (
+        locks.exclusive(lock, "import_dump", patience_s=locks.PATIENCE_S),
+        database.open(settings.database) as ledger,
+    ):
         dump = find_dump(ledger, path)
         records = ledger.stored()
         refuse_to_begin_anew(settings, records)

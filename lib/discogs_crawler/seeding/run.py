@@ -13,7 +13,7 @@ from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
 from discogs_crawler.config import Settings
 from discogs_crawler.dumps.hashfile import HashFile
-from discogs_crawler.errors import EXIT_PARTLY, BadData, ConfigurationError
+from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, BadData, ConfigurationError
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
@@ -22,10 +22,6 @@ from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, re
 from discogs_crawler.sqlite_errors import REBUILD_COST
 
 log = logging.getLogger(__name__)
-
-# One run after the other: those of all four kinds may be started at the same minute, and the
-# longest takes 3 minutes on one core.
-PATIENCE_S = 1_800
 
 
 class Request(NamedTuple):
@@ -53,6 +49,7 @@ class Seeded(NamedTuple):
     counts: dict[str, int]
     """`read_OUTCOME`, `added`, `changed`, `retired`, `wanted_CLASS`, `queued_CLASS`, and
     `withheld_confirm`: not queued because so many records are missing at once"""
+    exit_code: int
 
 
 class _Files(NamedTuple):
@@ -75,7 +72,7 @@ def run(
     """
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
-    with locks.exclusive(lock, "seed_queue", patience_s=PATIENCE_S):
+    with locks.exclusive(lock, "seed_queue", patience_s=locks.PATIENCE_S):
         if request.stored is None and not ledger_is_here(settings.database):
             _refuse_to_forget(settings, tip_of_store)
         with database.open(settings.database) as ledger:
@@ -142,8 +139,9 @@ def seed(
         _note(counts, "queued", queued)
         if withheld:
             counts["withheld_confirm"] = withheld
-            run.exit_code = EXIT_PARTLY
-        return Seeded(kind, counts)
+            # A dump that was accepted is to be imported all the same.
+            run.exit_code = EXIT_DONE if files else EXIT_PARTLY
+        return Seeded(kind, counts, run.exit_code)
 
 
 def _read(ledger: Ledger, queue: Queue, request: Request) -> dict[str, int]:

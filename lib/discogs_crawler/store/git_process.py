@@ -75,6 +75,10 @@ _ISOLATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 _FULL = re.compile(r"No space left on device|Out of diskspace|Disk quota exceeded|File too large")
 _DENIED = re.compile(r"Permission denied|Read-only file system|Operation not permitted")
 _COMPLAINTS = ("fatal:", "error:", "!", "remote: error")
+
+# The most lines of a remote's own that are told, e.g. of a hook.
+_ITS_LINES = 3
+
 # The second form is for URLs within a text, where white space ends them.
 _LOGIN = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@|(?<=://)[^/?#\s]*@")
 
@@ -300,7 +304,7 @@ def failure(
 
 
 def gist(said: str) -> str:
-    """Return the line of Git's messages that tells why it failed, without logins in URLs."""
+    """Return in one line why Git failed, and what a remote said to it, without logins in URLs."""
     found = [line.strip() for line in said.splitlines() if line.strip()]
     complaints = [line for line in found if line.startswith(_COMPLAINTS)]
     first = (complaints or found or ["git said nothing"])[0]
@@ -308,7 +312,8 @@ def gist(said: str) -> str:
         first = " ".join(found[found.index(first) :][:2])
     if "Could not read from remote repository" in first:  # ssh has said why, before Git
         first = found[max(0, found.index(first) - 1)]
-    return without_login(first.replace("\t", " "))
+    theirs = [line for line in found if re.match("remote: *[^ ]", line) and line not in first]
+    return without_login("; ".join([first, *theirs[:_ITS_LINES]]).replace("\t", " "))
 
 
 def without_login(text: str) -> str:

@@ -53,7 +53,7 @@ _HELPER = (
 _OUR_CREDENTIALS = (("credential.helper", ""), ("credential.helper", _HELPER))
 _FORBIDDEN = re.compile(
     r"Authentication failed|could not read (Username|Password)|Permission denied"
-    r"|Host key verification failed|returned error: 40[13]|hook declined"
+    r"|Host key verification failed|returned error: 40[13]"
 )
 _LOCKED = ".lock': File exists"
 # Another machine, or another process of ours that fetches at the same time, was faster.
@@ -355,7 +355,9 @@ class Remote:
             # A lock that stops a push is at the remote, where we must not remove it.
             ours = command == "fetch" and _LOCKED in said
             return Pushed(Reply.LOCKED if ours else Reply.MOVED, gist(said))
-        return Pushed(Reply.UNKNOWN, f"{name} cannot be reached: {gist(said)}")
+        # What a hook or a full disk refuses today may pass tomorrow.
+        problem = "refuses this push" if "[remote rejected]" in said else "cannot be reached"
+        return Pushed(Reply.UNKNOWN, f"{name} {problem}: {gist(said)}")
 
     @functools.cached_property
     def _ssh(self) -> dict[str, str]:
