@@ -605,6 +605,19 @@ def test_the_script_is_silent_and_says_what_it_would_do(run: Run, tmp_path: Path
         assert ledger.execute("SELECT wanted FROM progress").fetchone() == (number,)
 
 
+def test_days_without_the_nightly_job_come_in_the_mail(run: Run, tmp_path: Path) -> None:
+    path = write_hashes(tmp_path / "discogs_20261001_releases.txt", some_contents(50))
+    assert run("seed_queue.py", "-n", path).stderr == ""
+    with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
+        ledger.execute("UPDATE runs SET started = started - ?", [4 * DAY_S])
+    assert run("seed_queue.py").stderr == "", "there is nothing to pack yet"
+    with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
+        ledger.execute("UPDATE releases SET imported = 1 WHERE id < 9")
+    assert "seed_queue.py: maintain_store.py has not ended well for 4 days: " in (
+        run("seed_queue.py").stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
