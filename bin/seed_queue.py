@@ -73,7 +73,10 @@ def arguments() -> argparse.ArgumentParser:
         help="also fetch the N numbers above the highest known id",
     )
     parser.add_argument(
-        "--refresh", type=command.positive, metavar="N", help="also fetch the N oldest copies again"
+        "--refresh",
+        type=command.positive,
+        metavar="N",
+        help="also fetch the N oldest copies again, first those that only a dump brought",
     )
     parser.add_argument(
         "--retry-dead", action="store_true", help="also try all dead letters again now"

@@ -143,6 +143,7 @@ def test_two_months_from_dump_to_consumer(
 
     changes = world.let_a_month_go_by()["releases"]
     upstream.day = 31
+    succeed(run("maintain_store.py", **upstream.settings))
     seed(run, upstream)
     crawl(environment, upstream)
     wanted = changes["edited"] + changes["added"] + changes["removed"]

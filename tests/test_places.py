@@ -119,6 +119,7 @@ def test_a_moved_checkout_goes_on_in_any_locale_and_with_any_names(
         second.parent.mkdir()
         first.rename(second)
         changed = api.world.let_a_month_go_by()["releases"]
+        type_in(SECOND, 1, "maintain_store.py")
         crawl(SECOND, 1)
         exported = set(map(int, type_in(SECOND, 1, *consumer).split()))
         assert exported == {*changed["edited"], *changed["added"]}

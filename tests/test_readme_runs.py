@@ -208,6 +208,7 @@ class Months:
             "bin/worker.py --until-empty; bin/export_changes.py --consumer demo"
         )
         self.travel(SECOND_MONTH)
+        self.type_in("bin/maintain_store.py")
         self.api.world.let_a_month_go_by()
         self.make_dump()
         differences = [self.show(pair) for pair in readme.shown()[1:]]

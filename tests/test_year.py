@@ -16,6 +16,7 @@ import pytest
 from discogs_crawler import config
 from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.clock import DAY_S
+from discogs_crawler.errors import EXIT_DONE, EXIT_TRY_LATER
 from discogs_crawler.store import layouts
 from tests.conftest import ROOT
 from tests.discogs import dump
@@ -79,7 +80,8 @@ class Year:
         )
 
     def job(self, code: int = 0, says: str = "") -> None:
-        """Run the line of the crontab; it says nothing, or one line."""
+        """After a night's upkeep run the line of the crontab; it says nothing, or one line."""
+        assert self.run("bin/maintain_store.py").returncode in (EXIT_DONE, EXIT_TRY_LATER)
         done = self.run(command_with("download"))
         assert done.returncode == code, done.stderr
         assert says in done.stdout + done.stderr
@@ -96,7 +98,7 @@ class Year:
         """Let the days go by in which what was found gone is asked for again."""
         for _ in range(2):
             self.now += 2 * DAY_S
-            assert self.run("bin/seed_queue.py").returncode == 0
+            assert self.run("bin/maintain_store.py && bin/seed_queue.py").returncode == 0
             self.crawl()
 
     def stored(self) -> dict[int, bytes]:

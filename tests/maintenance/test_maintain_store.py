@@ -719,6 +719,10 @@ def test_recleaning_says_what_it_cannot_bring_back(run: Run, settings: Settings)
     know(settings, [1, 2])
     assert "from up to 2 records; " in (said := run("maintain_store.py", "--reclean").stderr)
     assert "--refresh 2 " in said
+    with database.open(settings.database) as ledger, ledger.transaction():
+        ledger.save("releases", [Row(3, hash=b"", dump=1, imported=1)])
+    assert "from up to 2 records; " in (said := run("maintain_store.py", "--reclean").stderr)
+    assert "--refresh 3 " in said, "it takes imported records first"
 
 
 # The other layout ---------------------------------------------------------------------------------

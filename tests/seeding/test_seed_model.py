@@ -42,8 +42,8 @@ class History(RuleBasedStateMachine):
 
     client: redis.Redis
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(imported=st.booleans())
+    def begin(self, imported: bool) -> None:
         self.client.flushall()
         self._offset = clock.OFFSET_S
         self._folder = tempfile.TemporaryDirectory()
@@ -59,7 +59,22 @@ class History(RuleBasedStateMachine):
         self.in_flight: list[tuple[Lease, Result]] = []
         self.lost: set[int] = set()
         self.take_dump()
-        self.seed_with_the_dump(False)
+        if imported:
+            self._import_the_first_dump()
+        else:
+            self.seed_with_the_dump(False)
+
+    def _import_the_first_dump(self) -> None:
+        """The store has all of it, and nothing is wanted from the API."""
+        path, self.known, not_after = self.dump
+        self.world.pass_time(not_after + 3600 - int(clock.now()))
+        self._seed(path, adopt=True)
+        self.world.store.update(self.known)
+        known = self.world.ledger.rows("releases", self.known)
+        with self.world.ledger.transaction():
+            self.world.ledger.save(
+                "releases", [row._replace(imported=row.dump) for row in known.values()]
+            )
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -131,7 +146,12 @@ class History(RuleBasedStateMachine):
 
     @rule(number=st.integers(1, 4))
     def refresh(self, number: int) -> None:
+        """Now or before, the oldest copies beyond their cooldown have come to be wanted."""
+        cooled = int(clock.now()) - COOLDOWN_S
         self._seed(None, refresh=number)
+        rows = self.world.ledger.select("releases", "TRUE ORDER BY ifnull(crawled, 0), id")
+        oldest = [row for row in rows if row.stored and (row.crawled or 0) <= cooled]
+        assert all(row.reason for row in oldest[:number])
 
     def _seed(self, path: Path | None, **request: object) -> None:
         self.world.pass_time(7)

@@ -16,6 +16,7 @@ from discogs_crawler.clock import DAY_S
 from discogs_crawler.dumps import hashfile
 from discogs_crawler.errors import BadData, UsageError
 from discogs_crawler.ledger import database
+from discogs_crawler.ledger.rows import Row
 from discogs_crawler.seeding import exchange, on_demand
 from tests.conftest import Run
 from tests.seeding_world import (
@@ -241,6 +242,23 @@ def test_refresh_leaves_alone_what_was_fetched_within_the_cooldown(world: World)
     world.seed()
     world.seed(refresh=200)
     assert set(world.wanted()) == set(HUNDRED) - {1, 3}
+
+
+def test_refresh_takes_first_what_was_only_imported(world: World) -> None:
+    """Whoever kept the dump alone gets everything from the API at last, a part of it each day."""
+    world.upstream |= {n: f"imported {n}" for n in (202, 204, 206, 208)}
+    with world.ledger.transaction():
+        rows = [Row(n, hash=b"", dump=1, imported=1) for n in (202, 204, 206, 208)]
+        rows[3] = rows[3]._replace(crawled=int(clock.now()) - DAY_S, status=500)
+        world.ledger.save("releases", rows)
+    assert world.seed(refresh=2).counts["queued_refresh"] == 2
+    assert "queued_refresh" not in world.seed(refresh=2).counts
+    assert world.crawl_all() == [(202, "refresh"), (204, "refresh")]
+    world.seed()
+    world.seed(refresh=2)
+    assert world.crawl_all() == [(1, "refresh"), (206, "refresh")]
+    world.seed(refresh=200)
+    assert set(world.wanted()) == set(HUNDRED) - {1}, "208 was fetched within the cooldown"
 
 
 def test_dead_letters_are_tried_again_after_30_days_or_at_once_if_told_so(world: World) -> None:
@@ -585,6 +603,19 @@ def test_the_script_is_silent_and_says_what_it_would_do(run: Run, tmp_path: Path
     assert run("seed_queue.py", "--dead").stdout == ""
     with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
         assert ledger.execute("SELECT wanted FROM progress").fetchone() == (number,)
+
+
+def test_days_without_the_nightly_job_come_in_the_mail(run: Run, tmp_path: Path) -> None:
+    path = write_hashes(tmp_path / "discogs_20261001_releases.txt", some_contents(50))
+    assert run("seed_queue.py", "-n", path).stderr == ""
+    with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
+        ledger.execute("UPDATE runs SET started = started - ?", [4 * DAY_S])
+    assert run("seed_queue.py").stderr == "", "there is nothing to pack yet"
+    with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
+        ledger.execute("UPDATE releases SET imported = 1 WHERE id < 9")
+    assert "seed_queue.py: maintain_store.py has not ended well for 4 days: " in (
+        run("seed_queue.py").stderr
+    )
 
 
 @pytest.mark.parametrize(

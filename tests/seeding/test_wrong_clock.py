@@ -70,6 +70,7 @@ def test_what_was_fetched_a_year_ahead_misses_no_change(
     seed(run, upstream)
     upstream.day = 365
     crawl(environment, upstream, workers=1)
+    succeed(run("maintain_store.py", **upstream.settings))
     succeed(run("seed_queue.py", "--ids", "5,7,900", **upstream.settings))
     succeed(run("export_changes.py", "--consumer", "demo", **upstream.settings))
     everything = upstream.requests()

@@ -339,6 +339,30 @@ def test_a_damaged_dump_and_a_failed_run_are_named(crawler: Settings) -> None:
     assert not any("bad.xml.gz" in line for line in collect.take(crawler).problems)
 
 
+def test_days_without_the_nightly_job_are_a_problem(crawler: Settings) -> None:
+    """It is not run later on a machine that is off at night."""
+
+    def problems(sql: str) -> list[str]:
+        with database.open(crawler.database) as opened, opened.transaction() as connection:
+            connection.execute(sql)
+        return [line for line in collect.take(crawler).problems if "has not ended well" in line]
+
+    begun = "UPDATE runs SET started = started - {0}, ended = ended - {0}"
+    assert problems(begun.format(2 * DAY_S)) == []
+    [line] = problems(begun.format(DAY_S))
+    assert line.startswith("maintain_store.py has not ended well for 3 days: ")
+    another = (
+        "INSERT INTO runs (script, kind, started, ended, exit_code, counts) "
+        "SELECT script, kind, unixepoch(), unixepoch(), {0}, '{{}}' FROM runs "
+        "WHERE script = 'maintain_store' LIMIT 1"
+    )
+    assert problems(another.format(65)) == [line]
+    assert problems(another.format(0)) == []
+    [line] = problems("DELETE FROM runs WHERE script = 'maintain_store'")
+    assert line.startswith("maintain_store.py has not ended well for 153 days: "), "it never did"
+    assert problems("DELETE FROM counts") == [], "there is nothing to keep"
+
+
 def test_who_gets_files_is_shown_with_their_number_and_folder(
     crawler: Settings, queue: Queue, run: Run
 ) -> None:

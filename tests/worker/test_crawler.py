@@ -481,6 +481,23 @@ def test_the_ledger_hears_of_each_commit_if_it_is_here(
     assert {row.status for row in rows} == {200}
 
 
+def test_a_worker_says_if_nobody_packs_and_backs_up(
+    settings: Settings, queue: Queue, ids: list[int], work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.open(settings.database) as opened:
+        on_demand.want_ids(opened, "releases", ids[:10])
+    queue.push("new", ids[:10])
+    work()
+    assert "maintain_store.py" not in caplog.text
+    with database.open(settings.database) as opened, opened.transaction() as connection:
+        connection.execute(
+            "INSERT INTO runs (script, kind, started, counts) VALUES (?, ?, ?, '{}')",
+            ("seed_queue", "releases", int(clock.now()) - 4 * clock.DAY_S),
+        )
+    work()
+    assert "maintain_store.py has not ended well for 4 days: " in caplog.text
+
+
 def test_a_damaged_ledger_costs_no_answer(
     settings: Settings, queue: Queue, ids: list[int], work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:

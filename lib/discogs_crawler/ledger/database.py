@@ -36,6 +36,10 @@ CACHE_KIB = 65_536
 # The name of a dump that came from standard input: when it was taken is not known.
 NAMELESS = "-"
 
+# Days without maintain_store.py before somebody is told. Git fails at 65,530 packs: in 45 days at a
+# commit a minute.
+NEGLECT_DAYS = 3
+
 # Rows written in one transaction: a fifth of a second, so that nobody waits long for us.
 BATCH = 20_000
 
@@ -154,6 +158,24 @@ class Ledger:
             "WHERE script = 'import_dump' AND kind = ? AND exit_code IS NOT 0)"
         )
         return bool(self.db.execute(query, (kind,)).fetchone()[0])
+
+    def neglect(self) -> str:
+        """What is wrong if the nightly job has not ended well for days; "" if nothing is.
+
+        Nobody else hears of a machine that is off whenever it should run.
+        """
+        (since,) = self.db.execute(
+            "SELECT coalesce((SELECT max(ended) FROM runs WHERE script = 'maintain_store' "
+            "AND exit_code = 0), (SELECT started FROM runs ORDER BY id LIMIT 1))"
+        ).fetchone()
+        days = int(clock.now() - since) // clock.DAY_S if since and self.stored() else 0
+        if days < NEGLECT_DAYS:
+            return ""
+        return (
+            f"maintain_store.py has not ended well for {days} days: without it the ledger has no "
+            "new backup, and Git gets slow and fails in the end; let it run daily, when this "
+            "machine is on"
+        )
 
     def record_dump(self, facts: Mapping[str, Any]) -> None:
         """Remember the columns of a dump that was split; splitting it again replaces them.

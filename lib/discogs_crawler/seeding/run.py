@@ -83,6 +83,8 @@ def run(
             if not request.dry_run:
                 # Last: an older copy of Redis has been emptied by now.
                 announce_store(settings, queues(seeded.kind))
+            if neglect := ledger.neglect():
+                log.warning("%s", neglect)  # a mail
             return seeded
 
 

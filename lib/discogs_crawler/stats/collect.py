@@ -97,7 +97,7 @@ def take(settings: Settings, only: str | None = None) -> Snapshot:
             database=str(settings.database),
             database_bytes=_size(settings.database),
             redis=absent,
-            problems=list(_wrong_times(opened)),
+            problems=list(_problems_of_ledger(opened)),
             quota=quota,
             kinds=kinds,
             consumers=ledger_queries.consumers(
@@ -267,12 +267,14 @@ def behind(where: str, revision: str | None, branch: str) -> int | None:
         return None
 
 
-def _wrong_times(opened: Ledger) -> Iterator[str]:
+def _problems_of_ledger(opened: Ledger) -> Iterator[str]:
     if latest := latest_to_come(opened):
         yield (
             f"a clock is or was wrong: the ledger has times up to {clock.iso(latest)}, which are "
             "still to come; if the clock of this machine is right, seed_queue.py corrects them"
         )
+    if neglect := opened.neglect():
+        yield neglect
 
 
 def _problems(snapshot: Snapshot) -> Iterator[str]:

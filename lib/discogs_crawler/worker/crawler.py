@@ -191,6 +191,8 @@ class _Crawler:
         store.top.refresh()
         refuse_empty(store, local_ledger.stored(database), database)
         local_ledger.refuse_older_copy(database, store)
+        if neglect := local_ledger.neglect(database):
+            log.warning("%s", neglect)
 
     def wind_down(self) -> None:
         """Finish the requests under way, commit what is fetched, give back the rest."""

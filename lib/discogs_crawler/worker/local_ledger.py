@@ -30,6 +30,12 @@ def stored(path: Path) -> int:
         return 0 if ledger is None else ledger.stored()
 
 
+def neglect(path: Path) -> str:
+    """What is wrong if nobody looks after store and ledger; "" if nothing, or without a ledger."""
+    with opened(path) as ledger:
+        return "" if ledger is None else ledger.neglect()
+
+
 def refuse_older_copy(path: Path, store: Store) -> None:
     """ConfigurationError if the store lacks commits that the ledger at `path` knows of."""
     with opened(path) as ledger:
