@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,6 +76,22 @@ def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
     assert export("--format", "status").stdout == (
         "D\treleases/00/00/00/2.json\nA\treleases/00/00/00/3.json\n"
     )
+
+
+def test_an_export_leaves_no_journal_that_a_restored_ledger_would_get(
+    store: SingleStore, export: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder = Path(environment["STATE_DIR"])
+    store.commit({("releases", 1): record(1)})
+    assert export().stdout == paths(1)
+    assert [path.name for path in folder.glob("crawler.db-*")] == []
+    copy = shutil.copy(folder / "crawler.db", tmp_path / "copy.db")
+    then = place(environment)
+    store.commit({("releases", 2): record(2)})
+    assert export().stdout == paths(2)
+    shutil.copy(copy, folder / "crawler.db")
+    assert place(environment) == then
+    assert export().stdout == paths(2)
 
 
 def test_a_damaged_repository_is_bad_data_and_moves_nobody(store: SingleStore, export: Run) -> None:

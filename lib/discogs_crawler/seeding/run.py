@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from discogs_crawler import clock, config, locks
+from discogs_crawler import clock, config, locks, sqlite_errors
 from discogs_crawler.broker.connect import announce_store, connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
@@ -19,7 +19,6 @@ from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
 from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
-from discogs_crawler.sqlite_errors import REBUILD_COST
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +94,10 @@ def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]
     if may_have_records and tip_of_store() is not None:
         raise ConfigurationError(
             f"{settings.database}: the ledger knows nothing, but there are records in "
-            f"{settings.store}: restore its copy from {settings.state_dir / 'backups'}, "
+            f"{settings.store}: "
+            f"{sqlite_errors.how_to_restore(settings.database, settings.state_dir / 'backups')}, "
             "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
-            f"as {settings.database.name}.KIND.*.hashes are gone): {REBUILD_COST}"
+            f"as {settings.database.name}.KIND.*.hashes are gone): {sqlite_errors.REBUILD_COST}"
         )
 
 
