@@ -39,7 +39,6 @@ from discogs_crawler.sqlite_errors import REBUILD_COST, how_to_restore
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
-from discogs_crawler.store.remote import is_partial
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +107,7 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _has_workers_only(store: Store, settings: Settings) -> bool:
-    partial = any(map(is_partial, store.repositories()))
-    return partial and not ledger_is_here(settings.database)
+    return layouts.has_workers_only(store) and not ledger_is_here(settings.database)
 
 
 def _tidy(repositories: Sequence[Repository]) -> None:
