@@ -29,7 +29,7 @@ change exactly once: DIR/NAME-000000123.jsonl.gz, and DIR/NAME.state.json, which
 file, the first that is kept, and a baseline with all records. --keep DAYS removes older files, and
 a baseline that is older is replaced. lib/discogs_crawler/data/examples/follow.py is a short reader.
 If the export is killed at any point, nothing is missing or announced twice. (An export to standard
-output is lost if a SIGKILL comes in its last millisecond, after the place has moved.)
+output is lost if a SIGKILL comes in its last milliseconds, after the place has moved.)
 
 --from says where a new consumer begins, and may stay in a crontab. For a known consumer it is
 refused if it is a revision other than the one it began at; --reset moves the place, which may
@@ -182,13 +182,15 @@ def run(flags: argparse.Namespace, settings: Settings) -> int:
             forget(db, database, flags)
         elif move := export_changes(db, source, flags, lock):
             # Killed after it, we would have failed in the eyes of our reader: so it comes last of
-            # all, with the lock and the database still open.
+            # all.
             command.end_with(functools.partial(move_and_exit, move, stack.pop_all()))
     return EXIT_DONE
 
 
 def move_and_exit(move: Callable[[], None], held: contextlib.ExitStack) -> NoReturn:
     move()
+    # The journal of a database that is not closed would be replayed over a backup put in its place.
+    held.close()
     os._exit(EXIT_DONE)
 
 

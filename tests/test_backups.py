@@ -11,6 +11,7 @@ import redis
 
 from discogs_crawler import clock
 from discogs_crawler.errors import EXIT_BAD_DATA, EXIT_CONFIGURATION, EXIT_DONE
+from discogs_crawler.ledger import database
 from discogs_crawler.records import record_path
 from tests.conftest import Run
 from tests.discogs.api import Api
@@ -198,6 +199,48 @@ def test_an_older_ledger_asks_once_more(crawler: Installation, parts: list[str])
     if "store" in parts:
         crawler.run("export_changes.py", "--consumer", "x", "--reset", "start")
     crawler.assert_whole()
+
+
+@pytest.mark.parametrize("layout", ["single", "submodules"])
+def test_a_lost_ledger_is_refused_by_all_and_made_by_none(
+    crawler: Installation, layout: str
+) -> None:
+    crawler.environment["STORE_LAYOUT"] = layout
+    crawler.run("seed_queue.py", "--ids", *crawler.ids[:10])
+    crawler.run("worker.py", "--until-empty")
+    crawler.run("seed_queue.py")
+    crawler.export()
+    folder = crawler.state / "disk"
+    crawler.environment["DATABASE"] = str(folder / "crawler.db")
+    for command in (
+        ["export_changes.py", "--consumer", "x"],
+        ["export_changes.py", "--consumer", "new", "--from", "now"],
+        ["export_changes.py", "--list"],
+        ["worker.py", "--check"],
+        ["seed_queue.py"],
+    ):
+        said = crawler.run(*command, code=EXIT_CONFIGURATION)
+        assert f"{folder}/crawler.db: the ledger knows nothing" in said
+        assert not folder.exists(), command
+    del crawler.environment["DATABASE"]
+    assert crawler.run("export_changes.py", "--consumer", "x", "--format", "status") == ""
+    crawler.run("maintain_store.py")
+
+
+def test_a_lost_ledger_is_not_replaced_by_one_that_only_a_split_made(
+    crawler: Installation,
+) -> None:
+    crawler.run("seed_queue.py", "--ids", *crawler.ids[:10])
+    crawler.run("worker.py", "--until-empty")
+    path = crawler.state / "other.db"
+    database.open(path).close()
+    crawler.environment["DATABASE"] = str(path)
+    for script, *arguments in (
+        ("export_changes.py", "--consumer", "x"),
+        ("worker.py", "--check"),
+    ):
+        said = crawler.run(script, *arguments, code=EXIT_CONFIGURATION)
+        assert f"{path}: the ledger knows nothing" in said
 
 
 @pytest.mark.long

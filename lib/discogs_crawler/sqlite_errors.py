@@ -47,13 +47,21 @@ def meaning(error: BaseException, ledger: Path) -> CrawlerError | None:
         beside = ledger.parent / "backups"
         copies = beside if beside.is_dir() else "backups/ of STATE_DIR"
         return BadData(
-            f"{ledger}: the ledger is damaged ({error}): move it away, and {ledger.name}-wal and "
-            f"{ledger.name}-shm if they are there; then restore its last copy from {copies}, "
+            f"{ledger}: the ledger is damaged ({error}): {how_to_restore(ledger, copies)}, "
             f"or run seed_queue.py --rebuild-ledger: {REBUILD_COST}"
         )
     if _code(error) in _CIRCUMSTANCES:
         return Unavailable(f"{ledger}: the ledger cannot be used now: {error}")
     return None
+
+
+def how_to_restore(ledger: Path, copies: Path | str) -> str:
+    """How to put a backup in the ledger's place; its journal would be replayed over the copy."""
+    return (
+        f"with nothing running, move {ledger.name}, {ledger.name}-wal and {ledger.name}-shm away, "
+        f"as far as they are there, and directly afterwards put the last copy from {copies} in "
+        "their place"
+    )
 
 
 def is_damage(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import sqlite_utils
 
 from tests import readme
-from tests.conftest import ROOT, program
+from tests.conftest import ROOT, make_ledger, program
 from tests.discogs import answers, invent
 from tests.plain_git import SingleStore
 
@@ -40,7 +40,9 @@ def release(number: int, **fields: object) -> bytes:
 
 @pytest.fixture
 def store(environment: dict[str, str]) -> SingleStore:
-    return SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    state = Path(environment["STATE_DIR"])
+    make_ledger(state / "crawler.db")
+    return SingleStore(state / "store" / "discogs.git")
 
 
 @pytest.fixture

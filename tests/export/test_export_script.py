@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from discogs_crawler.records import record_path
 from discogs_crawler.store import git_process, packs
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Edit, open_store
-from tests.conftest import ROOT, Run, program
+from tests.conftest import ROOT, Run, make_ledger, program
 from tests.plain_git import SingleStore, SubmoduleStore, git, record
 
 SCRIPT = "export_changes.py"
@@ -31,7 +32,9 @@ SCRIPT = "export_changes.py"
 
 @pytest.fixture
 def store(environment: dict[str, str]) -> SingleStore:
-    return SingleStore(Path(environment["STATE_DIR"]) / "store" / "discogs.git")
+    state = Path(environment["STATE_DIR"])
+    make_ledger(state / "crawler.db")
+    return SingleStore(state / "store" / "discogs.git")
 
 
 @pytest.fixture
@@ -75,6 +78,22 @@ def test_each_change_comes_once(store: SingleStore, export: Run) -> None:
     assert export("--format", "status").stdout == (
         "D\treleases/00/00/00/2.json\nA\treleases/00/00/00/3.json\n"
     )
+
+
+def test_an_export_leaves_no_journal_that_a_restored_ledger_would_get(
+    store: SingleStore, export: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder = Path(environment["STATE_DIR"])
+    store.commit({("releases", 1): record(1)})
+    assert export().stdout == paths(1)
+    assert [path.name for path in folder.glob("crawler.db-*")] == []
+    copy = shutil.copy(folder / "crawler.db", tmp_path / "copy.db")
+    then = place(environment)
+    store.commit({("releases", 2): record(2)})
+    assert export().stdout == paths(2)
+    shutil.copy(copy, folder / "crawler.db")
+    assert place(environment) == then
+    assert export().stdout == paths(2)
 
 
 def test_a_damaged_repository_is_bad_data_and_moves_nobody(store: SingleStore, export: Run) -> None:
@@ -284,8 +303,8 @@ def test_a_consumer_can_be_sent_back(store: SingleStore, export: Run) -> None:
     assert "there is no revision 'nonsense'" in nowhere.stderr
     assert export("--consumer", "new", "--from", "nonsense").returncode == 64
     assert export("--consumer", "new", "--dry-run").stdout == paths(1, 2, 3)
-    locks = [path.name for path in store.folder.parents[1].glob("*.lock")]
-    assert locks == ["crawler.db.test.lock"], "no trace of what was refused"
+    locks = sorted(path.name for path in store.folder.parents[1].glob("*.lock"))
+    assert locks == ["crawler.db.test.lock", "crawler.db.upgrade.lock"], "no trace of refusals"
 
 
 def test_a_consumer_can_be_forgotten(store: SingleStore, export: Run) -> None:
@@ -766,7 +785,9 @@ def test_relative_urls_of_submodules_are_seen_from_the_superproject(
 
 def stored(environment: dict[str, str], numbers: Iterable[int], text: str = "") -> None:
     """Commit these releases as a worker does."""
-    store = open_store(config.load(environ=environment))
+    settings = config.load(environ=environment)
+    make_ledger(settings.database)
+    store = open_store(settings)
     changes = [Edit(number, record(number, text)) for number in numbers]
     store.commit("releases", changes, lambda: [change.id for change in changes], {})
 

@@ -22,7 +22,7 @@ import sqlite_utils
 
 from discogs_crawler.ledger import consumers
 from discogs_crawler.records import KINDS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_ledger
 from tests.plain_git import Record, SingleStore, SubmoduleStore, git, record
 
 SCRIPT = ROOT / "bin" / "export_changes.py"
@@ -85,6 +85,7 @@ class Exporter:
 
     def __init__(self, environment: dict[str, str], folder: Path, name: str = "web") -> None:
         self.environment = environment
+        make_ledger(Path(environment["STATE_DIR"]) / "crawler.db")
         self._always = ("--consumer", name, "--into", str(folder))
 
     def __call__(
@@ -408,9 +409,15 @@ def test_after_the_ledger_is_lost_the_numbers_go_on(
         store.commit({("releases", number): record(number)})
         assert export().returncode == 0
     reader.read()
-    for path in Path(environment["STATE_DIR"]).glob("crawler.db*"):
+    state = Path(environment["STATE_DIR"])
+    for path in state.glob("crawler.db*"):
         path.unlink()
     store.commit({("releases", 1): None})
+    done = export()
+    assert done.returncode == 78
+    assert "the ledger knows nothing" in done.stderr
+    assert not list(state.glob("crawler.db*"))
+    make_ledger(state / "crawler.db")
     done = export()
     assert done.returncode == 78
     assert "remove this file" in done.stderr

@@ -68,7 +68,10 @@ def test_what_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no ledger yet"):
         database.open(path, read_only=True)
     path.write_bytes(b"id,title\n" * 200)
-    damaged = r"crawler.db: the ledger is damaged \(file is not a database\).* backups.*--rebuild-"
+    damaged = (
+        r"crawler.db: the ledger is damaged \(file is not a database\): .*crawler.db-wal .*"
+        "directly afterwards.* backups.*--rebuild-"
+    )
     with pytest.raises(BadData, match=damaged):
         database.open(path)
     path.write_bytes(b"")

@@ -20,6 +20,7 @@ from discogs_crawler.export.delivery import Write
 from discogs_crawler.export.revisions import LeftOut, StoreSource
 from discogs_crawler.ledger import consumers
 from discogs_crawler.ledger.consumers import Consumer
+from discogs_crawler.ledger_here import places_are_here
 from discogs_crawler.records import KINDS
 from discogs_crawler.store import conversion, git_process, objects
 from discogs_crawler.store.git_process import GitFailed
@@ -96,6 +97,8 @@ def _own_store(settings: Settings) -> StoreSource:
             f"STORE {settings.store}: nothing is stored there yet; import_dump.py or worker.py"
             " makes it, or name another with --repository"
         )
+    if not places_are_here(settings.database):
+        _refuse_lost_ledger(settings)
     branch = f"refs/heads/{settings.store_branch}"
     head = folder / "HEAD"
     is_usual = head.is_file() and head.read_bytes().rstrip() == f"ref: {branch}".encode()
@@ -117,6 +120,19 @@ def _refuse_lost_store(settings: Settings) -> None:
     if settings.database.exists() and not (settings.store / conversion.CONVERTING).exists():
         with database.open(settings.database) as ledger:
             layouts.refuse_to_begin_anew(settings, ledger.stored())
+
+
+def _refuse_lost_ledger(settings: Settings) -> None:
+    """ConfigurationError if the places of consumers were in a ledger that is not there."""
+    from discogs_crawler.store import layouts
+
+    store = layouts.open_store(settings, create=False)
+    try:
+        layouts.refuse_lost_ledger(store, settings)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{error}; where there is to be no ledger, export with --repository"
+        ) from error
 
 
 def find_database(repository: str | None, source: StoreSource, settings: Settings) -> Path:

@@ -35,11 +35,10 @@ from discogs_crawler.maintenance import reclean as recleaning
 from discogs_crawler.maintenance.integrity import Fault
 from discogs_crawler.records import KINDS
 from discogs_crawler.seeding import exchange, on_demand
-from discogs_crawler.sqlite_errors import REBUILD_COST
+from discogs_crawler.sqlite_errors import REBUILD_COST, how_to_restore
 from discogs_crawler.store import layouts
 from discogs_crawler.store.git import Repository
 from discogs_crawler.store.layouts import Store
-from discogs_crawler.store.remote import is_partial
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +107,7 @@ def nightly(upkeep: Upkeep, ledger: Ledger | None) -> int:
 
 
 def _has_workers_only(store: Store, settings: Settings) -> bool:
-    partial = any(map(is_partial, store.repositories()))
-    return partial and not ledger_is_here(settings.database)
+    return layouts.has_workers_only(store) and not ledger_is_here(settings.database)
 
 
 def _tidy(repositories: Sequence[Repository]) -> None:
@@ -192,9 +190,9 @@ def check(upkeep: Upkeep, ledger: Ledger | None) -> int:
         damaged |= _check_against_ledger(store, ledger, upkeep)
     elif tip:
         log.warning(
-            "%s: there is no ledger, so the store is not compared with it; if it was lost, restore "
-            "its copy from %s, or run seed_queue.py --rebuild-ledger -n HASHES: %s",
-            *(settings.database, settings.state_dir / "backups", REBUILD_COST),
+            "%s: there is no ledger, so the store is not compared with it; if it was lost, "
+            "%s, or run seed_queue.py --rebuild-ledger -n HASHES: %s",
+            *(settings.database, _how_to_restore(settings), REBUILD_COST),
         )
     if tip and not damaged:
         store.repository.run("update-ref", housekeeping.CHECKED, tip)
@@ -219,9 +217,9 @@ def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
     """Print in one line what to do when ledger and Git differ."""
     if ledger.last_accepted(kind) is None:
         log.warning(
-            "%s: the ledger knows no dump of %s: if it was lost, restore its copy from %s, or run "
+            "%s: the ledger knows no dump of %s: if it was lost, %s, or run "
             "seed_queue.py --rebuild-ledger -n HASHES: %s",
-            *(settings.database, kind, settings.state_dir / "backups", REBUILD_COST),
+            *(settings.database, kind, _how_to_restore(settings), REBUILD_COST),
         )
     else:
         log.warning(
@@ -230,6 +228,10 @@ def _tell_how_to_agree(kind: str, ledger: Ledger, settings: Settings) -> None:
             "--rebuild-ledger -n HASHES: %s",
             *(kind, settings.database, REBUILD_COST),
         )
+
+
+def _how_to_restore(settings: Settings) -> str:
+    return how_to_restore(settings.database, settings.state_dir / "backups")
 
 
 def refetch(upkeep: Upkeep, ledger: Ledger | None) -> int:

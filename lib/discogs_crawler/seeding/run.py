@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from discogs_crawler import clock, config, locks
+from discogs_crawler import clock, config, ledger_here, locks
 from discogs_crawler.broker.connect import announce_store, connect, queue_of
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.cli.formatting import printable
@@ -17,9 +17,7 @@ from discogs_crawler.errors import EXIT_DONE, EXIT_PARTLY, BadData, Configuratio
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.ledger.rows import DumpRow
-from discogs_crawler.ledger_here import ledger_is_here
 from discogs_crawler.seeding import dump_lookup, exchange, ingest, on_demand, rebuild
-from discogs_crawler.sqlite_errors import REBUILD_COST
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def run(
     config.make_state_dir(settings)
     lock = settings.state_dir / "seed_queue.lock"
     with locks.exclusive(lock, "seed_queue", patience_s=locks.PATIENCE_S):
-        if request.stored is None and not ledger_is_here(settings.database):
+        if request.stored is None and not ledger_here.ledger_is_here(settings.database):
             _refuse_to_forget(settings, tip_of_store)
         with database.open(settings.database) as ledger:
             if request.stored is None:
@@ -89,15 +87,10 @@ def run(
 
 
 def _refuse_to_forget(settings: Settings, tip_of_store: Callable[[], str | None]) -> None:
-    """Refuse to start over, with everything wanted, beside a store that is 226 days of work."""
+    """Refuse to start over beside a store with records, here or at its remote."""
     may_have_records = settings.store_remote or (settings.store / "discogs.git").is_dir()
     if may_have_records and tip_of_store() is not None:
-        raise ConfigurationError(
-            f"{settings.database}: the ledger knows nothing, but there are records in "
-            f"{settings.store}: restore its copy from {settings.state_dir / 'backups'}, "
-            "or run seed_queue.py --rebuild-ledger, for each kind (with -n HASHES if those kept "
-            f"as {settings.database.name}.KIND.*.hashes are gone): {REBUILD_COST}"
-        )
+        raise ledger_here.lost(settings)
 
 
 def dead_letters(settings: Settings, kind: str) -> Iterator[str]:

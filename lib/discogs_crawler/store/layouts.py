@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from discogs_crawler import ledger_here
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.ledger_here import ledger_is_here
+from discogs_crawler.ledger_here import ledger_is_here, places_are_here
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
@@ -123,17 +124,32 @@ def refuse_to_begin_anew(settings: Settings, records: int) -> None:
 def refuse_empty(store: Store, records: int, database: Path) -> None:
     """Raise ConfigurationError if the ledger has `records`, but store and remote are empty."""
 
-    def is_empty() -> bool:
-        return not (store.tip() or any(part.tip() for part in store.parts()))
-
-    if records and is_empty():
+    if records and _is_empty(store):
         store.top.refresh()
-        if is_empty():
+        if _is_empty(store):
             raise ConfigurationError(
                 f"{store.repository.path}: it is empty, but {database} says that "
                 f"{records} records are stored: set STORE and STORE_REMOTE to where they are; if "
                 "they are lost, move the ledger away and seed again"
             )
+
+
+def _is_empty(store: Store) -> bool:
+    return not (store.tip() or any(part.tip() for part in store.parts()))
+
+
+def refuse_lost_ledger(store: Store, settings: Settings) -> None:
+    """Raise ConfigurationError if the store has records, but there is no ledger.
+
+    A worker's partial copy has none beside it, nor has a store from which exports were begun so.
+    """
+    if not (places_are_here(settings.database) or has_workers_only(store) or _is_empty(store)):
+        raise ledger_here.lost(settings)
+
+
+def has_workers_only(store: Store) -> bool:
+    """Whether it is the partial copy of a machine that has workers only."""
+    return any(map(is_partial, store.repositories()))
 
 
 def lacks(store: Store, revisions: Collection[str]) -> str:

@@ -16,7 +16,12 @@ from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Un
 from discogs_crawler.ledger import database
 from discogs_crawler.ledger.database import Ledger
 from discogs_crawler.store import git_process
-from discogs_crawler.store.layouts import look_at_remote, open_store, refuse_to_begin_anew
+from discogs_crawler.store.layouts import (
+    look_at_remote,
+    open_store,
+    refuse_lost_ledger,
+    refuse_to_begin_anew,
+)
 from discogs_crawler.worker import local_ledger
 
 
@@ -93,6 +98,7 @@ def _store(settings: Settings, kind: str) -> str:
         refuse_to_begin_anew(settings, local_ledger.stored(settings.database))
         _refuse_if_nothing_can_be_made(settings.store)
         return f"{settings.store}, will be made; {version.stdout.strip()}"
+    refuse_lost_ledger(store, settings)
     with contextlib.suppress(BadData):  # of the ledger, which was told above
         local_ledger.refuse_older_copy(settings.database, store)
     tip = store.tip()
