@@ -141,6 +141,19 @@ def test_a_conflict_takes_one_side_and_wants_the_id_again(
     assert other.tip() == main.tip()
 
 
+def test_without_a_ledger_nobody_would_want_a_conflict_again(run: Run, settings: Settings) -> None:
+    main = opened(settings)
+    put(main, [1])
+    other = opened(settings, "one")
+    put(other, [1], "b")
+    put(main, [1], "m")
+    before = main.tip()
+    done = run("maintain_store.py")
+    assert done.returncode == 78
+    assert "there is no ledger, so what two branches changed would never be" in done.stderr
+    assert (main.tip(), set(main.branches())) == (before, {"one"})
+
+
 @pytest.mark.parametrize("committed", [False, True])
 def test_a_conflict_is_wanted_again_though_the_merge_ends_early(
     settings: Settings,

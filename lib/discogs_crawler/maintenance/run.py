@@ -148,10 +148,16 @@ def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
     queues = _queues_of_branches(settings, needed=any(part.branches() for part in parts))
 
     def want_again(places: Sequence[tuple[str, int]]) -> None:
-        if ledger is not None:
-            for kind in KINDS:
-                again = [number for where, number in places if where == kind]
-                on_demand.want_ids(ledger, kind, again)
+        if not places:
+            return
+        if ledger is None:
+            raise ConfigurationError(
+                f"{settings.database}: there is no ledger, so what two branches changed would "
+                "never be fetched again: merge where the ledger is, or restore it first"
+            )
+        for kind in KINDS:
+            again = [number for where, number in places if where == kind]
+            on_demand.want_ids(ledger, kind, again)
 
     merged = merge_branches.merge(parts, queues, want_again)
     log.info("branches merged: %d", merged)
