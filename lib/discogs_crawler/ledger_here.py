@@ -29,7 +29,8 @@ def _has_rows(path: Path, table: str) -> bool:
     if not path.is_file():
         return path.exists()
     try:
-        uri = path.absolute().as_uri() + "?mode=ro"
+        # Who opens it with `mode=ro` leaves a -wal behind.
+        uri = path.absolute().as_uri() + "?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             return _has_a_row(connection, table)
     except sqlite3.Error as error:

@@ -424,10 +424,22 @@ def test_going_back_to_an_older_dump_is_seeded_and_imported_like_any_other(copy:
     second = next_month(copy)
     copy.call("seed_queue.py", "-n", f"{second}.hashes", "--adopt")
     copy.begin_to_seed(first, force=True)
-    assert "has begun" in copy.call("import_dump.py", "-d", second, code=75)
+    assert "has not ended" in copy.call("import_dump.py", "-d", second, code=75)
     copy.call("seed_queue.py", "-n", f"{first}.hashes", "--adopt", "--force")
     copy.call("import_dump.py", "-d", first)
     assert_is_copied(copy, first)
+
+
+def test_a_seeding_by_mistake_is_taken_back_by_seeding_the_accepted_dump_again(copy: Copy) -> None:
+    first = copy.accept("--adopt")
+    copy.call("import_dump.py", "-d", first)
+    copy.begin_to_seed(next_month(copy), force=True)
+    assert "go back" in copy.call("import_dump.py", "-d", first, code=75)
+    copy.call("seed_queue.py", "-n", f"{first}.hashes", "--adopt")
+    copy.call("import_dump.py", "-d", first)
+    assert_is_copied(copy, first)
+    with database.open(Path(copy.environment["STATE_DIR"]) / "crawler.db") as ledger:
+        assert not ledger.import_failed("releases"), "it was only too early"
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -444,7 +456,7 @@ def test_a_seeding_just_before_an_import_looks_into_the_ledger_stops_it(
             copy.begin_to_seed(second)
 
     monkeypatch.setattr(import_run, "refuse_older_copy", seed)
-    with pytest.raises(TryLater, match="has begun"):
+    with pytest.raises(TryLater, match="has not ended"):
         import_run.run(first, config.load(environ=copy.environment), force=False)
     assert copy.states() == {"unfetched": RECORDS + 1}
 

@@ -853,6 +853,7 @@ def test_an_export_and_a_conversion_do_not_meet(
     main = opened(settings)
     for number in range(1, 5):
         put(main, [number])
+    know(settings, [1, 2, 3, 4])
     begun, go_on = tmp_path / "begun", tmp_path / "go-on"
     os.mkfifo(begun)
     os.mkfifo(go_on)
@@ -878,6 +879,7 @@ def test_nobody_begins_anew_where_a_conversion_was_interrupted(
     run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(opened(settings), [1])
+    know(settings, [1])
     assert exported(run, "single", "x") == [record_path("releases", 1)]
 
     def fail(*_: object) -> None:

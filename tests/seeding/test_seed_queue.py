@@ -244,6 +244,25 @@ def test_refresh_leaves_alone_what_was_fetched_within_the_cooldown(world: World)
     assert set(world.wanted()) == set(HUNDRED) - {1, 3}
 
 
+def test_refresh_is_not_used_up_by_what_the_first_crawl_is_to_fetch(world: World) -> None:
+    now = int(clock.now())
+    first = Row(202, hash=b"", dump=1, imported=1, reason="backfill", due=now, since=now)
+    with world.ledger.transaction():
+        world.ledger.save("releases", [first, first._replace(id=204), Row(206, crawled=1, alive=1)])
+    world.seed(refresh=1)
+    assert world.wanted()[206] == "refresh"
+
+
+def test_a_second_404_is_waited_for_whoever_wants_it_again(world: World) -> None:
+    due = int(clock.now()) + DAY_S
+    with world.ledger.transaction():
+        world.ledger.save(
+            "releases", [Row(7, alive=1, misses=1, reason="confirm", due=due, since=due - DAY_S)]
+        )
+    on_demand.want_ids(world.ledger, "releases", [7], "confirm")
+    assert world.ledger.rows("releases", [7])[7].due == due
+
+
 def test_refresh_takes_first_what_was_only_imported(world: World) -> None:
     """Whoever kept the dump alone gets everything from the API at last, a part of it each day."""
     world.upstream |= {n: f"imported {n}" for n in (202, 204, 206, 208)}
@@ -613,7 +632,7 @@ def test_days_without_the_nightly_job_come_in_the_mail(run: Run, tmp_path: Path)
     assert run("seed_queue.py").stderr == "", "there is nothing to pack yet"
     with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
         ledger.execute("UPDATE releases SET imported = 1 WHERE id < 9")
-    assert "seed_queue.py: maintain_store.py has not ended well for 4 days: " in (
+    assert "seed_queue.py: maintain_store.py has not run to its end for 4 days: " in (
         run("seed_queue.py").stderr
     )
 

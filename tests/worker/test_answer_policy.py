@@ -101,17 +101,18 @@ def test_a_witness_that_is_there_or_cannot_be_asked_accuses_nobody(
 def test_somebody_can_always_testify_and_not_always_the_same() -> None:
     asked: set[int] = set()
 
-    def ask(choose: Callable[[], int]) -> Answer:
-        asked.add(choose())
-        return Answer("transient")
+    def ask(choose: Callable[[], int]) -> tuple[int, Answer]:
+        asked.add(chosen := choose())
+        return chosen, Answer("transient")
 
     stored: list[int] = []
     witnesses = Witnesses(nobody, ask, lambda: stored)
     for _ in range(5):
-        witnesses.testify()
+        witnesses.testify(set())
     assert len(asked) > 1, "nothing is known to exist"
     witnesses.saw_record(-5)
-    stored = [-7, -8]
+    stored = [-7, -8, -9]
     for _ in range(200):
-        witnesses.testify()
+        witnesses.testify({-9})
     assert {-5, -7, -8} < asked
+    assert -9 not in asked, "it is one of those that fail"

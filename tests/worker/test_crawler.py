@@ -314,6 +314,20 @@ def test_a_403_for_one_id_is_a_failure_of_that_id(
     assert len(api.journal.asked()) <= len(ids) - 1 + 3 + 3, "one witness for each"
 
 
+def test_a_403_for_what_is_stored_is_no_witness_against_the_token(
+    api: Api, queue: Queue, ids: list[int], work: Work
+) -> None:
+    queue.push("new", ids[:2])
+    work()
+    generation, entries = queue.results("0", 10)
+    queue.forget(generation, entries[-1][0])
+    for record_id in ids[:2]:
+        api.faults.plan("releases", record_id, *["403-json"] * 20)
+    queue.push("refresh", ids[:2])
+    assert work(retry_delays=(0, 0)).empty
+    assert outcomes(queue) == {"dead": 2}
+
+
 @pytest.mark.parametrize(
     "fault", ["429", pytest.param("429-empty", marks=pytest.mark.long), "403-html"]
 )
@@ -495,7 +509,7 @@ def test_a_worker_says_if_nobody_packs_and_backs_up(
             ("seed_queue", "releases", int(clock.now()) - 4 * clock.DAY_S),
         )
     work()
-    assert "maintain_store.py has not ended well for 4 days: " in caplog.text
+    assert "maintain_store.py has not run to its end for 4 days: " in caplog.text
 
 
 def test_a_damaged_ledger_costs_no_answer(

@@ -173,8 +173,8 @@ def refuse_other_store(settings: Settings, queue: Queue) -> None:
         )
     if theirs and not settings.store_remote and settings.redis_url:
         raise ConfigurationError(
-            f"{settings.database}: this machine has no ledger; one on another machine cannot "
-            "see records stored here: set STORE_REMOTE on both"
+            f"{settings.database}: there is no ledger; if it is lost, restore it; one on another "
+            "machine cannot see records stored here: set STORE_REMOTE on both"
         )
 
 

@@ -195,7 +195,10 @@ def _update(target: Path, url: str) -> None:
     git_process.run(target, "config", "remote.origin.url", url)
     name = without_login(url)
     # A silent server is found out by a question: a fetch may be silent for long.
-    _talk(target, "ls-remote", "origin", "HEAD", name=name, timeout_s=ASK_S)
+    if not _talk(target, "ls-remote", "origin", "HEAD", name=name, timeout_s=ASK_S).strip():
+        raise ConfigurationError(
+            f"{name}: its HEAD names a branch that is not there, or nothing is stored there yet"
+        )
     _fetch(target, "origin", f"+HEAD:{TIP}", name=name, timeout_s=FETCH_S)
     repository = Repository(target)
     if len(packs.find(repository)) > MOST_PACKS:
@@ -207,8 +210,8 @@ def _fetch(folder: Path, *arguments: str, name: str, timeout_s: float, names: by
     _talk(folder, *command, *arguments, name=name, timeout_s=timeout_s, stdin=names)
 
 
-def _talk(folder: Path, *command: str, name: str, timeout_s: float, stdin: bytes = b"") -> None:
-    """Run Git against the remote `name`; Unavailable if it fails or takes longer."""
+def _talk(folder: Path, *command: str, name: str, timeout_s: float, stdin: bytes = b"") -> bytes:
+    """What Git prints of the remote `name`; Unavailable if it fails or takes longer."""
     deadline = time.monotonic() + timeout_s
 
     def is_given_up() -> bool:
@@ -220,6 +223,7 @@ def _talk(folder: Path, *command: str, name: str, timeout_s: float, stdin: bytes
         raise Unavailable(f"{name}: no answer in {timeout_s:g} seconds")
     if done.returncode:
         raise Unavailable(f"{name}: {gist(done.stderr.decode(errors='replace'))}")
+    return done.stdout
 
 
 def _submodule_urls(folder: Path, url: str) -> dict[str, str]:

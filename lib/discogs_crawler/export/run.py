@@ -109,7 +109,10 @@ def _own_store(settings: Settings) -> StoreSource:
     from discogs_crawler.store.layouts import open_store
 
     store = open_store(settings, create=False, whole=True)
-    return StoreSource(store.repository.path, store.settle() or "", str(store.repository.path))
+    tip = store.settle() or ""
+    if not places_are_here(settings.database):
+        _refuse_lost_ledger(settings)  # it was empty until its remote was asked
+    return StoreSource(store.repository.path, tip, str(store.repository.path))
 
 
 def _refuse_lost_store(settings: Settings) -> None:
@@ -117,7 +120,7 @@ def _refuse_lost_store(settings: Settings) -> None:
     from discogs_crawler.ledger import database
     from discogs_crawler.store import layouts
 
-    if settings.database.exists() and not (settings.store / conversion.CONVERTING).exists():
+    if settings.database.exists():
         with database.open(settings.database) as ledger:
             layouts.refuse_to_begin_anew(settings, ledger.stored())
 

@@ -119,9 +119,9 @@ def _refuse_others(opened: Ledger, dump: DumpRow) -> None:
     accepted = opened.last_accepted(dump.kind)
     if opened.half_done(dump.kind) or accepted is None or accepted.id != dump.id:
         raise TryLater(
-            f"{dump.file}: seeding with another dump of {dump.kind} has begun: when it does not "
-            "run any more, run seed_queue.py -n with the hashes of that dump again, then "
-            "import_dump.py -d with that dump"
+            f"{dump.file}: seeding with another dump of {dump.kind} has not ended: run "
+            "seed_queue.py -n with the hashes of that dump again, or with those of this one to go "
+            "back to it; then import_dump.py -d"
         )
 
 

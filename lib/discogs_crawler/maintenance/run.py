@@ -150,7 +150,7 @@ def _merge(store: Store, ledger: Ledger | None, settings: Settings) -> None:
     def want_again(places: Sequence[tuple[str, int]]) -> None:
         if not places:
             return
-        if ledger is None:
+        if ledger is None or not ledger.knows_something():
             raise ConfigurationError(
                 f"{settings.database}: there is no ledger, so what two branches changed would "
                 "never be fetched again: merge where the ledger is, or restore it first"

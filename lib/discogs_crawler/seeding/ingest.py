@@ -45,7 +45,7 @@ def take_in(
     BadData, and nothing is changed, if implausibly much differs, unless `adopt` or `force`.
     """
     last = ledger.last_accepted(dump.kind)
-    if last is not None and last.id == dump.id:
+    if last is not None and last.id == dump.id and not ledger.half_done(dump.kind):
         _keep(ledger, new, dump.kind)
         return {}
     if last is None:

@@ -27,7 +27,9 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manua
     now = int(clock.now())
 
     def want_first(row: Row) -> Row:
-        is_next = row.reason == reason and row.due is not None and row.due <= now
+        # A second 404 counts only a day after the first.
+        is_next = reason == "confirm" or (row.due is not None and row.due <= now)
+        is_next = is_next and row.reason == reason
         return row if is_next else want(row, reason, now, now)
 
     number = 0
@@ -74,13 +76,15 @@ def discover(ledger: Ledger, kind: str, window: int) -> int:
 def refresh(ledger: Ledger, kind: str, number: int, cooldown_s: float) -> int:
     """Want those of the `number` longest not fetched that are not wanted yet; their number.
 
-    First come imported records, which were never fetched.
+    First come imported records, which were never fetched, but not those that the first crawl is to
+    fetch.
     """
     now = int(clock.now())
     oldest = ledger.select(
         kind,
         # All of 20 million rows are read in 4 s; SQLite sorts NULL first.
-        "state IN ('stored', 'imported') AND ifnull(crawled, 0) <= ? ORDER BY crawled, id LIMIT ?",
+        "state IN ('stored', 'imported') AND reason IS NOT 'backfill' "
+        "AND ifnull(crawled, 0) <= ? ORDER BY crawled, id LIMIT ?",
         now - int(cooldown_s),
         number,
     )

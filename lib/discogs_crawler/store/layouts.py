@@ -14,7 +14,15 @@ from discogs_crawler.ledger_here import ledger_is_here, places_are_here
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
-from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, address_of, is_partial
+from discogs_crawler.store.remote import (
+    CRAWL,
+    HEADS,
+    NAME,
+    Remote,
+    address_of,
+    is_of_workers,
+    is_partial,
+)
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
 from discogs_crawler.store.submodules import RemoteFolder, SubmoduleStore
 
@@ -111,9 +119,12 @@ def look_at_remote(settings: Settings, address: str) -> None:
 def refuse_to_begin_anew(settings: Settings, records: int) -> None:
     """Raise ConfigurationError if the ledger has `records`, but there is neither store nor remote.
 
-    Otherwise a store would be created in a folder whose disk is not mounted.
+    Otherwise a store would be created in a folder whose disk is not mounted. In the midst of a
+    conversion `open_store` says what to do.
     """
-    if records and not settings.store_remote and not repository_path(settings).exists():
+    if settings.store_remote or (settings.store / conversion.CONVERTING).exists():
+        return
+    if records and not repository_path(settings).exists():
         raise ConfigurationError(
             f"{settings.store}: there is no store, but the ledger says that {records:,} records "
             "are in it: mount its disk, set STORE, or restore a backup; to start over, move "
@@ -141,15 +152,17 @@ def _is_empty(store: Store) -> bool:
 def refuse_lost_ledger(store: Store, settings: Settings) -> None:
     """Raise ConfigurationError if the store has records, but there is no ledger.
 
-    A worker's partial copy has none beside it, nor has a store from which exports were begun so.
+    A worker's copy has none beside it, nor has a store from which exports were begun so. Such a
+    worker knows its Redis from the settings: one that is alone with its own is no other's.
     """
-    if not (places_are_here(settings.database) or has_workers_only(store) or _is_empty(store)):
+    is_workers = settings.redis_url is not None and has_workers_only(store)
+    if not (places_are_here(settings.database) or is_workers or _is_empty(store)):
         raise ledger_here.lost(settings)
 
 
 def has_workers_only(store: Store) -> bool:
-    """Whether it is the partial copy of a machine that has workers only."""
-    return any(map(is_partial, store.repositories()))
+    """Whether it is the copy of its remote that a machine with workers only has made."""
+    return any(map(is_of_workers, store.repositories()))
 
 
 def lacks(store: Store, revisions: Collection[str]) -> str:

@@ -91,6 +91,8 @@ class Settler:
         self._leases, self._limiter, self._batch = leases, limiter, batch
         self._breaker, self._witnesses = breaker, witnesses
         self._noticing = noticing
+        self._forbidden: set[int] = set()
+        """witnesses that were answered 403"""
         self.counts: Counter[str] = Counter()
         """by outcome; also fetched and failed"""
 
@@ -122,14 +124,18 @@ class Settler:
 
     def ask_a_witness(self) -> None:
         """Let a witness tell who is at fault, the service or the ids; nothing without a permit."""
-        answer = self._witnesses.testify()
-        if answer is None:
+        failing = {fetched.lease.id for fetched in self._breaker.held()} | self._forbidden
+        testimony = self._witnesses.testify(failing)
+        if testimony is None:
             return
+        witness, answer = testimony
         match answer.outcome:
             case "record" | "gone" | "merged" if not self._witnesses.all_missing:
                 self._works()
             case "too fast":
                 self._pause("quota", answer.retry_after_s, answer.reason)
+            case "forbidden" if not self._forbidden:
+                self._forbidden.add(witness)  # it may be as bad as the id: the next one tells
             case "refused" | "forbidden":
                 raise _refusal(answer)
             case _:
@@ -176,6 +182,7 @@ class Settler:
 
     def _works(self) -> None:
         """The service has shown that it works."""
+        self._forbidden.clear()
         if self._breaker.close():
             log.warning("the API answers again")
         self.blame_the_ids()

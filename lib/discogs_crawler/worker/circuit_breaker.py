@@ -20,7 +20,7 @@ FAILURES = 10
 
 
 class CircuitBreaker:
-    """Open while the service may be down; holds the failures of which it is not yet known."""
+    """Open while suspicious or paused; holds the failures until it is known who is at fault."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -43,7 +43,7 @@ class CircuitBreaker:
         self._paused_until = time.monotonic() + pause_s
 
     def close(self) -> bool:
-        """The service works; True if we took it that it did not."""
+        """The service works; True if it was paused."""
         was_tripped, self.is_open, self._paused_until = self._paused_until > 0, False, 0.0
         return was_tripped
 

@@ -109,10 +109,13 @@ class Fetchers:
         permit = self._limiter.lend(self._patience_s)
         return None if permit is None else self._request(permit, record_id)
 
-    def ask_if_permitted(self, choose: Callable[[], int]) -> Answer | None:
-        """Ask for the id that `choose` returns, if there is a permit now; else None."""
+    def ask_if_permitted(self, choose: Callable[[], int]) -> tuple[int, Answer] | None:
+        """Ask for the id that `choose` returns if there is a permit now; that id and its answer."""
         permit = self._limiter.lend(LOOK_S)
-        return None if permit is None else self._request(permit, choose())
+        if permit is None:
+            return None
+        record_id = choose()
+        return record_id, self._request(permit, record_id)
 
     def _run(self) -> None:
         while not self._ending.is_set():

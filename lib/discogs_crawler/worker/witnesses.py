@@ -11,7 +11,7 @@ import collections
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from discogs_crawler.api.client import Answer
 from discogs_crawler.records import SEGMENT_SIZE
@@ -27,7 +27,7 @@ class Witnesses:
     def __init__(
         self,
         ask: Callable[[int], Answer | None],
-        ask_one: Callable[[Callable[[], int]], Answer | None],
+        ask_one: Callable[[Callable[[], int]], tuple[int, Answer] | None],
         stored: Callable[[], Iterable[int]],
     ) -> None:
         """`ask` waits for a permit, `ask_one` does not; they return None if there is none.
@@ -56,17 +56,18 @@ class Witnesses:
                 self._trust()
         return not self.all_missing and asked >= self._trusted_since
 
-    def testify(self) -> Answer | None:
-        """The answer for an id that has nothing to do with those that fail; None: no permit."""
-        answer = self._ask_one(self._anyone)
-        if answer and answer.outcome == "record":
+    def testify(self, failing: Collection[int]) -> tuple[int, Answer] | None:
+        """An id that is not among those that fail, and its answer; None: no permit."""
+        testimony = self._ask_one(lambda: self._anyone_but(failing))
+        if testimony and testimony[1].outcome == "record":
             self._trust()
-        return answer
+        return testimony
 
-    def _anyone(self) -> int:
+    def _anyone_but(self, failing: Collection[int]) -> int:
         # What is known to exist may be bad too, or gone, or nothing may be known. A number at
         # random has an answer as well, if only a 404.
-        return random.choice([*self._alive, *self._stored(), random.randrange(1, SEGMENT_SIZE)])
+        known = [one for one in (*self._alive, *self._stored()) if one not in failing]
+        return random.choice([*known, random.randrange(1, SEGMENT_SIZE)])
 
     def _are_missing(self) -> bool:
         candidates = itertools.chain(list(self._alive), self._stored())
