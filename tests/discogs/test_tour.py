@@ -28,7 +28,6 @@ def test_an_environment_whose_python_has_gone_is_made_anew(tmp_path: Path, lost:
     python = environment / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (environment / "bin" / "pip").touch()
-    (environment / "lib" / "python3.0").mkdir()
     with (environment / "installed-embedded").open("w") as stamp:
         for name in ("setup.cfg", "pyproject.toml"):
             stamp.write((ROOT / name).read_text())
@@ -42,7 +41,6 @@ def test_an_environment_whose_python_has_gone_is_made_anew(tmp_path: Path, lost:
     done = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert done.stderr.endswith("\nquickstart: pip could not install the project; see above\n")
-    assert not (environment / "lib" / "python3.0").exists()
     subprocess.run([python, "-c", "import pip"], check=True)
 
 

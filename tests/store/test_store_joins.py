@@ -10,7 +10,7 @@ from discogs_crawler import config
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError
 from discogs_crawler.store import layouts
-from tests.conftest import Run
+from tests.conftest import Run, make_ledger
 from tests.plain_git import SingleStore, git
 from tests.store.test_store import fsck, put
 from tests.store.test_store import record as stored_record
@@ -191,6 +191,7 @@ def exported(run: Run, **extra: str) -> "list[str]":
 def test_a_consumer_hears_of_no_deletion_when_a_remote_is_set(
     run: Run, settings: Settings, environment: dict[str, str], bare: Path
 ) -> None:
+    make_ledger(settings.database)
     put(layouts.open_store(settings), [1, 2, 3])
     assert len(exported(run)) == 3
     url = f"file://{bare}"
