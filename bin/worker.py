@@ -133,7 +133,7 @@ def pings(flags: argparse.Namespace) -> tuple[str, ...]:
     if flags.check:
         return ()
     ends = flags.until_empty or flags.limit or flags.max_seconds
-    return healthcheck.ALL if ends else (healthcheck.DONE, healthcheck.FAIL)
+    return healthcheck.ALL if ends else (healthcheck.FAIL,)
 
 
 if __name__ == "__main__":

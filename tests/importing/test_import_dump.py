@@ -430,10 +430,15 @@ def test_going_back_to_an_older_dump_is_seeded_and_imported_like_any_other(copy:
     assert_is_copied(copy, first)
 
 
-def test_a_seeding_by_mistake_is_taken_back_by_seeding_the_accepted_dump_again(copy: Copy) -> None:
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_seeding_by_mistake_is_taken_back_by_seeding_the_accepted_dump_again(
+    copy: Copy, is_killed: bool
+) -> None:
     first = copy.accept("--adopt")
     copy.call("import_dump.py", "-d", first)
     copy.begin_to_seed(next_month(copy), force=True)
+    if is_killed:
+        copy.begin_to_seed(first, force=True)
     assert "go back" in copy.call("import_dump.py", "-d", first, code=75)
     copy.call("seed_queue.py", "-n", f"{first}.hashes", "--adopt")
     copy.call("import_dump.py", "-d", first)

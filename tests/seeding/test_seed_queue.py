@@ -632,7 +632,7 @@ def test_days_without_the_nightly_job_come_in_the_mail(run: Run, tmp_path: Path)
     assert run("seed_queue.py").stderr == "", "there is nothing to pack yet"
     with sqlite3.connect(tmp_path / "state" / "crawler.db") as ledger:
         ledger.execute("UPDATE releases SET imported = 1 WHERE id < 9")
-    assert "seed_queue.py: maintain_store.py has not run to its end for 4 days: " in (
+    assert "seed_queue.py: maintain_store.py has not ended well for 4 days: " in (
         run("seed_queue.py").stderr
     )
 

@@ -509,7 +509,7 @@ def test_a_worker_says_if_nobody_packs_and_backs_up(
             ("seed_queue", "releases", int(clock.now()) - 4 * clock.DAY_S),
         )
     work()
-    assert "maintain_store.py has not run to its end for 4 days: " in caplog.text
+    assert "maintain_store.py has not ended well for 4 days: " in caplog.text
 
 
 def test_a_damaged_ledger_costs_no_answer(

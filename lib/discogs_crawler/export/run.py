@@ -109,9 +109,9 @@ def _own_store(settings: Settings) -> StoreSource:
     from discogs_crawler.store.layouts import open_store
 
     store = open_store(settings, create=False, whole=True)
-    tip = store.settle() or ""
-    if not places_are_here(settings.database):
-        _refuse_lost_ledger(settings)  # it was empty until its remote was asked
+    was_empty, tip = store.tip() is None, store.settle() or ""
+    if was_empty and not places_are_here(settings.database):
+        _refuse_lost_ledger(settings)  # now that its remote was asked
     return StoreSource(store.repository.path, tip, str(store.repository.path))
 
 

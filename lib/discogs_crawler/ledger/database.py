@@ -16,7 +16,6 @@ import sqlite_utils
 
 from discogs_crawler import clock, ledger_here, locks, sqlite_errors
 from discogs_crawler.errors import (
-    EXIT_BAD_DATA,
     EXIT_BUG,
     EXIT_PARTLY,
     EXIT_TRY_LATER,
@@ -163,23 +162,21 @@ class Ledger:
         return bool(self.db.execute(query, (kind,)).fetchone()[0])
 
     def neglect(self) -> str:
-        """What is wrong if the nightly job has not run to its end for days; "" if nothing is.
+        """What is wrong if the nightly job has not ended well for days; "" if nothing is.
 
-        On a machine that is always off at that hour the job itself can say nothing. If it has found
-        damage it has done the rest.
+        On a machine that is always off at that hour the job itself can say nothing.
         """
         (since,) = self.db.execute(
             "SELECT coalesce((SELECT max(ended) FROM runs WHERE script = 'maintain_store' "
-            f"AND exit_code IN (0, {EXIT_BAD_DATA})), "
-            "(SELECT started FROM runs ORDER BY id LIMIT 1))"
+            "AND exit_code = 0), (SELECT started FROM runs ORDER BY id LIMIT 1))"
         ).fetchone()
         days = int(clock.now() - since) // clock.DAY_S if since and self.stored() else 0
         if days < NEGLECT_DAYS:
             return ""
         return (
-            f"maintain_store.py has not run to its end for {days} days: without it the ledger has "
-            "no new backup, and Git gets slow and fails in the end; let it run daily, when this "
-            "machine is on"
+            f"maintain_store.py has not ended well for {days} days: if it says why, see its mail; "
+            "if it does not run, the ledger has no new backup, and Git gets slow and fails in the "
+            "end: let it run daily, when this machine is on"
         )
 
     def record_dump(self, facts: Mapping[str, Any]) -> None:

@@ -302,8 +302,9 @@ def _tell_what_is_lost(kind: str, fields: dict[str, int], ledger: Ledger | None)
         fields = {field: until for field, until in fields.items() if counts[field]}
         most = max(counts.values())
         which = f"up to {most} records"
-        # Imported records, which lack nothing, are refreshed before any others.
-        number = str(most + ledger.count("kind = ? AND state = 'imported'", kind))
+        # Imported records, which lack nothing, are refreshed before any others; see `refresh`.
+        first = "kind = ? AND state = 'imported' AND reason <> 'backfill'"
+        number = str(most + ledger.count(first, kind))
     if fields:
         log.warning(
             "%s: earlier rules removed %s from %s; only fetching them again brings it back: "

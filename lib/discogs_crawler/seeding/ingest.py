@@ -208,9 +208,10 @@ def mark_started(ledger: Ledger, dump: DumpRow) -> None:
     """
     with ledger.transaction() as connection:
         connection.execute(
-            "UPDATE dumps SET started = ifnull(started, ?), accepted = NULL, imported = NULL "
+            "UPDATE dumps SET started = ifnull(started, ?), imported = NULL, accepted = "
+            "iif(accepted = (SELECT max(accepted) FROM dumps WHERE kind = ?), accepted, NULL) "
             "WHERE id = ?",
-            (int(clock.now()), dump.id),
+            (int(clock.now()), dump.kind, dump.id),
         )
 
 

@@ -27,9 +27,11 @@ def want_ids(ledger: Ledger, kind: str, ids: Iterable[int], reason: str = "manua
     now = int(clock.now())
 
     def want_first(row: Row) -> Row:
+        if row.reason != reason:
+            return want(row, reason, now, now)
         # A second 404 counts only a day after the first.
-        is_next = reason == "confirm" or (row.due is not None and row.due <= now)
-        is_next = is_next and row.reason == reason
+        is_waiting = reason == "confirm" and row.failure is None
+        is_next = is_waiting or (row.due is not None and row.due <= now)
         return row if is_next else want(row, reason, now, now)
 
     number = 0

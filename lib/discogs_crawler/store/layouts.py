@@ -20,7 +20,6 @@ from discogs_crawler.store.remote import (
     NAME,
     Remote,
     address_of,
-    is_of_workers,
     is_partial,
 )
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
@@ -161,8 +160,8 @@ def refuse_lost_ledger(store: Store, settings: Settings) -> None:
 
 
 def has_workers_only(store: Store) -> bool:
-    """Whether it is the copy of its remote that a machine with workers only has made."""
-    return any(map(is_of_workers, store.repositories()))
+    """Whether it is the partial copy of a machine that has workers only."""
+    return any(map(is_partial, store.repositories()))
 
 
 def lacks(store: Store, revisions: Collection[str]) -> str:

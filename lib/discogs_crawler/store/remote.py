@@ -106,11 +106,6 @@ def is_partial(repository: Repository) -> bool:
     return f"--filter={filtered}" == _NO_RECORDS
 
 
-def is_of_workers(repository: Repository) -> bool:
-    """Whether it was made as a worker's partial clone, even if it has been completed since."""
-    return bool(repository.configured('remote "origin"', "partialclonefilter"))
-
-
 class Remote:
     """A repository's remote `origin`."""
 
