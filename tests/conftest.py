@@ -25,11 +25,11 @@ SAMPLES = ROOT.parent / "shared" / "discogs" / "samples"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the long form of the tests")
-    parser.addoption("--examples", type=int, help="how many for each property [50; --long: 2000]")
+    parser.addoption("--examples", type=int, help="how many for each property [35; --long: 2000]")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    examples = config.getoption("--examples") or (2_000 if config.getoption("--long") else 50)
+    examples = config.getoption("--examples") or (2_000 if config.getoption("--long") else 35)
     hypothesis.settings.register_profile("suite", deadline=None, max_examples=examples)
     hypothesis.settings.load_profile("suite")
     # What whoever started the tests ignores (nohup, a job in the background) is not to be

@@ -71,6 +71,8 @@ class Guide:
         write(dump, world, "releases")
         os.utime(dump, (self.now(), self.now()))
         hashes = str(STATE / f"releases_{stamp}.txt")
+        if self.day:
+            self.run("bin/maintain_store.py")  # as every night
         self.run("bin/discogs_xml_split.py", "-v", "-d", str(dump), "-r", hashes)
         self.run("bin/seed_queue.py", "-v", "-n", hashes, *more)
         self.run("bin/import_dump.py", "-v", "-d", str(dump))

@@ -625,7 +625,9 @@ def test_a_limit_is_kept_exactly(api: Api, queue: Queue, ids: list[int], work: W
     assert sum(queue.depths().values()) == len(ids) - 7
 
 
-@pytest.mark.parametrize("fault", ["503-html", "429", "403-html"])
+@pytest.mark.parametrize(
+    "fault", ["503-html", "429", pytest.param("403-html", marks=pytest.mark.long)]
+)
 def test_what_goes_back_does_not_use_up_a_limit(
     settings: Settings, api: Api, queue: Queue, ids: list[int], work: Work, fault: str
 ) -> None:
