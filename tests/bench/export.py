@@ -22,7 +22,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from discogs_crawler.records import record_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_ledger
 from tests.plain_git import git
 
 RUNS = 5
@@ -135,6 +135,7 @@ def main() -> int:
             if order == "any":
                 chosen = sorted(random.Random(1).sample(present, changes))
             commit(folder, chosen, 1)
+            make_ledger(Path(temporary) / "crawler.db")
             environment = dict(os.environ) | {"STATE_DIR": temporary, "ENV_FILE": os.devnull}
             rows.append([f"{changes:,} {order}", *compare(folder, old, environment, changes)])
     head = ["records changed", "`git diff`", "names", "ratio", "ratio, nothing-to-do taken off"]

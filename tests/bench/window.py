@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tests.conftest import ROOT, bare_environment
+from tests.conftest import ROOT, bare_environment, make_ledger
 from tests.plain_git import SingleStore, record
 
 # Runs the script with a SQLite that tells the time of each COMMIT.
@@ -74,6 +74,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-window-") as temporary:
         folder = Path(temporary)
         store = SingleStore(folder / "state" / "store" / "discogs.git")
+        make_ledger(folder / "state" / "crawler.db")
         environment = bare_environment(folder, folder / "state")
         found: list[list[float]] = [[] for _ in checkouts]
         for number in range(flags.runs):

@@ -16,7 +16,7 @@ from discogs_crawler.errors import BadData
 from discogs_crawler.store import git, git_process, layouts, objects, packs
 from discogs_crawler.store.git import Repository
 from tests.bench import memory
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_ledger
 from tests.store.test_store import fsck, plain, put  # noqa: F401
 from tests.store.test_store_remote import bare, machine, opened  # noqa: F401
 
@@ -239,6 +239,7 @@ def test_what_a_remote_has_sent_stays_apart(
 def test_little_memory_is_enough(script: tuple[str, ...], environment: dict[str, str]) -> None:
     """Half of what Git takes by itself with that many records."""
     settings = config.load(environ=environment)
+    make_ledger(settings.database)
     memory.fill(git.create(settings.store / "discogs.git", "main", "single"), 300_000)
     limit = 96 << 20
     done = subprocess.run(
