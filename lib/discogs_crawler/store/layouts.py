@@ -10,18 +10,10 @@ from discogs_crawler import ledger_here
 from discogs_crawler.cli.shutdown import Stop
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import ConfigurationError, Unavailable
-from discogs_crawler.ledger_here import ledger_is_here, places_are_here
 from discogs_crawler.store import conversion, git, git_process
 from discogs_crawler.store.git import Author, Repository
 from discogs_crawler.store.git_process import without_login
-from discogs_crawler.store.remote import (
-    CRAWL,
-    HEADS,
-    NAME,
-    Remote,
-    address_of,
-    is_partial,
-)
+from discogs_crawler.store.remote import CRAWL, HEADS, NAME, Remote, address_of, is_partial
 from discogs_crawler.store.single import FROM_DUMP, READ_AT_ONCE, Committed, Edit, SingleStore
 from discogs_crawler.store.submodules import RemoteFolder, SubmoduleStore
 
@@ -60,7 +52,7 @@ def open_store(
     author = Author(settings.git_author_name, settings.git_author_email)
     main, stop = settings.store_branch, Stop() if stop is None else stop
     name = CRAWL + branch if branch else main
-    whole = whole or ledger_is_here(settings.database)
+    whole = whole or ledger_here.ledger_is_here(settings.database)
     address = settings.store_remote.reveal() if settings.store_remote else ""
     if settings.store_layout == "submodules":
         remotes = RemoteFolder(_folder_address(address), whole, stop) if address else None
@@ -155,7 +147,7 @@ def refuse_lost_ledger(store: Store, settings: Settings) -> None:
     worker knows its Redis from the settings: one that is alone with its own is no other's.
     """
     is_workers = settings.redis_url is not None and has_workers_only(store)
-    if not (places_are_here(settings.database) or is_workers or _is_empty(store)):
+    if not (ledger_here.places_are_here(settings.database) or is_workers or _is_empty(store)):
         raise ledger_here.lost(settings)
 
 
