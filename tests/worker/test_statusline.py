@@ -5,7 +5,7 @@ from collections import Counter
 from discogs_crawler.broker.limiter import Quota
 from discogs_crawler.worker import statusline
 
-FULL = Quota(limit=60, ours=60, foreign=0, pause_s=0, probe="")
+FULL = Quota(limit=60, ours=60, foreign=0, pause_s=0)
 
 
 def line(quota: Quota, waiting: int, width: int = 80) -> str:

@@ -266,7 +266,7 @@ function commands.pause(why, seconds)
     return text(pause)
 end
 
--- status(cap): limit, permits that are not free, foreign ones, seconds of pause left, probe.
+-- status(cap): limit, permits that are not free, foreign ones, seconds of pause left.
 function commands.status(cap)
     local ours, others = count(now)
     local allowed = number('limit')
@@ -277,7 +277,7 @@ function commands.status(cap)
         allowed = math.min(allowed, tonumber(cap))
     end
     local left = math.max(0, number('paused_until') - now)
-    return { allowed, ours, others, text(left), call('HGET', state, 'probe') or '' }
+    return { allowed, ours, others, text(left) }
 end
 
 return commands[ARGV[1]](unpack(ARGV, 4))

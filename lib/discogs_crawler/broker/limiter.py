@@ -53,8 +53,6 @@ class Quota(NamedTuple):
     """requests in the window which the API has counted and we have not sent"""
     pause_s: float
     """seconds until the next request may be sent, 0 when there is no pause"""
-    probe: str
-    """as of a Permit, of the next one"""
 
 
 class Limiter:
@@ -130,8 +128,8 @@ class Limiter:
 
     def status(self) -> Quota:
         """The state of the quota; requests nothing and changes nothing that matters."""
-        limit, ours, foreign, pause, probe = self._call("status", self._cap)
-        return Quota(int(limit), int(ours), int(foreign), float(pause), probe.decode())
+        limit, ours, foreign, pause = self._call("status", self._cap)
+        return Quota(int(limit), int(ours), int(foreign), float(pause))
 
     def _ask(self) -> Permit | float:
         """A permit, or the number of seconds until there may be one."""

@@ -26,9 +26,7 @@ START, DONE, FAIL = "/start", "", "/fail"
 ALL = (START, DONE, FAIL)
 
 
-def watch(
-    settings: Settings, script: str, job: Callable[[], int], pings: Collection[str] = ALL
-) -> int:
+def watch(settings: Settings, script: str, job: Callable[[], int], pings: Collection[str]) -> int:
     """Run `job`, reporting what `pings` has of its start and its end; returns its exit code.
 
     "Try later" is not reported as an end: the run that is under way reports its own, and if there
