@@ -201,7 +201,7 @@ def test_an_older_ledger_asks_once_more(crawler: Installation, parts: list[str])
     crawler.assert_whole()
 
 
-@pytest.mark.parametrize("layout", ["single", "submodules"])
+@pytest.mark.parametrize("layout", [pytest.param("single", marks=pytest.mark.long), "submodules"])
 def test_a_lost_ledger_is_refused_by_all_and_made_by_none(
     crawler: Installation, layout: str
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_machine_of_workers_remains_one_although_it_has_an_empty_ledger(
     first.assert_whole()
 
 
+@pytest.mark.long
 def test_a_machine_whose_store_is_not_that_of_the_ledger_fetches_nothing(
     first: Installation, tmp_path: Path
 ) -> None:

@@ -90,18 +90,14 @@ def crawler(
         yield installation
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
         {"REDIS_PREFIX": "other"},
-        *(
-            pytest.param(change, marks=pytest.mark.long)
-            for change in (
-                {"REDIS_URL": "?db=1"},
-                {"RATE_IDENTITY": "other"},
-                {"LEASE_S": "100", "COMMIT_EVERY": "7", "WORKER_THREADS": "1"},
-            )
-        ),
+        {"REDIS_URL": "?db=1"},
+        {"RATE_IDENTITY": "other"},
+        {"LEASE_S": "100", "COMMIT_EVERY": "7", "WORKER_THREADS": "1"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -200,6 +196,7 @@ def test_a_remote_of_several_repositories_may_be_set_changed_and_unset(
     ]
 
 
+@pytest.mark.long
 def test_a_store_with_a_remote_is_converted_with_what_others_have_pushed(
     crawler: Installation, tmp_path: Path, bare: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """What the crawler needs of Redis it has with every server that there is on this machine.
 
-The suite runs with the first of them. To try others put their folders on PATH.
+The suite runs with the first of them. To try others put their folders on PATH, and `--long`.
 """
 
 import os
@@ -19,10 +19,7 @@ from discogs_crawler.errors import ConfigurationError, Unavailable
 from tests.broker.test_private_server import Start, connected, settings_of, start  # noqa: F401
 from tests.conftest import ROOT
 
-# Contracts, and what in them takes longest.
-ALL = ("test_queue.py", "test_limiter.py", "test_private_server.py", "test_redis_tls.py")
-FEW = ("test_queue.py", "test_private_server.py")
-SLOW = "same_instant or restart_in_the_middle or cut_anywhere"
+CONTRACTS = ("test_queue.py", "test_limiter.py", "test_private_server.py", "test_redis_tls.py")
 
 IN_USE, *OTHERS = dict.fromkeys(program.resolve() for program in private_server.servers())
 
@@ -41,15 +38,12 @@ def with_first(program: Path, folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not OTHERS, reason=f"the only server here is {IN_USE}, which runs the suite")
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
 @pytest.mark.parametrize("program", OTHERS, ids=version)
-def test_the_contracts_hold_with_every_other_server(
-    program: Path, long: bool, tmp_path: Path
-) -> None:
-    files = [str(ROOT / "tests" / "broker" / name) for name in (ALL if long else FEW)]
-    options = [] if long else ["-k", f"not ({SLOW})"]
+def test_the_contracts_hold_with_every_other_server(program: Path, tmp_path: Path) -> None:
+    files = [str(ROOT / "tests" / "broker" / name) for name in CONTRACTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *options, *files],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *files],
         env=with_first(program, tmp_path),
         cwd=ROOT,
         capture_output=True,

@@ -13,7 +13,7 @@ WRONG += ("bugs", "fsck errors", "pins differ", "did not stop")
 @pytest.mark.parametrize(
     ("seed", "remote", "submodules"),
     [
-        (1, False, False),
+        pytest.param(1, False, False, marks=pytest.mark.long),
         pytest.param(2, True, False, marks=pytest.mark.long),
         pytest.param(3, False, True, marks=pytest.mark.long),
         (4, True, True),
