@@ -82,7 +82,7 @@ from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_DONE, UsageError
 from discogs_crawler.export import delivery, numbered_files, revisions
 from discogs_crawler.export import run as export_run
-from discogs_crawler.export.formats import FORMATS
+from discogs_crawler.export.formats import FORMATS, WITHOUT_KIND
 from discogs_crawler.export.numbered_files import Target
 from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.export.run import Form, Plan
@@ -206,8 +206,10 @@ def check_usage(flags: argparse.Namespace) -> None:
     flags.format = flags.format or ("jsonl" if flags.into else "names")
     if flags.previous and flags.format != "jsonl":
         raise UsageError("--previous goes with --format jsonl, or --into")
-    if flags.format == "ids" and flags.kind == export_run.ALL:
-        raise UsageError("--format ids: kinds share their numbers; name one with --kind")
+    if flags.format in WITHOUT_KIND and flags.kind == export_run.ALL:
+        raise UsageError(
+            f"--format {flags.format}: kinds share their numbers; name one with --kind"
+        )
 
 
 def table(db: sqlite3.Connection, source: StoreSource) -> str:
@@ -255,8 +257,10 @@ def enrol(
 ) -> Consumer:
     """The consumer of the command line; a new one is remembered if `keep`."""
     consumer = export_run.enrol(db, source, flags.consumer, flags.kind, flags.start, keep=keep)
-    if flags.format == "ids" and consumer.kind == export_run.ALL:
-        raise UsageError(f"--format ids: {consumer.name} gets all kinds, which share their numbers")
+    if flags.format in WITHOUT_KIND and consumer.kind == export_run.ALL:
+        raise UsageError(
+            f"--format {flags.format}: {consumer.name} gets all kinds, which share their numbers"
+        )
     return consumer
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from discogs_crawler.errors import BadData, Unavailable
 from discogs_crawler.export import formats
 from discogs_crawler.export import run as export_run
+from discogs_crawler.export.formats import Change
 from discogs_crawler.export.revisions import LeftOut, StoreSource, Subtree
 from discogs_crawler.export.run import Form
 from discogs_crawler.ledger.consumers import Consumer
@@ -129,6 +130,13 @@ def test_a_new_format_is_one_row_of_columns(store: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr(formats, "COLUMNS", formats.COLUMNS | row)
     lines = exported(store, Form("tsv"), first)[0].decode().splitlines()
     assert lines == ["M\treleases\t10", "D\treleases\t2", "A\treleases\t15000000"]
+
+
+@pytest.mark.parametrize("output_format", formats.COLUMNS)
+def test_a_format_without_the_kind_is_noted_as_such(output_format: str) -> None:
+    columns = formats.COLUMNS[output_format]
+    release, artist = (columns(Change(kind, 1, "M", "")) for kind in ("releases", "artists"))
+    assert (release == artist) == (output_format in formats.WITHOUT_KIND)
 
 
 @pytest.mark.parametrize("output_format", formats.FORMATS)

@@ -73,6 +73,9 @@ COLUMNS: dict[str, Callable[[Change], Sequence[str]]] = {
 }
 FORMATS = (*COLUMNS, "jsonl")
 
+# Kinds share their numbers, so a consumer of these can only get one kind.
+WITHOUT_KIND = ("ids",)
+
 # Of a store of our own Git prints these lines itself, eight times as fast.
 _PRINTED_BY_GIT = ("names", "status", "ids")
 
