@@ -95,7 +95,7 @@ def segments(text: str) -> frozenset[int]:
         match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", part.strip(), re.ASCII)
         if match is None:
             raise argparse.ArgumentTypeError(
-                f"{part.strip()!r} is no segment; a list is written as 0-9,13"
+                f"{part.strip()!r} is not a segment; a list is written as 0-9,13"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:

@@ -53,7 +53,7 @@ def test_a_lock_file_that_leads_to_another_file_spares_that(tmp_path: Path) -> N
     (tmp_path / "seed.lock").symlink_to(precious)
     os.mkfifo(tmp_path / "pipe.lock")
     for lock in ("seed.lock", "pipe.lock"):
-        with pytest.raises(ConfigurationError, match=f"{lock}: it is no lock file"):
+        with pytest.raises(ConfigurationError, match=f"{lock}: it is not a lock file"):
             with exclusive(tmp_path / lock, "seed"):
                 pass
     assert precious.read_text() == "42 days of work"

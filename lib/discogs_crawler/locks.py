@@ -63,7 +63,7 @@ def _check_that_it_is_ours(handle: int, path: Path) -> None:
     regular = stat.S_ISREG(os.fstat(handle).st_mode)
     if not regular or os.pread(handle, 20, 0).strip(b"\0 \n0123456789"):
         raise ConfigurationError(
-            f"{path}: it is no lock file, or a link to another file: move it away"
+            f"{path}: it is not a lock file, or a link to another file: move it away"
         )
 
 

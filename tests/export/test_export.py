@@ -438,7 +438,7 @@ def test_a_file_that_is_no_record_stops_nothing(
     assert [json.loads(line)["id"] for line in lines] == [1]
     (warning,) = caplog.messages
     assert warning.endswith(
-        "files not exported because they are no records: 2; the first: releases/00/00/00/01.json"
+        "files not exported because they are not records: 2; the first: releases/00/00/00/01.json"
     )
 
 

@@ -111,7 +111,7 @@ def test_a_submodule_is_fetched_only_below_the_copy(
     done = run(SCRIPT, "--consumer", "test", "--repository", url, "--format", "ids")
     assert (done.returncode, done.stdout) == (0, "2\n")
     assert done.stderr.count("\n") == 1
-    assert "files not exported because they are no records" in done.stderr
+    assert "files not exported because they are not records" in done.stderr
     assert fingerprint(canary.folder) == before
 
 
@@ -179,7 +179,7 @@ def test_what_is_no_record_is_one_warning(
     lines = [json.loads(line) for line in exported(source).splitlines()]
     assert [(line["id"], line["status"], line["data"]["id"]) for line in lines] == [(3, "A", 3)]
     (warning,) = caplog.messages
-    assert "files not exported because they are no records: 1; the first: releases/" in warning
+    assert "files not exported because they are not records: 1; the first: releases/" in warning
     (gone,) = [json.loads(line) for line in exported(source, "jsonl", first).splitlines()]
     assert (gone["id"], gone["status"], gone["data"]) == (1, "D", None), "a consumer has it"
     (gone,) = map(json.loads, exported(source, "jsonl", first, previous=True).splitlines())
@@ -264,7 +264,7 @@ def test_odd_names_in_a_remote_stop_no_worker_and_no_merge(
     conflicts: list[tuple[str, int]] = []
     assert merge_branches.merge([store], [], conflicts.extend) == 1
     assert conflicts == []
-    assert "branch a: files not merged because they are no records: 4;" in caplog.text
+    assert "branch a: files not merged because they are not records: 4;" in caplog.text
     assert list(store.ids("releases")) == [1, 2, 3]
     store.commit("releases", [Edit(4, record(4))], lambda: [4], {})
     assert list(integrity.records(store, store.tip())) == []
@@ -409,7 +409,7 @@ def test_trees_that_nest_and_repeat_are_not_entered(
     source = mirror.of_url(url, tmp_path / "mirrors")
     assert exported(source._replace(tip=first), form).count("\n") == 1
     (warning,) = caplog.messages
-    assert f"files not exported because they are no records: 1; the first: {place}" in warning
+    assert f"files not exported because they are not records: 1; the first: {place}" in warning
     assert exported(source, form, first) == ""
 
 
@@ -450,7 +450,7 @@ def test_what_is_larger_than_any_record_is_not_read(
     source = mirror.of_folder(hostile.folder, tmp_path / "views")
     assert [json.loads(line)["id"] for line in exported(source).splitlines()] == [2]
     (warning,) = caplog.messages
-    assert "files not exported because they are no records: 1;" in warning
+    assert "files not exported because they are not records: 1;" in warning
     add(node, "releases/00/00/00/1.json", record(1))
     hostile.commit(node, first)
     printed = exported(source, "jsonl", first.decode(), previous=True)

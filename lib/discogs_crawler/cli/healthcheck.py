@@ -5,8 +5,8 @@ HEALTHCHECK_URL is pinged as healthchecks.io and similar services expect it: `UR
 its own. A ping that fails is a warning: the crawler does not depend on its monitoring. A script
 that is done while a disk is nearly full pings `URL/fail`, too, before anything fails.
 
-A worker without an end tells only that it has failed: whoever hears of a start or a success waits
-for the next word, which comes after months. Its --check is no run, and tells nothing.
+A worker that runs without end pings only when it has failed: after a start or a success such a
+service expects the next ping soon, and it would come after months. `worker.py --check` never pings.
 """
 
 import logging

@@ -62,7 +62,7 @@ class Splitter:
         self._settle()
         self._result.finish()
         if not self._result.counts.records:
-            raise Damage("it holds not a single record")
+            raise Damage("it holds no records")
 
     def _cut(self) -> bool:
         """Take the next records; False at the end of the dump."""

@@ -63,7 +63,7 @@ def _kind_of_root(root: str, kind_of_name: str | None) -> str:
 
 def _check_well_formed(prolog: bytes, kind: str) -> None:
     if prolog.endswith(b"/>"):
-        raise Damage("it holds not a single record")
+        raise Damage("it holds no records")
     try:
         root = etree.fromstring(prolog + b"</%b>" % kind.encode())
     except etree.XMLSyntaxError as error:

@@ -305,7 +305,7 @@ def write(plan: Plan, form: Form, write: Write) -> int:
                     total += count
     if left_out.number:
         log.warning(
-            "%s: files not exported because they are no records: %d; the first: %s",
+            "%s: files not exported because they are not records: %d; the first: %s",
             *(source.name, left_out.number, left_out.first),
         )
     return total

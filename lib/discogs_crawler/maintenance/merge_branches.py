@@ -104,7 +104,7 @@ def _merge_commit(
     ]
     if others := [change.path for change in differing if change not in changed]:
         log.warning(
-            "branch %s: files not merged because they are no records: %d; the first: %s",
+            "branch %s: files not merged because they are not records: %d; the first: %s",
             name,
             len(others),
             others[0],

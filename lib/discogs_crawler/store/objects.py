@@ -168,7 +168,7 @@ def few_differences(folder: Path, old: str, new: str) -> list[TreeDifference]:
 def _few(folder: Path, found: Iterator[TreeDifference]) -> list[TreeDifference]:
     entries = list(itertools.islice(found, MOST_ENTRIES))
     if len(entries) == MOST_ENTRIES:
-        raise BadData(f"{folder}: a folder with {MOST_ENTRIES:,} entries: this is no store")
+        raise BadData(f"{folder}: a folder with {MOST_ENTRIES:,} entries: this is not a store")
     # A tree that was not made by Git may have a name several times.
     return list({(entry.path, *entry[:2]): entry for entry in entries}.values())
 

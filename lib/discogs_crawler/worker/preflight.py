@@ -108,7 +108,7 @@ def _store(settings: Settings, kind: str) -> str:
 def _refuse_if_nothing_can_be_made(folder: Path) -> None:
     there = next(parent for parent in folder.parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"STORE {folder} cannot be made: {there} is not ours to write in")
+        raise ConfigurationError(f"STORE {folder} cannot be made: {there} is not writable for us")
 
 
 def _remote(settings: Settings, kind: str) -> str:
