@@ -768,6 +768,8 @@ def test_the_follower_of_the_readme_gets_everything_once(
     code, said = follow("http://127.0.0.1:1/web.state.json", database)
     assert (code, said.count("\n")) == (1, 1)
     assert said.endswith("run it again later\n")
+    # A record with half of a surrogate pair, which is stored as an escape.
+    store.commit({("labels", 1): b'{\n  "id": 1,\n  "name": "\\ud83c"\n}\n'})
     for number in range(4):
         story(chance, store)
         assert export("--kind", "all").returncode == 0

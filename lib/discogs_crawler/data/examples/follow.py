@@ -38,7 +38,10 @@ def apply(about):
                 if change["data"] is None:
                     records.delete_where("kind = ? AND id = ?", [change["kind"], change["id"]])
                 else:
-                    records.upsert({name: change[name] for name in ("kind", "id", "data")})
+                    data = json.dumps(change["data"], ensure_ascii=False)
+                    # Half of a surrogate pair, which SQLite refuses, stays an escape.
+                    data = data.encode(errors="backslashreplace").decode()
+                    records.upsert({"kind": change["kind"], "id": change["id"], "data": data})
         place.upsert({"id": 1, "sequence": about["sequence"]})
 
 

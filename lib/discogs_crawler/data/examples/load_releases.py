@@ -8,14 +8,19 @@ import sys
 import sqlite_utils
 
 
+def text(value):
+    # A text may have half of a surrogate pair, which SQLite refuses: it stays an escape.
+    return value and value.encode(errors="backslashreplace").decode()
+
+
 def row(release):
     return {
         "id": release["id"],
-        "artist": release.get("artists_sort"),
-        "title": release.get("title"),
-        "country": release.get("country"),
+        "artist": text(release.get("artists_sort")),
+        "title": text(release.get("title")),
+        "country": text(release.get("country")),
         "year": release.get("year"),
-        "release": json.dumps(release, ensure_ascii=False),
+        "release": text(json.dumps(release, ensure_ascii=False)),
     }
 
 

@@ -31,5 +31,6 @@ if lines:
     message = email.message.EmailMessage()
     message["To"] = address
     message["Subject"] = f"{len(lines)} new on label {label_id}"
-    message.set_content("".join(lines))
+    # Half of a surrogate pair, which a text may have, cannot be mailed.
+    message.set_content("".join(lines).encode(errors="replace").decode())
     subprocess.run(["sendmail", "-t"], input=message.as_bytes(), check=True)
