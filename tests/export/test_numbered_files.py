@@ -722,13 +722,29 @@ def test_all_kinds_in_both_layouts(
     assert agrees(reader, store)
 
 
+# As Apache with AddEncoding does, it says of .gz files that they are compressed on their way.
+SERVER = """
+import functools, http.server, sys
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def end_headers(self):
+        if self.path.endswith(".gz"):
+            self.send_header("Content-Encoding", "gzip")
+        super().end_headers()
+
+handler = functools.partial(Handler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+print(f"http://127.0.0.1:{server.server_port}/", flush=True)
+server.serve_forever()
+"""
+
+
 @pytest.fixture
 def published(folder: Path) -> Iterator[str]:
-    """The folder on a plain web server: the URL of the state."""
+    """The folder on a web server: the URL of the state."""
     folder.mkdir()
-    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
-        [*command, "--directory", str(folder)],
+        [sys.executable, "-c", SERVER, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

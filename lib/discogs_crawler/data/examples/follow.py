@@ -20,7 +20,8 @@ import urllib3
 
 
 def get(url):
-    answer = urllib3.request("GET", url, preload_content=False)
+    # Some servers say of a .gz file that they have compressed it: it is wanted as it is.
+    answer = urllib3.request("GET", url, preload_content=False, decode_content=False)
     if answer.status != 200:
         sys.exit(f"{url}: HTTP {answer.status}; run it again later")
     return answer
