@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import sqlite_utils
+import urllib3
 
 from discogs_crawler.ledger import consumers
 from discogs_crawler.records import KINDS
@@ -812,3 +814,43 @@ def test_the_follower_of_the_readme_gets_everything_once(
     assert follow(published, database) == (0, "")
     assert followed(database) == {k: json.loads(v) for k, v in store.records().items()}
     shutil.rmtree(folder)
+
+
+def follow_here() -> str:
+    """Run follow.py in this process, with the arguments in sys.argv; what it says at its end."""
+    try:
+        exec(compile(FOLLOW.read_bytes(), FOLLOW, "exec"), {})
+    except SystemExit as end:
+        return str(end.code)
+    return ""
+
+
+def test_a_follower_that_another_one_overtakes_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, states = {}, {}
+    for number in (1, 2, 3):
+        line = {"kind": "releases", "id": 1, "status": "M", "data": {"text": number}}
+        packed = gzip.compress(json.dumps(line).encode())
+        sha256 = hashlib.sha256(packed).hexdigest()
+        states[number] = {"file": f"{number}.gz", "sequence": number, "sha256": sha256}
+        served[f"{number}.gz"] = packed
+        served[f"web-{number:09}.state.json"] = json.dumps(states[number]).encode()
+    last = {**states[3], "first": 1, "baseline": states[1]}
+    served["web.state.json"] = json.dumps(last).encode()
+    slow = {"2.gz"}
+
+    def request(_: str, url: str, **_options: object) -> io.BytesIO:
+        name = url.rpartition("/")[2]
+        if name in slow:
+            slow.clear()
+            assert follow_here() == ""
+        answer = io.BytesIO(served[name])
+        answer.status = 200  # type: ignore[attr-defined]
+        return answer
+
+    monkeypatch.setattr(urllib3, "request", request)
+    database = tmp_path / "music.db"
+    monkeypatch.setattr(sys, "argv", [str(FOLLOW), "http://host/web.state.json", str(database)])
+    assert "another" in follow_here()
+    assert followed(database) == {("releases", 1): {"text": 3}}

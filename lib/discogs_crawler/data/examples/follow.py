@@ -27,14 +27,21 @@ def get(url):
     return answer
 
 
-def apply(about):
-    with tempfile.TemporaryFile() as packed, db.atomic():
+def numbers():
+    return [row["sequence"] for row in place.rows]
+
+
+def apply(about, before):
+    with tempfile.TemporaryFile() as packed:
         shutil.copyfileobj(get(urljoin(state_url, about["file"])), packed)
         packed.seek(0)
         if hashlib.file_digest(packed, "sha256").hexdigest() != about["sha256"]:
             sys.exit(f"{about['file']}: damaged on its way; run it again")
         packed.seek(0)
-        with gzip.open(packed) as lines:
+        with gzip.open(packed) as lines, db.atomic():
+            # Cron may start one while another is at work: what that has must not be taken back.
+            if numbers() != before:
+                sys.exit(f"{sys.argv[2]}: another {sys.argv[0]} is at work; run it again later")
             for change in map(json.loads, lines):
                 if change["data"] is None:
                     records.delete_where("kind = ? AND id = ?", [change["kind"], change["id"]])
@@ -43,20 +50,21 @@ def apply(about):
                     # Half of a surrogate pair, which SQLite refuses, stays an escape.
                     data = data.encode(errors="backslashreplace").decode()
                     records.upsert({"kind": change["kind"], "id": change["id"], "data": data})
-        place.upsert({"id": 1, "sequence": about["sequence"]})
+            place.upsert({"id": 1, "sequence": about["sequence"]})
 
 
 def follow():
     last = json.load(get(state_url))
-    if not place.count:
-        apply(last["baseline"] or sys.exit(f"{state_url}: it has no baseline to begin with"))
-    mine = place.get(1)["sequence"]
+    if not numbers():
+        apply(last["baseline"] or sys.exit(f"{state_url}: it has no baseline to begin with"), [])
+    [mine] = numbers()
     if not last["first"] - 1 <= mine <= last["sequence"]:
         sys.exit(
             f"number {mine + 1} is gone: delete {sys.argv[2]} to begin again with the baseline"
         )
     for sequence in range(mine + 1, last["sequence"] + 1):
-        apply(json.load(get(state_url.replace(".state.json", f"-{sequence:09}.state.json"))))
+        about = json.load(get(state_url.replace(".state.json", f"-{sequence:09}.state.json")))
+        apply(about, [sequence - 1])
 
 
 state_url, db = sys.argv[1], sqlite_utils.Database(sys.argv[2])
