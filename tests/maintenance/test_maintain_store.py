@@ -22,7 +22,7 @@ from discogs_crawler.api import cleaning, exact_json
 from discogs_crawler.broker.queue import Queue
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import EXIT_PARTLY, ConfigurationError
-from discogs_crawler.ledger import database
+from discogs_crawler.ledger import consumers, database
 from discogs_crawler.ledger.rows import Row
 from discogs_crawler.maintenance import convert_layout, housekeeping, merge_branches, reclean
 from discogs_crawler.maintenance import run as maintenance
@@ -778,6 +778,25 @@ def test_a_conversion_keeps_every_consumers_place(
     fsck(after)
     with pytest.raises(ConfigurationError, match="converted meanwhile"):
         put(main, [9])
+
+
+def test_a_conversion_ends_with_the_tip_and_not_with_a_place_that_history_has_lost(
+    settings: Settings, environment: dict[str, str]
+) -> None:
+    main = opened(settings)
+    kept = put(main, [1]).revision
+    put(main, [2])
+    lost = put(main, [4]).revision
+    main.repository.run("update-ref", "refs/heads/main", kept)
+    put(opened(settings), [3])
+    with database.open(settings.database) as ledger:
+        consumers.add(ledger.db.conn, consumers.Consumer("x", "", "all", lost))
+        convert_layout.to_submodules(settings, ledger)
+        place = consumers.get(ledger.db.conn, "x").revision
+    after = layouts.open_store(config.load(environ=environment | {"STORE_LAYOUT": "submodules"}))
+    assert list(after.ids("releases")) == [1, 3]
+    assert place is not None
+    assert objects.contains(after.repository.path, after.tip(), place)
 
 
 def test_an_interrupted_conversion_is_finished_by_the_next(

@@ -126,7 +126,7 @@ def _build(
     empty = source.run("mktree").decode().strip()
     moved: dict[str, str] = {}
     trees: dict[str, str] = {}
-    for revision in _in_order(source, [*places, *([tip] if tip else [])]):
+    for revision in _in_order(source, places, tip):
         tips = {}
         # A segment that is empty by now stays, so that consumers hear of what it had.
         trees = dict.fromkeys(trees, empty) | objects.segments(source.path, revision, FOLDER)
@@ -146,11 +146,16 @@ def _build(
     return moved
 
 
-def _in_order(source: Repository, revisions: list[str]) -> list[str]:
-    """The commits among `revisions` that exist, each once, oldest first."""
-    found = objects.look_up(source.path, [f"{revision}^{{commit}}" for revision in revisions])
-    commits = sorted({commit for commit in found if commit})
-    return sorted(commits, key=lambda commit: int(source.run("rev-list", "--count", commit)))
+def _in_order(source: Repository, places: list[str], tip: str | None) -> list[str]:
+    """The commits among `places` that exist, each once, oldest first, and then the tip.
+
+    It comes last even if a place that is not below it, because history was moved back, has more
+    commits: what comes last is what the new store holds.
+    """
+    found = objects.look_up(source.path, [f"{place}^{{commit}}" for place in places])
+    commits = sorted({commit for commit in found if commit} - {tip})
+    commits.sort(key=lambda commit: int(source.run("rev-list", "--count", commit)))
+    return [*commits, tip] if tip else commits
 
 
 def _snapshot(source: Repository, path: str, tree: str, author: Author) -> str:
