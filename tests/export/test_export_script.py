@@ -583,6 +583,11 @@ def test_a_clone_with_its_submodules_is_read_like_any_other(tmp_path: Path, expo
     assert "git submodule update --init" in missing.stderr
     git(clone, *allowed, "submodule", "--quiet", "update", "--init")
     assert export("--repository", clone, "--format", "ids").stdout == "1\n2000000\n"
+    upstream.commit({("releases", 1): record(1)})
+    git(clone, "pull", "-q", "--no-recurse-submodules")
+    missing = export("--repository", clone)
+    assert missing.returncode == 65
+    assert "lacks a commit" in missing.stderr and "git submodule update" in missing.stderr
 
 
 @pytest.mark.parametrize("make", [SingleStore, SubmoduleStore])

@@ -161,6 +161,11 @@ def _subtree(
     where = submodule_folder(folder, path) if mode == GITLINK else folder
     old = _tree(entry.old_mode, entry.old, wanted=mode)
     new = _tree(entry.new_mode, entry.new, wanted=mode)
+    if mode == GITLINK and None in objects.look_up(where, [f"{old}^{{tree}}", f"{new}^{{tree}}"]):
+        raise BadData(
+            f"{where}: it lacks a commit that the superproject pins as {path}; fetch it there, too:"
+            " git submodule update"
+        )
     yield Subtree(where, path + "/", old, new)
 
 
