@@ -123,6 +123,7 @@ def test_a_mail_about_a_tracklist_that_changed(
     store.commit(
         {("releases", n): release(n, labels=ours, tracklist=old) for n in (1, 2, 5)}
         | {("releases", 3): release(3, labels=other, tracklist=old)}
+        | {("releases", 6): release(6, labels=ours, tracklist=[{**old[0], "sub_tracks": old}])}
     )
     mail = consume("mail_tracklist.py") / "mail"
     store.commit({("releases", 1): release(1, labels=ours, tracklist=old, notes="other")})
@@ -134,12 +135,15 @@ def test_a_mail_about_a_tracklist_that_changed(
             ("releases", 3): release(3, labels=other, tracklist=new),
             ("releases", 4): release(4, labels=ours, tracklist=new),
             ("releases", 5): None,
+            ("releases", 6): release(6, labels=ours, tracklist=[{**old[0], "sub_tracks": new}]),
         }
     )
     consume("mail_tracklist.py")
     head, _, text = mail.read_text().partition("\n\n")
     assert head.startswith("-t\nTo: me@example.org\nSubject: Changed tracklists on label 23\n")
-    assert text == ("Title 2: https://www.discogs.com/release/2\n  - B Two -\n  + B Two 4:00?\n")
+    change = "  - B Two -\n  + B Two 4:00?\n"
+    address = "https://www.discogs.com/release"
+    assert text == f"Title 2: {address}/2\n{change}Title 6: {address}/6\n{change}"
 
 
 @pytest.mark.skipif(which("jq") is None, reason="there is no jq here")

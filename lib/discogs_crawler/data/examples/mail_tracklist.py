@@ -14,7 +14,9 @@ import sys
 def tracks(release):
     names = ("position", "title", "duration")
     return [
-        " ".join(track.get(name) or "-" for name in names) for track in release.get("tracklist", [])
+        " ".join(one.get(name) or "-" for name in names)
+        for track in release.get("tracklist", [])
+        for one in (track, *track.get("sub_tracks", []))
     ]
 
 
