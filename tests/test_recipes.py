@@ -12,7 +12,7 @@ import pytest
 
 from discogs_crawler import config
 from discogs_crawler.broker import connect
-from discogs_crawler.errors import EXIT_CONFIGURATION
+from discogs_crawler.errors import EXIT_CONFIGURATION, EXIT_USAGE
 from discogs_crawler.store import layouts
 from discogs_crawler.store.remote import is_partial
 from tests.conftest import ROOT
@@ -128,6 +128,8 @@ def test_a_machine_of_workers_remains_one_although_it_has_an_empty_ledger(
     settings = config.load(environ=first.environment | second)
     queue = connect.queue_of(first.client, settings, "releases")
     announced = queue.store()
+    first.run("worker.py", "--segments", 5, "--until-empty", **second)
+    first.run("worker.py", "--check", **second)
     first.run("worker.py", "--limit", 2, **second)
     said = first.run("seed_queue.py", "--ids", "5", code=EXIT_CONFIGURATION, **second)
     assert "the ledger knows nothing, but there are records" in said
@@ -149,7 +151,9 @@ def test_a_machine_of_workers_remains_one_although_it_has_an_empty_ledger(
     first.run("worker.py", "--check", **second)
     first.run("maintain_store.py")
     first.run("worker.py", "--until-empty", **second)
-    exported = first.run("export_changes.py", "--consumer", "y", "--format", "status", **second)
+    export = ["export_changes.py", "--consumer", "y", "--format", "status"]
+    first.run(*export, "--from", "nonsense", code=EXIT_USAGE, **second)
+    exported = first.run(*export, **second)
     assert len(exported.splitlines()) == len(first.ids), "an export needs everything"
     first.run("seed_queue.py")
     first.assert_whole()

@@ -24,6 +24,9 @@ NO_SUCH_COMMIT = 129
 
 NO_STORE = "there is no store yet; import_dump.py or worker.py makes it"
 
+# Section and option of a repository's configuration: where the ledger was last, `here` or not.
+_LEDGER = ("crawler", "ledger")
+
 # The store in either layout. The two classes have the same methods, which `SingleStore` documents.
 Store = SingleStore | SubmoduleStore
 
@@ -52,11 +55,14 @@ def open_store(
     author = Author(settings.git_author_name, settings.git_author_email)
     main, stop = settings.store_branch, Stop() if stop is None else stop
     name = CRAWL + branch if branch else main
-    whole = whole or ledger_here.ledger_is_here(settings.database)
+    is_here = ledger_here.ledger_is_here(settings.database)
+    whole = whole or is_here
     address = settings.store_remote.reveal() if settings.store_remote else ""
     if settings.store_layout == "submodules":
         remotes = RemoteFolder(_folder_address(address), whole, stop) if address else None
-        return SubmoduleStore(repository, name, main, author, remotes)
+        modules = SubmoduleStore(repository, name, main, author, remotes)
+        _note_where_the_ledger_is(modules, settings, is_here=is_here)
+        return modules
     remote = Remote(repository, address, main, whole=whole, stop=stop) if address else None
     if remote is None and is_partial(repository):
         url = repository.configured('remote "origin"', "url")
@@ -64,7 +70,24 @@ def open_store(
             f"{repository.path}: a worker's partial copy of its remote: set STORE_REMOTE={url}, or "
             "move this folder away"
         )
-    return SingleStore(repository, name, main, author, remote=remote)
+    single = SingleStore(repository, name, main, author, remote=remote)
+    _note_where_the_ledger_is(single, settings, is_here=is_here)
+    return single
+
+
+def _note_where_the_ledger_is(store: Store, settings: Settings, *, is_here: bool) -> None:
+    """Let the store say so itself: once an export has completed it, nothing else tells."""
+    if settings.store_remote is None:
+        return
+    place = "here"
+    if not is_here:
+        # Of many repositories a worker has only the superproject before its first commit.
+        is_partly_there = has_workers_only(store) or (store.tip() and not store.parts())
+        if settings.redis_url is None or not is_partly_there:
+            return
+        place = "elsewhere"
+    if store.repository.configured(*_LEDGER) != place:
+        store.repository.configure({".".join(_LEDGER): place})
 
 
 def _open_repository(settings: Settings, *, create: bool) -> Repository:
@@ -152,8 +175,9 @@ def refuse_lost_ledger(store: Store, settings: Settings) -> None:
 
 
 def has_workers_only(store: Store) -> bool:
-    """Whether it is the partial copy of a machine that has workers only."""
-    return any(map(is_partial, store.repositories()))
+    """Whether it is the copy of a machine that has workers only, complete or not."""
+    is_elsewhere = store.repository.configured(*_LEDGER) == "elsewhere"
+    return is_elsewhere or any(map(is_partial, store.repositories()))
 
 
 def lacks(store: Store, revisions: Collection[str]) -> str:
