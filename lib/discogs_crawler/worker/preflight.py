@@ -14,7 +14,7 @@ from discogs_crawler.broker.redis_errors import where
 from discogs_crawler.config import Settings
 from discogs_crawler.errors import BadData, ConfigurationError, CrawlerError, Unavailable
 from discogs_crawler.ledger import database
-from discogs_crawler.ledger.database import Ledger
+from discogs_crawler.ledger.database import Ledger, NoLedgerYet
 from discogs_crawler.store import git_process
 from discogs_crawler.store.layouts import (
     look_at_remote,
@@ -61,9 +61,11 @@ def _settings(settings: Settings, kind: str) -> str:
 
 
 def _ledger(settings: Settings, kind: str) -> str:
-    if not settings.database.exists():
+    try:
+        ledger = database.open(settings.database, read_only=True)
+    except NoLedgerYet:  # though its file may have the places of consumers on a machine of workers
         return f"{settings.database} is not there yet: seed_queue.py makes it, here or elsewhere"
-    with database.open(settings.database, read_only=True) as opened:
+    with ledger as opened:
         dump = opened.last_accepted(kind)
         if dump is None:
             return f"{settings.database}, no dump accepted yet"
