@@ -210,6 +210,18 @@ def test_damaged_data_are_named_and_how_to_do_without_them(
         connect(private)
 
 
+def test_data_that_cannot_be_read_are_not_called_damaged(
+    private: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were of root, after one run with sudo; without them the results of workers are lost."""
+    server, line = tmp_path / "server", "can't open the AOF manifest file: Permission denied"
+    server.write_text(f'#!/bin/sh\necho "1:M 28 Nov # {line}" > redis.log\n')
+    server.chmod(0o700)
+    monkeypatch.setattr(private_server, "find_server", lambda: server)
+    with pytest.raises(Unavailable, match=rf"{line} \(see \S+/redis\.log\)$"):
+        connect(private)
+
+
 # What can be wrong with a server -----------------------------------------------------------------
 
 Start = Callable[..., int]

@@ -182,7 +182,9 @@ def _failure(folder: Path) -> Unavailable:
     said = re.findall(r" # (.*\S)", text.partition("BUG REPORT START")[0])
     last = said[-1] if said else "it said nothing"
     hint = ""
-    if re.search("append only file|AOF|RDB|manifest", last):
+    # What is wrong with the disk or with permissions says nothing about the data.
+    is_damage = not re.search("Permission denied|Read-only file|No space left|quota", last)
+    if is_damage and re.search("append only file|AOF|RDB|manifest", last):
         hint = (
             f"; its data are damaged, or of a newer server than {find_server()}: move {folder} "
             "away and run seed_queue.py, which queues everything again"
