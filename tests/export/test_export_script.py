@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from discogs_crawler import config, locks
-from discogs_crawler.errors import TryLater, Unavailable
+from discogs_crawler.errors import ConfigurationError, TryLater, Unavailable
 from discogs_crawler.export import delivery, mirror
+from discogs_crawler.export import run as export_run
+from discogs_crawler.export.revisions import StoreSource
 from discogs_crawler.ledger import consumers
 from discogs_crawler.records import record_path
 from discogs_crawler.store import git_process, packs
@@ -399,14 +401,27 @@ def test_a_head_that_names_no_branch_is_told_with_the_branches_there_are(
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(upstream.folder), str(clone))
     new, other = ("--from", "now"), ("--consumer", "other")
-    for folder, branch in ((upstream.folder, "main"), (clone, "origin/main")):
+    for folder, branch in (
+        (upstream.folder, "refs/heads/main"),
+        (clone, "refs/remotes/origin/main"),
+    ):
         for flags in (new, other, ("--consumer", "files", "--into", tmp_path / "files")):
             done = export("--repository", folder, *flags)
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
             assert f"there are {branch};" in done.stderr
-    git(upstream.folder, "symbolic-ref", "HEAD", "refs/heads/main")
-    assert export("--repository", upstream.folder, *new).stdout == ""
-    assert export("--repository", upstream.folder, *other).stdout == paths(1)
+        git(folder, "symbolic-ref", "HEAD", branch)
+        assert export("--repository", folder, *new).stdout == ""
+        assert export("--repository", folder, *other).stdout == paths(1)
+
+
+def test_a_branch_of_the_remote_is_named_as_store_branch_must_be(tmp_path: Path) -> None:
+    store = SingleStore(tmp_path / "store.git")
+    store.commit({("releases", 1): record(1)})
+    git(store.folder, "update-ref", "refs/remotes/origin/master", "main")
+    git(store.folder, "update-ref", "-d", "refs/heads/main")
+    source = StoreSource(store.folder, "refs/heads/main", "the store")
+    with pytest.raises(ConfigurationError, match=r"there are master; .*: STORE_BRANCH=NAME"):
+        export_run.resolve(source, "now")
 
 
 def test_a_repository_of_the_format_of_git_3_is_refused(export: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ point, the place does not move, and the next export repeats all of it.
 
 import contextlib
 import logging
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,12 +268,14 @@ def _refuse_wrong_branch(source: StoreSource) -> None:
     """ConfigurationError if a repository without a tip has other branches than those of workers."""
     from discogs_crawler.store.remote import CRAWL  # takes long to load, see above
 
-    command = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads", "refs/remotes")
+    command = ("for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes")
     listing = git_process.run(source.folder, *command).decode(errors="replace")
     found = [name for name in listing.splitlines() if CRAWL not in name]
+    if not source.foreign:  # STORE_BRANCH is called as it is in STORE_REMOTE
+        found = sorted({re.sub("^refs/(heads|remotes/origin)/", "", name) for name in found})
     if found:
         what = "HEAD names" if source.foreign else "STORE_BRANCH names"
-        way = "git symbolic-ref HEAD refs/heads/NAME" if source.foreign else "STORE_BRANCH=NAME"
+        way = "git symbolic-ref HEAD NAME" if source.foreign else "STORE_BRANCH=NAME"
         raise ConfigurationError(
             f"{source.name}: {what} a branch that is not there; there are"
             f" {', '.join(found[:MOST_NAMED])}; choose the one that has the records: {way}"
