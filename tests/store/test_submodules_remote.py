@@ -519,19 +519,24 @@ def test_leases_are_renewed_while_a_new_segment_waits_for_the_remote(
 
 
 @pytest.mark.parametrize("name", ["discogs", "releases/00"])
-def test_the_lock_of_a_fetch_that_was_killed_is_removed(
+def test_the_locks_of_a_fetch_that_was_killed_are_removed(
     tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     whole = first(tmp_path, there)
     put(whole, [1])
+    git(there / f"{name}.git", "update-ref", "refs/heads/passing", "main")
     whole.settle()
     put(worker(tmp_path, there), [2, 1_000_001])
-    lock = whole.repository.path.parent / f"{name}.git/refs/remotes/origin/main.lock"
-    lock.touch()
+    git(there / f"{name}.git", "update-ref", "-d", "refs/heads/passing")
+    folder = whole.repository.path.parent / f"{name}.git"
+    Repository(folder).configure({"core.packedRefsTimeout": "0"})
+    locks = [folder / "refs/remotes/origin/main.lock", folder / "packed-refs.lock"]
+    for lock in locks:
+        lock.touch()
     monkeypatch.setattr(stale_locks, "STALE_LOCK_S", 0.5)
     whole.settle()
     assert list(whole.ids("releases")) == [1, 2, 1_000_001]
-    assert not lock.exists()
+    assert not any(lock.exists() for lock in locks)
 
 
 def test_what_was_announced_and_never_made_stops_nobody(tmp_path: Path, there: Path) -> None:

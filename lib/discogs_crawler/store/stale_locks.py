@@ -31,9 +31,8 @@ STALE_FILE_S = 86_400
 FETCH_S = 6 * 3_600
 
 # Without these no other process can fetch.
-_FETCH_LOCKS = ("HEAD.lock", "refs/**/*.lock", "shallow.lock")
+_FETCH_LOCKS = ("*.lock", "refs/**/*.lock")
 _LOCKS = (
-    "*.lock",
     *_FETCH_LOCKS,
     "objects/info/*.lock",
     "objects/info/commit-graphs/*.lock",
