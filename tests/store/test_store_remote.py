@@ -140,10 +140,14 @@ def test_workers_that_make_their_clone_at_once_wait_for_each_other(
     assert (tmp_path / "told").exists()
 
 
-def test_a_first_fetch_goes_on_after_one_that_died(tmp_path: Path, bare: Path) -> None:
+@pytest.mark.parametrize("left", ["shallow.lock", "config.lock"])
+def test_a_first_fetch_goes_on_after_one_that_died(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setattr(remote, "LOCKED_S", 5)
     put(opened(machine(tmp_path, "a", f"file://{bare}")), [1])
     worker = opened(machine(tmp_path, "b", f"file://{bare}"))
-    lock = worker.repository.path / "shallow.lock"
+    lock = worker.repository.path / left
     lock.touch()
     os.utime(lock, (time.time() - 7 * 3_600,) * 2)
     assert worker.refresh() == tip_of(bare)

@@ -55,12 +55,13 @@ _FORBIDDEN = re.compile(
     r"Authentication failed|could not read (Username|Password)|Permission denied"
     r"|Host key verification failed|returned error: 40[13]"
 )
-_LOCKED = ".lock': File exists"
+# The second is what Git says of `config.lock`.
+_LOCKED = r"\.lock': File exists|could not lock config file .*: File exists"
 # Another machine, or another process of ours that fetches at the same time, was faster.
 _MOVED = re.compile(
     r"\[rejected\]|fetch first|non-fast-forward|failed to (update ref|lock)|cannot lock ref"
-    r"|incorrect old value|reference already exists|could not lock config file"
-    rf"|shallow file has changed|{re.escape(_LOCKED)}"
+    r"|incorrect old value|reference already exists"
+    rf"|shallow file has changed|{_LOCKED}"
 )
 # There is no such repository, in the words of the usual servers.
 _ABSENT = re.compile(
@@ -353,7 +354,7 @@ class Remote:
             raise ConfigurationError(f"{name} refuses us: {gist(said)}")
         if _MOVED.search(said):
             # A lock that stops a push is at the remote, where we must not remove it.
-            ours = command == "fetch" and _LOCKED in said
+            ours = command == "fetch" and re.search(_LOCKED, said)
             return Pushed(Reply.LOCKED if ours else Reply.MOVED, gist(said))
         # What a hook or a full disk refuses today may pass tomorrow.
         problem = "refuses this push" if "[remote rejected]" in said else "cannot be reached"
