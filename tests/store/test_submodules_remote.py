@@ -547,7 +547,11 @@ def test_what_was_announced_and_never_made_stops_nobody(tmp_path: Path, there: P
     whole.settle()
     at_work = worker(tmp_path, there)
     assert put(at_work, [7_000_001]).added == 1
-    whole.settle()
+    tip = whole.settle()
     assert (
         Repository(there / "releases/07.git").tip("refs/heads/main") == pins(there)["releases/07"]
     )
+    at_work._announce("releases/08")
+    git(there / "discogs.git", "update-ref", "refs/heads/main", tip or "")
+    announced = at_work.top.refresh()
+    assert announced == git(there / "discogs.git", "rev-parse", "main") != tip

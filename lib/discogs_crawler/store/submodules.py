@@ -102,9 +102,13 @@ class SubmoduleStore:
         return tip
 
     def _fill_parts(self) -> None:
-        """Push what the superproject pins and the remote lacks, before the superproject itself."""
-        for path in self.pins(self.tip()):
-            if not (self._folder / f"{path}.git").exists():
+        """Push what the superproject pins and the remote lacks, before the superproject itself.
+
+        A worker, which has only some of the segments, may give back a name that it announced.
+        """
+        theirs = self.pins(self.repository.tip(TRACKING + self._main))
+        for path, pin in self.pins(self.tip()).items():
+            if theirs.get(path) != pin and not (self._folder / f"{path}.git").exists():
                 raise ConfigurationError(
                     f"STORE_REMOTE has lost what {self.repository.path} has of it, and {path} is "
                     "not here: run maintain_store.py on the machine that has the ledger"
