@@ -391,6 +391,13 @@ def test_a_remote_that_falls_silent_is_a_service_that_is_down(
         assert_down(tmp_path, url, "too slow")
 
 
+def test_a_remote_with_other_hashes_is_no_service_that_is_down(tmp_path: Path) -> None:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "-q", "--bare", "--object-format=sha256", bare], check=True)
+    with pytest.raises(ConfigurationError, match=r"make it anew: git init .*=sha1"):
+        put(opened(machine(tmp_path, "a", f"file://{bare}")), [1])
+
+
 def test_a_push_that_a_hook_declines_may_pass_and_its_words_are_told(
     tmp_path: Path, bare: Path
 ) -> None:

@@ -261,9 +261,9 @@ def test_readers_of_the_remote_get_what_was_pinned(
 def test_over_ssh_what_is_missing_is_made(
     tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "PATH", program(tmp_path / "bin", "ssh", 'for last; do :; done; eval "$last"')
-    )
+    other_default = "export GIT_DEFAULT_HASH=sha256"
+    script = f'{other_default}; for last; do :; done; eval "$last"'
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "ssh", script))
     monkeypatch.delenv("GIT_SSH_COMMAND", raising=False)
     put(worker(tmp_path, f"ssh://host{there}"), [1])
     put(worker(tmp_path, f"me@host:{there}", "w2"), [1_000_001])

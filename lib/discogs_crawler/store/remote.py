@@ -70,10 +70,14 @@ _ABSENT = re.compile(
 )
 _NOT_THERE = Pushed(Reply.UNKNOWN, "there is no such repository")
 
+# What Git says of a repository with other hashes, which the remote's may make by default.
+_HASHES = re.compile("hash algorithm|mismatched algorithms")
+
 # A command that Git runs at the remote in place of the one that serves a fetch; it creates the
 # repository. The store's folder must exist: without it, its disk may not be mounted.
 _MAKE = (
-    'f() {{ test -d "${{1%{above}}}" && git init --quiet --bare --initial-branch={main} "$1" && '
+    'f() {{ test -d "${{1%{above}}}" && '
+    'git init --quiet --bare --object-format=sha1 --initial-branch={main} "$1" && '
     'git --git-dir="$1" config uploadpack.allowFilter true; }}; f'
 )
 _RUNS_COMMANDS = re.compile(r"(?!(https?|git|ftps?)://)(?!.*[/:]~)")
@@ -350,6 +354,11 @@ class Remote:
             return Pushed(Reply.UNKNOWN, f"{name}: {killed}")
         if self._levels and _ABSENT.search(said) and not self._branches(TRACKING):
             return _NOT_THERE
+        if _HASHES.search(said):
+            raise ConfigurationError(
+                f"{name}: its hashes are not SHA-1, which alone works here: set another, or make "
+                f"it anew: git init --bare --object-format=sha1 --initial-branch={self._main}"
+            )
         if _FORBIDDEN.search(said):
             raise ConfigurationError(f"{name} refuses us: {gist(said)}")
         if _MOVED.search(said):
