@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -392,6 +393,32 @@ def test_a_revision_that_is_gone_says_how_to_begin_again(tmp_path: Path) -> None
     store.commit({("releases", 1): record(1)})
     with pytest.raises(BadData, match="--consumer test --reset start"):
         exported(store, Form(), "1" * 40)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_commit_that_a_submodule_lacks_is_no_empty_difference(
+    tmp_path: Path, foreign: bool
+) -> None:
+    """Of one segment only an older copy is left; then others are committed there."""
+    store = SubmoduleStore(tmp_path / "store" / "discogs.git")
+    first = store.commit({("releases", 1): record(1)})
+    segment = tmp_path / "store" / "releases" / "00.git"
+    shutil.copytree(segment, tmp_path / "older.git")
+    lost = store.commit({("releases", 2): record(2)})
+    shutil.rmtree(segment)
+    (tmp_path / "older.git").rename(segment)
+    source = source_of(store)._replace(foreign=foreign)
+
+    def export(begin: str) -> None:
+        plan = export_run.plan(Consumer("test", "", "releases", begin), source, None)
+        assert plan
+        export_run.write(plan, Form("names"), lambda _: None)
+
+    with pytest.raises(BadData, match="or restore a newer copy"):
+        export(first)
+    store.commit({("releases", 3): record(3)})
+    with pytest.raises(BadData, match="begin again with --reset"):
+        export(lost)
 
 
 def test_a_record_whose_object_is_gone_is_named(tmp_path: Path) -> None:

@@ -161,12 +161,25 @@ def _subtree(
     where = submodule_folder(folder, path) if mode == GITLINK else folder
     old = _tree(entry.old_mode, entry.old, wanted=mode)
     new = _tree(entry.new_mode, entry.new, wanted=mode)
-    if mode == GITLINK and None in objects.look_up(where, [f"{old}^{{tree}}", f"{new}^{{tree}}"]):
-        raise BadData(
-            f"{where}: it lacks a commit that the superproject pins as {path}; fetch it there, too:"
-            " git submodule update"
-        )
+    if mode == GITLINK:
+        _refuse_missing(where, old, new)
     yield Subtree(where, path + "/", old, new)
+
+
+def _refuse_missing(folder: Path, old: str, new: str) -> None:
+    """Raise BadData if a submodule lacks one of the two commits that are to be compared."""
+    found = objects.look_up(folder, [f"{name}^{{tree}}" for name in (old, new)])
+    if found[1] is None:
+        raise BadData(
+            f"{folder}: commit {new} is not here; run `git submodule update --init`, or restore a "
+            "newer copy of this repository"
+        )
+    if found[0] is None:
+        raise BadData(
+            f"{folder}: there is no commit {old}, where the consumer is; it is an older copy, or "
+            "history was rewritten or pruned. Restore the newer copy, or begin again with --reset "
+            "start (or now, or a revision)"
+        )
 
 
 def submodule_folder(folder: Path, path: str) -> Path:

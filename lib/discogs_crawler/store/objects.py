@@ -182,7 +182,9 @@ def differences_in_segment(
     records may be are read. BadData if a folder is missing or has too many entries.
     """
     before, after = look_up(folder, [f"{old}^{{tree}}", f"{new}^{{tree}}"])
-    both = TreeDifference(FOLDER, FOLDER, before or "", after or "", prefix)
+    if not before or not after:  # to an empty name Git would answer as if nothing differed
+        raise _damaged(folder, prefix)
+    both = TreeDifference(FOLDER, FOLDER, before, after, prefix)
     with git_process.running(folder, "diff-tree", "--stdin", *_OPTIONS) as pipes:
         yield from _below(folder, pipes, both, 2)
 
@@ -219,9 +221,13 @@ def _compared(
     pipes.stdin.write(pair + _END)
     pipes.stdin.flush()
     if _unless_ended(pipes.stdout.readline()) != pair:
-        raise BadData(f"{folder}: {parent.path}: a folder is missing or damaged: see git fsck")
+        raise _damaged(folder, parent.path)
     for match in _raw(pipes.stdout.readline, _END):
         yield _difference(match, parent.path)
+
+
+def _damaged(folder: Path, path: str) -> BadData:
+    return BadData(f"{folder}: {path}: a folder is missing or damaged: see git fsck")
 
 
 def segments(folder: Path, revision: str, mode: str) -> dict[str, str]:
