@@ -81,6 +81,18 @@ def test_a_store_joins_a_remote_that_has_its_history_and_more(tmp_path: Path, ba
     assert joined.settle() == done.revision
 
 
+@pytest.mark.parametrize("how", ["--bare", "--mirror"])
+def test_a_clone_that_git_made_of_the_remote_is_a_store(tmp_path: Path, how: str) -> None:
+    there = SingleStore(tmp_path / "there.git")
+    there.commit({("releases", 1): stored_record(1)})
+    url = f"file://{there.folder}"
+    git(tmp_path, "clone", "-q", how, url, str(tmp_path / "a" / "store" / "discogs.git"))
+    there.commit({("releases", 2): stored_record(2)})
+    cloned = opened(machine(tmp_path, "a", url, ledger=True))
+    assert put(cloned, [3]).revision == there.tip()
+    assert ids(cloned) == [1, 2, 3]
+
+
 def assert_refused(store_a: layouts.SingleStore, url: str, ours: str, theirs: str) -> None:
     for what in (store_a.settle, lambda: put(store_a, [9])):
         with pytest.raises(ConfigurationError) as caught:

@@ -139,14 +139,18 @@ class Remote:
         self._levels = levels
         self._before_filling = before_filling
         before = repository.configured('remote "origin"', "url")
-        if before != self._url:
+        if before and before != self._url:
             # What was fetched from another remote tells nothing about this one.
-            for ref in repository.refs(TRACKING) if before else ():
+            for ref in repository.refs(TRACKING):
                 repository.run("update-ref", "-d", ref)
+        # A store may have been put here with `git clone --bare` or `--mirror`.
+        wanted = f"+refs/heads/*:{TRACKING}*"
+        if (before, repository.configured('remote "origin"', "fetch")) != (self._url, wanted):
             repository.configure(
                 {
                     "remote.origin.url": self._url,
-                    "remote.origin.fetch": f"+refs/heads/*:{TRACKING}*",
+                    "remote.origin.fetch": wanted,
+                    "remote.origin.mirror": "false",
                 }
             )
 
