@@ -191,8 +191,11 @@ def test_a_pin_never_goes_back(tmp_path: Path, there: Path) -> None:
 
 
 def test_a_pin_never_goes_back_without_a_remote(tmp_path: Path) -> None:
+    """A copy of a segment that somebody has kept beside it is none of the store."""
     alone = opened(machine(tmp_path, "a", ""))
     old = put(alone, [1]).segments[0]
+    segments = tmp_path / "a" / "store" / "releases"
+    shutil.copytree(segments / "00.git", segments / "00.old.git")
     new = put(alone, [2]).segments[0]
     tip = alone.settle()
     assert alone.pin({"releases/00/": old}, {}) == tip

@@ -215,8 +215,9 @@ class SubmoduleStore:
         """Return the stores of the segments that are here, in the order of kinds and numbers."""
         found = []
         for kind in KINDS:
-            numbers = sorted(int(path.stem) for path in (self._folder / kind).glob("[0-9]*.git"))
-            found += [self._open(f"{kind}/{number:02d}") for number in numbers]
+            names = (path.stem for path in (self._folder / kind).glob("*.git"))
+            here = sorted(filter(is_segment_name, names), key=int)
+            found += [self._open(f"{kind}/{name}") for name in here]
         return found
 
     def part(self, kind: str, segment: int) -> SingleStore:
