@@ -89,6 +89,7 @@ def test_a_clone_that_git_made_of_the_remote_is_a_store(tmp_path: Path, how: str
     git(tmp_path, "clone", "-q", how, url, str(tmp_path / "a" / "store" / "discogs.git"))
     there.commit({("releases", 2): stored_record(2)})
     cloned = opened(machine(tmp_path, "a", url, ledger=True))
+    assert cloned.repository.configured("core", "fsync") == "all"
     assert put(cloned, [3]).revision == there.tip()
     assert ids(cloned) == [1, 2, 3]
 

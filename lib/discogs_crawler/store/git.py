@@ -159,7 +159,7 @@ def _text(error: BaseException) -> str:
 
 
 def create(path: Path, branch: str, layout: str) -> Repository:
-    """Return the repository at `path`; create it, with our CONFIGURATION, if it does not exist.
+    """Return the repository at `path`, with our CONFIGURATION; create it if it does not exist.
 
     It is created under another name and then renamed, so it is never there half made. `layout` is
     `single`, `submodules` (the superproject) or `segment` (a submodule). Unavailable if the machine
@@ -167,7 +167,10 @@ def create(path: Path, branch: str, layout: str) -> Repository:
     """
     git_process.check_version()
     if (path / "HEAD").exists():
-        return Repository(path)
+        found = Repository(path)
+        if not found.configured("core", "fsync"):  # somebody made it with `git clone`
+            found.configure(CONFIGURATION)
+        return found
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
