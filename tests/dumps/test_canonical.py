@@ -64,6 +64,13 @@ def test_what_only_looks_like_the_end_of_an_instruction_is_text() -> None:
     assert hashed(mixed % "?>") == hashed(mixed % "?&gt;")
 
 
+@given(st.lists(st.sampled_from(["\n", "\r", "\t", " ", "x"]), min_size=1).map("".join))
+def test_line_ends_in_a_text_are_what_xml_says(text: str) -> None:
+    record = f'<release id="5"><title>{text}</title></release>'
+    lines = record.replace("\r\n", "\n").replace("\r", "\n")
+    assert canonical_form(record.encode(), "releases") == lines.encode()
+
+
 def test_a_space_that_is_all_of_a_text_is_kept() -> None:
     assert hashed('<release id="5"><t> </t></release>') != hashed('<release id="5"><t/></release>')
 
