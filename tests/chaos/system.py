@@ -296,14 +296,17 @@ class System:
     # The oracle ---------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """What the next two months bring: a dump, what is due each day, no more faults."""
+        """What the next two months bring: a dump, what is due each day, no more faults.
+
+        If the runs of some months were all killed, more than 2 % may be gone: somebody has looked.
+        """
         self.ask_upstream("/-/faults", {"probabilities": {}})
         for days in (MONTH_DAYS, 8, 2, MONTH_DAYS, 2):
             self.let_days_go_by(days)
-            hashes = ("-n", self.split_a_dump()) if days == MONTH_DAYS else ()
+            hashes = ("-n", self.split_a_dump(), "--force") if days == MONTH_DAYS else ()
             self.until_done("seed_queue.py", *hashes)
             if hashes:
-                self.until_done("import_dump.py", "-d", self.dump)
+                self.until_done("import_dump.py", "-d", self.dump, "--force")
             self.until_done("worker.py", "--until-empty")
         self.until_done("maintain_store.py")
         self.until_done(*EXPORT)
